@@ -1,0 +1,57 @@
+"""The CIFAR-10 challenge: pixels in [0, 255], epsilon 8."""
+
+import dataclasses
+import pathlib
+
+from cifar10_challenge.model import WIDTHS, build_model
+from common import config, data
+from common.challenge import Challenge
+
+FGSM = {"num_steps": 1, "step_size": 8, "random_start": False}
+PGD = {"random_start": True, "loss_func": "xent", "num_restarts": 1}
+CW_PLUS = {"loss_func": "cw", "kappa": 50}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(config.Config):
+    """The common settings, and those of the residual networks and their optimizer."""
+
+    width: str = config.key("network: " + " or ".join(WIDTHS), config.one_of(*WIDTHS))
+    weight_decay: float = config.key("on kernels, half-square form", config.number)
+    momentum: float = config.key("of the optimizer", config.number)
+    batch_statistics: bool = config.key(
+        "training: attack the network in training mode, as the original does", config.boolean
+    )
+
+
+CIFAR10 = Challenge(
+    name="CIFAR-10",
+    directory=pathlib.Path(__file__).resolve().parent,
+    config_class=Config,
+    bounds=(0.0, 255.0),
+    image_shape=(32, 32, 3),
+    submission_shape=(32, 32, 3),
+    load=data.load_cifar10,
+    to_pixels=data.cifar10_pixels,
+    build_model=lambda settings: build_model(
+        settings.width, settings.weight_decay, seed=settings.random_seed
+    ),
+    # White-box rows of the paper's Tables 2 and 5 and of the challenge's leaderboard. The paper's
+    # PGD takes steps of 2, the leaderboard's of 1; the step of the paper's CW row is not stated.
+    presets={
+        "paper_fgsm": {**FGSM, "loss_func": "xent"},
+        "paper_pgd_7": {**PGD, "num_steps": 7, "step_size": 2},
+        "paper_pgd_20": {**PGD, "num_steps": 20, "step_size": 2},
+        "paper_cw_30": {**PGD, "num_steps": 30, "step_size": 2, "loss_func": "cw", "kappa": 0},
+        "leaderboard_fgsm_xent": {**FGSM, "loss_func": "xent"},
+        "leaderboard_fgsm_cw": {**FGSM, **CW_PLUS},
+        "leaderboard_pgd_20_xent": {**PGD, "num_steps": 20, "step_size": 1},
+        "leaderboard_pgd_20_cw": {**PGD, "num_steps": 20, "step_size": 1, **CW_PLUS},
+        "leaderboard_pgd_20x10_xent": {
+            **PGD,
+            "num_steps": 20,
+            "step_size": 1,
+            "num_restarts": 10,
+        },
+    },
+)

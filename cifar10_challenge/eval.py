@@ -1,0 +1,16 @@
+"""Natural and adversarial accuracy of a CIFAR-10 model over every test image.
+
+python cifar10_challenge/eval.py [--model_dir=...] [--preset=...] [--output_json=...] [--watch]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from cifar10_challenge.challenge import CIFAR10
+from common import app, commands
+
+if __name__ == "__main__":
+    app.run(commands.evaluate, CIFAR10, commands.define_eval_flags)

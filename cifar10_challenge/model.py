@@ -1,0 +1,114 @@
+"""The paper's CIFAR-10 networks, from pixels to logits."""
+
+import keras
+from keras import layers, ops
+
+WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
+UNITS_PER_GROUP = 5
+
+
+def build_model(width="wide", weight_decay=2e-4, seed=None):
+    """A pre-activation residual network of 31 convolutions (paper, Sec. 4; original model.py).
+
+        standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
+
+    Where a unit changes the number of channels, its shortcut is an average pool and channels of
+    zeros, half on each side; there is no 1x1 convolution. Batch norm has decay 0.9 and epsilon
+    0.001, leaky ReLU the slope 0.1.
+
+    Args:
+        width: "simple" (464,154 trainable parameters) or "wide" (45,901,914, ten times as wide).
+        weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
+            kernel, the dense one too; batch norm and bias are left out.
+        seed: int, decides the initial weights; None draws them.
+
+    Returns:
+        A keras.Model from float32 images (batch, 32, 32, 3), pixels in [0, 255], to float32
+        logits (batch, 10).
+
+    Raises:
+        ValueError: `width` is not known.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f"width: expected one of {', '.join(WIDTHS)}, got {width!r}")
+    stem, *groups = WIDTHS[width]
+    seeds = keras.random.SeedGenerator(seed)
+
+    def conv(x, filters, stride, name):
+        # Deviation sqrt(2 / fan-out), not truncated.
+        start = keras.initializers.RandomNormal(stddev=(2 / (9 * filters)) ** 0.5, seed=seeds)
+        return layers.Conv2D(
+            filters,
+            3,
+            strides=stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=start,
+            kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
+            name=name,
+        )(x)
+
+    def normalise(x, name):
+        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name=f"{name}_norm")(x)
+        return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_relu")(x)
+
+    def residual_unit(x, filters, stride, name, activate_before_residual):
+        shortcut, x = x, normalise(x, f"{name}_pre")
+        if activate_before_residual:
+            shortcut = x
+        x = conv(x, filters, stride, f"{name}_conv1")
+        x = normalise(x, f"{name}_mid")
+        x = conv(x, filters, 1, f"{name}_conv2")
+        if shortcut.shape[-1] != filters:
+            if stride > 1:
+                shortcut = layers.AveragePooling2D(stride, name=f"{name}_pool")(shortcut)
+            shortcut = PadChannels(filters, name=f"{name}_pad")(shortcut)
+        return layers.Add(name=f"{name}_add")([shortcut, x])
+
+    image = keras.Input((32, 32, 3), name="image")
+    x = Standardise(name="standardise")(image)
+    x = conv(x, stem, 1, "stem")
+    for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2)), start=1):
+        for unit in range(UNITS_PER_GROUP):
+            first = group == 1 and unit == 0
+            x = residual_unit(x, filters, stride if unit == 0 else 1, f"unit{group}_{unit}", first)
+    x = normalise(x, "last")
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    # TensorFlow 1's uniform_unit_scaling with factor 1.
+    limit = (3 / groups[-1]) ** 0.5
+    logits = layers.Dense(
+        10,
+        kernel_initializer=keras.initializers.RandomUniform(-limit, limit, seed=seeds),
+        kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
+        name="logits",
+    )(x)
+    return keras.Model(image, logits, name=f"cifar10_{width}")
+
+
+@keras.saving.register_keras_serializable("cifar10_challenge")
+class Standardise(layers.Layer):
+    """(x - mean) / max(deviation, 1/sqrt(number of values)), each image by itself."""
+
+    def call(self, x):
+        """Standardises float32 images (batch, height, width, channels)."""
+        count = x.shape[1] * x.shape[2] * x.shape[3]
+        mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
+        deviation = ops.std(x, axis=(1, 2, 3), keepdims=True)
+        return (x - mean) / ops.maximum(deviation, count**-0.5)
+
+
+@keras.saving.register_keras_serializable("cifar10_challenge")
+class PadChannels(layers.Layer):
+    """Adds channels of zeros, half on each side, up to `filters` channels."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def call(self, x):
+        """Pads float32 (batch, height, width, channels)."""
+        missing = self.filters - x.shape[-1]
+        return ops.pad(x, [[0, 0], [0, 0], [0, 0], [missing // 2, missing - missing // 2]])
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}

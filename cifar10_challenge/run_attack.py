@@ -1,0 +1,16 @@
+"""Checks an attack file by the CIFAR-10 challenge's rules and scores it against a model.
+
+python cifar10_challenge/run_attack.py [--model_dir=...] [--store_adv_path=attack.npy]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from cifar10_challenge.challenge import CIFAR10
+from common import app, commands
+
+if __name__ == "__main__":
+    app.run(commands.run_attack, CIFAR10)

@@ -1,0 +1,34 @@
+"""What the scripts need to know of a challenge; each challenge folder defines one."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """A data set, its pixels, its network and its rules.
+
+    Attributes:
+        name: "MNIST" or "CIFAR-10".
+        directory: the challenge's folder, with config.json and models/.
+        config_class: the dataclass of its settings.
+        bounds: (lowest, highest) pixel value.
+        image_shape: (height, width, channels).
+        submission_shape: shape of one image in an attack file.
+        load: function (split, *, data_dir, allow_sample) to a `common.data.Split`.
+        to_pixels: function from uint8 images to float32 pixels in `bounds`.
+        build_model: function (config) to a new keras.Model.
+        presets: published rows: name to the settings that give it.
+    """
+
+    name: str
+    directory: pathlib.Path
+    config_class: type
+    bounds: tuple[float, float]
+    image_shape: tuple[int, int, int]
+    submission_shape: tuple[int, ...]
+    load: Callable
+    to_pixels: Callable
+    build_model: Callable
+    presets: dict[str, dict]

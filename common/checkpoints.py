@@ -1,0 +1,212 @@
+"""Models on disk: training directories, SavedModels and .keras files."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import config as config_lib
+from common.errors import InputError
+
+SHIPPED = "adv_trained"  # what is evaluated where no model is named and none was trained
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be evaluated.
+
+    Attributes:
+        logits: function from float32 images to float32 logits, in inference mode.
+        weights: the model's variables.
+        path: where it lies.
+        step: training step, or None where that is not known.
+    """
+
+    logits: Callable
+    weights: list
+    path: pathlib.Path
+    step: int | None = None
+
+    def digest(self):
+        """sha256 of the weights: the same for a checkpoint, a SavedModel and a .keras file."""
+        parts = sorted(hashlib.sha256(np.asarray(w).tobytes()).hexdigest() for w in self.weights)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+class TrainingRun:
+    """The checkpoints of a training: model, optimizer and step, of which three are kept.
+
+    Args:
+        directory: where checkpoint-N lie.
+        model: keras.Model.
+        optimizer: keras optimizer, or None to restore the model alone.
+    """
+
+    def __init__(self, directory, model, optimizer=None):
+        parts = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
+        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(directory), max_to_keep=3, checkpoint_name="checkpoint"
+        )
+
+    def save(self, step):
+        """Writes checkpoint-`step`, unless it is the newest already."""
+        if self.latest_step() != step:
+            self._manager.save(checkpoint_number=step)
+
+    def restore(self):
+        """Restores the newest checkpoint; returns its step, or 0 where there is none."""
+        path = self._manager.latest_checkpoint
+        if path is None:
+            return 0
+        status = self._checkpoint.restore(path)
+        status.assert_existing_objects_matched()
+        status.expect_partial()  # evaluation leaves the optimizer's state unread
+        return step_of(path)
+
+    def latest_step(self):
+        """The step of the newest checkpoint, or None."""
+        path = self._manager.latest_checkpoint
+        return None if path is None else step_of(path)
+
+
+def step_of(path):
+    """The N of a path that ends in checkpoint-N."""
+    return int(str(path).rpartition("-")[2])
+
+
+def find_model(challenge, model_dir):
+    """The path that `model_dir` means: a path, or the name of a shipped model.
+
+    Raises:
+        InputError: there is neither; the message names the shipped models.
+    """
+    shipped = challenge.directory / "models"
+    for path in (pathlib.Path(model_dir), shipped / model_dir):
+        if path.exists():
+            return path
+    names = ", ".join(sorted(path.parent.name for path in shipped.glob("*/saved_model.pb")))
+    raise InputError(
+        f"--model_dir: expected a training directory, a SavedModel, a .keras file or a shipped "
+        f"model ({names or 'none so far'}), got {model_dir}, which does not exist"
+    )
+
+
+def load_model(challenge, path):
+    """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
+
+    Args:
+        challenge: a `common.challenge.Challenge`; the model must take its images.
+        path: from `find_model`.
+
+    Returns:
+        A `LoadedModel`.
+
+    Raises:
+        InputError: `path` holds no such thing, or a model for other images.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_file() and path.suffix == ".keras":
+            return _from_keras(keras.models.load_model(path), path, challenge)
+        if (path / "saved_model.pb").is_file():
+            return _from_saved_model(path, challenge)
+        if (path / "checkpoint").is_file() and (path / "config.json").is_file():
+            model, step = restore_training(challenge, path)
+            return _from_keras(model, path, challenge, step)
+    except InputError:
+        raise
+    except (ValueError, OSError, TypeError, KeyError, tf.errors.OpError) as error:
+        raise InputError(f"--model_dir: cannot load {path}: {error}") from error
+    raise InputError(
+        f"--model_dir: expected a training directory with a checkpoint, a SavedModel or a .keras "
+        f"file, got {path}"
+    )
+
+
+def restore_training(challenge, directory):
+    """The keras.Model of a training directory's newest checkpoint, and its step.
+
+    Raises:
+        InputError: `directory` holds no training.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / "checkpoint").is_file():
+        raise InputError(f"--model_dir: expected a training with a checkpoint, got {directory}")
+    own = directory / "config.json"
+    model = challenge.build_model(
+        config_lib.make_config(challenge, (own, config_lib.read_json(own)))
+    )
+    return model, TrainingRun(directory, model).restore()
+
+
+def _from_keras(model, path, challenge, step=None):
+    _check_shape(model.input_shape, challenge, path)
+    return LoadedModel(lambda x: model(x, training=False), model.weights, path, step)
+
+
+def _from_saved_model(path, challenge):
+    loaded = tf.saved_model.load(str(path))
+    if "serving_default" not in loaded.signatures:
+        raise InputError(f"--model_dir: expected a signature serving_default in {path}")
+    signature = loaded.signatures["serving_default"]
+    ((name, spec),) = signature.structured_input_signature[1].items()
+    ((output, _),) = signature.structured_outputs.items()
+    _check_shape(spec.shape, challenge, path)
+    # `loaded` must outlive the function, or its variables are gone.
+    return LoadedModel(
+        lambda x, keep=loaded: signature(**{name: x})[output], list(loaded.variables), path
+    )
+
+
+def _check_shape(shape, challenge, path):
+    if tuple(shape)[1:] != challenge.image_shape:
+        raise InputError(
+            f"--model_dir: expected a model of {challenge.name} images "
+            f"{(None, *challenge.image_shape)}, got one of {tuple(shape)} in {path}"
+        )
+
+
+def export(model, path):
+    """Writes a SavedModel: signature serving_default, input `image`, output `logits`.
+
+    Args:
+        model: keras.Model from images to logits.
+        path: directory to write; an existing one is replaced once the new one is complete.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    shape = (None, *model.input_shape[1:])
+    archive.add_endpoint(
+        "serve",
+        lambda image: {"logits": model(image, training=False)},
+        input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
+    )
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
+        archive.write_out(str(new), verbose=False)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+
+
+def write_atomically(path, data):
+    """Writes bytes to a file so that it is there whole or not at all."""
+    path = pathlib.Path(path)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise

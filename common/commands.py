@@ -1,0 +1,208 @@
+"""What eval.py, pgd_attack.py and run_attack.py do, in both challenges."""
+
+import io
+import json
+import pathlib
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from common import checkpoints, submission
+from common.attack import PGD
+from common.config import read_json
+from common.errors import InputError
+from common.evaluation import Evaluator
+
+POLL_SECONDS = 10
+
+
+def define_attack_flags(flag_values):
+    """Declares --attack."""
+    flags.DEFINE_string(
+        "attack",
+        None,
+        "pgd, or fgsm: one step of size epsilon from the image itself (default: as configured)",
+        flag_values,
+    )
+
+
+def define_eval_flags(flag_values):
+    """Declares the flags of eval.py beside the config's."""
+    define_attack_flags(flag_values)
+    flags.DEFINE_string("output_json", None, "file to write the result to", flag_values)
+    flags.DEFINE_bool("watch", False, "go on with each new checkpoint of a training", flag_values)
+
+
+def evaluate(challenge, config, flag_values):
+    """eval.py: prints natural and adversarial accuracy and mean loss over every image.
+
+    Raises:
+        InputError: no model, no data, or an attack that is out of range.
+    """
+    if flag_values.watch:
+        return _watch(config, flag_values, challenge)
+    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    images = _test_images(config, challenge)
+    _evaluate_once(config, flag_values, challenge, loaded, images)
+
+
+def pgd_attack(challenge, config, flag_values):
+    """pgd_attack.py: writes adversarial examples for every test image to an attack file.
+
+    Raises:
+        InputError: as `evaluate`; nothing is written then.
+    """
+    target = pathlib.Path(config.store_adv_path)
+    if not target.parent.is_dir():
+        raise InputError(f"--store_adv_path: expected an existing directory, got {target.parent}")
+    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    images = _test_images(config, challenge)
+    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
+    result = _evaluator(config, challenge, loaded, attack).run(images.images, images.labels)
+    note = {**_record(config, challenge, loaded, attack, images), **result.summary()}
+    submission.save(target, result.x_adv, challenge, note)
+    print(f"Accuracy under attack: {note['adversarial_accuracy']:.2f}%")
+    print(f"Examples stored at {target}, their description at {target}.json")
+
+
+def run_attack(challenge, config, flag_values):
+    """run_attack.py: checks an attack file by the challenge's rules and scores it.
+
+    Raises:
+        InputError: the file breaks a rule; nothing is written then.
+    """
+    x_adv = submission.load(config.store_adv_path)
+    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    images = _test_images(config, challenge)
+    submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
+    made_on = submission.load_note(config.store_adv_path)
+    if made_on.get("model_digest", loaded.digest()) != loaded.digest():
+        print(
+            f"note: these examples were made on another model, {made_on.get('model')}: "
+            "the accuracy is that of a transfer attack"
+        )
+    x_adv = x_adv.reshape(-1, *challenge.image_shape)
+    predict = tf.function(lambda x: tf.argmax(loaded.logits(x), axis=-1), reduce_retracing=True)
+    predictions = np.concatenate(
+        [
+            predict(tf.constant(x_adv[i : i + config.eval_batch_size], tf.float32)).numpy()
+            for i in range(0, len(x_adv), config.eval_batch_size)
+        ]
+    )
+    print(f"Accuracy: {100 * np.mean(predictions == images.labels):.2f}%")
+    buffer = io.BytesIO()
+    np.save(buffer, predictions)
+    checkpoints.write_atomically("pred.npy", buffer.getvalue())
+    print("Output saved at pred.npy")
+
+
+def make_attack(config, challenge, logits, name=None):
+    """The configured attack on a function from images to logits; `name` as --attack."""
+    if name not in (None, "pgd", "fgsm"):
+        raise InputError(f"--attack: expected pgd or fgsm, got {name!r}")
+    fgsm = name == "fgsm"
+    return PGD(
+        logits,
+        epsilon=config.epsilon,
+        step_size=config.epsilon if fgsm else config.step_size,
+        num_steps=1 if fgsm else config.num_steps,
+        random_start=config.random_start and not fgsm,
+        loss_func=config.loss_func,
+        kappa=config.kappa,
+        bounds=challenge.bounds,
+    )
+
+
+def _model_path(config, challenge):
+    own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
+    shipped = challenge.directory / "models" / checkpoints.SHIPPED
+    if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
+        print(f"no model of your own in {own}: taking the shipped {checkpoints.SHIPPED}")
+        return shipped
+    return checkpoints.find_model(challenge, config.model_dir)
+
+
+def _test_images(config, challenge):
+    images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
+    images = images.head(config.num_eval_examples)
+    print(images.source)
+    return images
+
+
+def _evaluator(config, challenge, loaded, attack):
+    return Evaluator(
+        loaded.logits,
+        attack,
+        to_pixels=challenge.to_pixels,
+        batch_size=config.eval_batch_size,
+        num_restarts=config.num_restarts if attack.random_start else 1,
+        seed=config.random_seed,
+        eight_bits=config.round_to_8_bits,
+    )
+
+
+def _evaluate_once(config, flag_values, challenge, loaded, images):
+    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
+    record = _record(config, challenge, loaded, attack, images)
+    print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
+    print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    result = _evaluator(config, challenge, loaded, attack).run(images.images, images.labels)
+    summary = result.summary()
+    print(f"natural: {summary['natural_accuracy']:.2f}%")
+    print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
+    print(f"avg nat loss: {summary['natural_loss']:.4f}")
+    print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
+    if flag_values.output_json:
+        text = json.dumps({**record, **summary}, indent=2) + "\n"
+        checkpoints.write_atomically(flag_values.output_json, text.encode())
+    return summary
+
+
+def _record(config, challenge, loaded, attack, images):
+    return {
+        "model": str(loaded.path),
+        "model_digest": loaded.digest(),
+        "step": loaded.step,
+        "data": images.source,
+        "attack": {
+            **attack.settings(),
+            "num_restarts": config.num_restarts,
+            "round_to_8_bits": config.round_to_8_bits,
+        },
+        "seed": config.random_seed,
+    }
+
+
+def _watch(config, flag_values, challenge):
+    """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
+    path = pathlib.Path(config.model_dir)
+    images = _test_images(config, challenge)
+    writer = tf.summary.create_file_writer(str(path / "eval"))
+    seen = None
+    while True:
+        newest = tf.train.latest_checkpoint(str(path))
+        if newest == seen:
+            print(f"waiting for the next checkpoint in {path} ...", flush=True)
+            while tf.train.latest_checkpoint(str(path)) == seen:
+                time.sleep(POLL_SECONDS)
+            continue
+        seen = newest
+        loaded = checkpoints.load_model(challenge, path)
+        summary = _evaluate_once(config, flag_values, challenge, loaded, images)
+        # The originals' tags.
+        with writer.as_default(step=loaded.step):
+            for tag, name in (
+                ("xent_adv_eval", "adversarial_loss"),
+                ("xent_adv", "adversarial_loss"),
+                ("xent_nat", "natural_loss"),
+            ):
+                tf.summary.scalar(tag, summary[name])
+            for tag, name in (
+                ("accuracy_adv_eval", "adversarial_accuracy"),
+                ("accuracy_adv", "adversarial_accuracy"),
+                ("accuracy_nat", "natural_accuracy"),
+            ):
+                tf.summary.scalar(tag, summary[name] / 100)
+        writer.flush()

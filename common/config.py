@@ -1,0 +1,257 @@
+"""config.json <-> frozen dataclass <-> absl flags.
+
+A value comes from the first of: its flag, the preset, the file given with --config, the
+challenge's own config.json. The originals' config files can be given as they are.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from common.errors import InputError
+
+# The original code's names, and what they are called here.
+OLD_NAMES = {
+    "k": "num_steps",
+    "a": "step_size",
+    "tf_random_seed": "random_seed",
+    "data_path": "data_dir",
+}
+# Keys of original files that have no meaning here: one seed decides everything, and devices are
+# TensorFlow's choice.
+UNUSED_NAMES = ("_comment", "np_random_seed", "eval_on_cpu", "eval_checkpoint_steps", "optimizer")
+
+
+def key(help, parse):
+    """A setting: its help text, and its parser (value, pixel_range) that raises ValueError."""
+    return dataclasses.field(metadata={"help": help, "parse": parse})
+
+
+def _fail(expected, value):
+    raise ValueError(f"expected {expected}, got {json.dumps(value, default=str)}")
+
+
+def integer(low):
+    """Parser of whole numbers from `low` on."""
+
+    def parse(value, pixel_range):
+        try:
+            count = int(value)
+            if isinstance(value, bool) or count != float(value) or count < low:
+                raise ValueError
+            return count
+        except (TypeError, ValueError, OverflowError):
+            return _fail(f"an integer of {low} or more", value)
+
+    return parse
+
+
+def number(value, pixel_range):
+    """Parses a number."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        return _fail("a number", value)
+
+
+def pixels(value, pixel_range):
+    """Parses a distance in pixel units; a fraction such as 8/255 is that part of the pixel range."""
+    if isinstance(value, str) and value.count("/") == 1:
+        top, bottom = value.split("/")
+        try:
+            return float(top) / float(bottom) * pixel_range
+        except (ValueError, ZeroDivisionError):
+            return _fail("a number or a fraction of the pixel range such as 8/255", value)
+    return number(value, pixel_range)
+
+
+def boolean(value, pixel_range):
+    """Parses true or false."""
+    names = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, str) and value.lower() in names:
+        return names[value.lower()]
+    return value if isinstance(value, bool) else _fail("true or false", value)
+
+
+def one_of(*choices):
+    """Parser of a word out of `choices`."""
+
+    def parse(value, pixel_range):
+        return value if value in choices else _fail(f"one of {', '.join(choices)}", value)
+
+    return parse
+
+
+def text(value, pixel_range):
+    """Parses text, or null."""
+    return value if value is None or isinstance(value, str) else _fail("text", value)
+
+
+def schedule(value, pixel_range):
+    """Parses [[0, rate], [step, rate], ...], also as JSON text."""
+    try:
+        pairs = json.loads(value) if isinstance(value, str) else value
+        pairs = tuple((int(step), float(rate)) for step, rate in pairs)
+        steps = [step for step, _ in pairs]
+        if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
+            raise ValueError
+        return pairs
+    except (TypeError, ValueError):
+        return _fail("[[0, rate], [step, rate], ...] with rising steps", value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of a challenge; the field's metadata holds its help text and parser.
+
+    Distances (epsilon, step_size) are in the challenge's pixel units.
+    """
+
+    model_dir: str = key("training directory, SavedModel, .keras file or shipped model", text)
+    data_dir: str | None = key("TFDS directory, or one with the original data files", text)
+    random_seed: int = key("decides weights, data order, augmentation, random starts", integer(0))
+    adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
+    max_num_training_steps: int = key("training ends after this many steps", integer(1))
+    num_output_steps: int = key("steps between printed accuracies", integer(1))
+    num_summary_steps: int = key("steps between TensorBoard summaries", integer(1))
+    num_checkpoint_steps: int = key("steps between checkpoints, three are kept", integer(1))
+    training_batch_size: int = key("images in a training step", integer(1))
+    step_size_schedule: tuple = key("learning rates: [[from step, rate], ...]", schedule)
+    step_size_interpolation: str = key(
+        "between the schedule's steps: keep the rate, or change it linearly",
+        one_of("constant", "linear"),
+    )
+    epsilon_warmup_steps: int = key(
+        "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
+    )
+    num_eval_examples: int = key("test images evaluated, from the first", integer(1))
+    eval_batch_size: int = key("images evaluated at a time", integer(1))
+    epsilon: float = key("radius of the ball, in pixel units or as 8/255", pixels)
+    num_steps: int = key("PGD steps", integer(0))
+    step_size: float = key("length of a PGD step, in pixel units or as 2/255", pixels)
+    random_start: bool = key("start PGD at a random point of the ball", boolean)
+    num_restarts: int = key("evaluation: an example must withstand this many runs", integer(1))
+    loss_func: str = key("loss that the attack maximises", one_of("xent", "cw"))
+    kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number)
+    round_to_8_bits: bool = key("round adversarial images to 256 levels a pixel", boolean)
+    store_adv_path: str = key("attack file that is written or scored", text)
+
+    def to_json(self):
+        """The settings as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+# Settings that leave the course of a training alone, so that a run may be resumed with others.
+NOT_OF_TRAINING = frozenset(
+    {
+        "model_dir",
+        "data_dir",
+        "max_num_training_steps",
+        "num_output_steps",
+        "num_summary_steps",
+        "num_checkpoint_steps",
+        "num_eval_examples",
+        "eval_batch_size",
+        "num_restarts",
+        "round_to_8_bits",
+        "store_adv_path",
+    }
+)
+
+
+def read_json(path):
+    """The settings in a config file, under today's names.
+
+    Raises:
+        InputError: there is no such file, or it holds no JSON object.
+    """
+    path = pathlib.Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"--config: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"--config: {path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config: expected a JSON object in {path}, got {type(values).__name__}")
+    if "a" in values and "step_size" in values:
+        # The files beside some published MNIST networks: there it is Adam's learning rate.
+        values["step_size_schedule"] = [[0, values.pop("step_size")]]
+    return {
+        OLD_NAMES.get(name, name): value
+        for name, value in values.items()
+        if name not in UNUSED_NAMES
+    }
+
+
+def make_config(challenge, *layers):
+    """The challenge's config, from its own config.json and `layers`, of which later ones win.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        *layers: pairs (where from, {name: value}); the first word of the error, the settings.
+
+    Raises:
+        InputError: an unknown name or a value of the wrong kind, and which were expected.
+    """
+    fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
+    own = challenge.directory / "config.json"
+    pixel_range = challenge.bounds[1] - challenge.bounds[0]
+    config = {}
+    for source, values in ((own, read_json(own)), *layers):
+        for name, value in values.items():
+            if name not in fields:
+                raise InputError(f"{source}: unknown setting {name!r}; known: {', '.join(fields)}")
+            try:
+                config[name] = fields[name].metadata["parse"](value, pixel_range)
+            except ValueError as error:
+                raise InputError(f"{source}: {name}: {error}") from None
+    return challenge.config_class(**config)
+
+
+def define_flags(challenge, flag_values):
+    """Declares --config, --preset and a flag for every key of the challenge's config."""
+    own = json.loads((challenge.directory / "config.json").read_text())
+    flags.DEFINE_string("config", None, "config file, ours or an original's", flag_values)
+    flags.DEFINE_string(
+        "preset", None, "settings of a published row: " + ", ".join(challenge.presets), flag_values
+    )
+    for field in dataclasses.fields(challenge.config_class):
+        text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"
+        if isinstance(own[field.name], bool):
+            flags.DEFINE_bool(field.name, None, text, flag_values)
+        else:
+            flags.DEFINE_string(field.name, None, text, flag_values)
+
+
+def config_from_flags(challenge, flag_values):
+    """The config that the command line asks for.
+
+    A relative model_dir of a flag is relative to the working directory, one of a config file to
+    that file.
+
+    Raises:
+        InputError: as `make_config`; an unknown preset.
+    """
+    layers, base = [], challenge.directory
+    if flag_values.config is not None:
+        layers.append((flag_values.config, read_json(flag_values.config)))
+        base = pathlib.Path(flag_values.config).parent
+    if flag_values.preset is not None:
+        if flag_values.preset not in challenge.presets:
+            raise InputError(
+                f"--preset: expected one of {', '.join(challenge.presets)}, "
+                f"got {flag_values.preset!r}"
+            )
+        layers.append((f"--preset={flag_values.preset}", challenge.presets[flag_values.preset]))
+    names = [field.name for field in dataclasses.fields(challenge.config_class)]
+    given = {name: flag_values[name].value for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = make_config(challenge, *layers, ("command line", given))
+    if "model_dir" not in given:
+        config = dataclasses.replace(config, model_dir=str(base / config.model_dir))
+    return config

@@ -1,0 +1,478 @@
+"""MNIST and CIFAR-10 as the original challenges read them, and the batches they trained on.
+
+`load_mnist` and `load_cifar10` return uint8 arrays in the originals' order, checked against the
+sha256 of the originals' bytes, from the first of these that is at hand: a TensorFlow Datasets
+directory, the originals' own files, a download, or (only when allowed) a shipped sample.
+`training_batches` turns arrays into a reshuffled stream that can be resumed at any step.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import pathlib
+import pickle
+import struct
+import threading
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from common.errors import InputError
+
+_SAMPLES = pathlib.Path(__file__).parent / "samples"
+_NETWORK_TIMEOUT = 5.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a dataset.
+
+    Attributes:
+        images: uint8 images (n, height, width, channels), pixels in [0, 255], in the originals'
+            order.
+        labels: int32 classes (n,).
+        source: one line for people: which images these are and where they came from.
+        is_sample: whether this is the shipped sample, and not the split that was asked for.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    source: str
+    is_sample: bool
+
+    def head(self, n: int) -> "Split":
+        """Returns the first `n` examples, or all of them where there are no more than `n`.
+
+        Raises:
+            InputError: `n` is not positive.
+        """
+        if n < 1:
+            raise InputError(f"expected a positive number of examples, got {n}")
+        if n >= len(self.images):
+            return self
+        source = f"first {n:,} of: {self.source}"
+        return Split(self.images[:n], self.labels[:n], source, self.is_sample)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dataset:
+    """What tells one dataset from the other; `sizes` and `digests` are by TFDS's split name."""
+
+    title: str
+    tfds_name: str
+    url: str
+    image_shape: tuple[int, int, int]
+    sizes: dict[str, int]
+    digests: dict[str, tuple[str, str]]  # sha256 of the bytes of the uint8 images and labels
+    folders: tuple[str, ...]
+    file_names: dict[str, tuple[str, ...]]
+    read_files: Callable
+    sample: str
+
+
+def load_mnist(split: str, *, data_dir: str | None = None, allow_sample: bool = False) -> Split:
+    """Loads MNIST, split as TensorFlow's tutorial reader split it for the original challenge.
+
+    Args:
+        split: "train" (the last 55,000 training images), "validation" (the first 5,000) or "test".
+        data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
+            environment, or else ~/tensorflow_datasets.
+        allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
+            "test".
+
+    Returns:
+        A `Split`: uint8 images (n, 28, 28, 1), int32 labels (n,).
+
+    Raises:
+        InputError: the split is unknown, `data_dir` does not exist, the data cannot be had, or
+            they are not the original ones; the message names the file or directory.
+    """
+    parts = {"train": slice(5000, None), "validation": slice(0, 5000), "test": slice(None)}
+    _check_split(split, parts)
+    whole = _load(_MNIST, "test" if split == "test" else "train", split, data_dir, allow_sample)
+    if split == "test":
+        return whole
+    name = "last 55,000" if split == "train" else "first 5,000"
+    return Split(
+        whole.images[parts[split]],
+        whole.labels[parts[split]],
+        f"{name} images of: {whole.source}",
+        is_sample=False,
+    )
+
+
+def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool = False) -> Split:
+    """Loads CIFAR-10.
+
+    Args:
+        split: "train" (50,000 images) or "test" (10,000).
+        data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
+            environment, or else ~/tensorflow_datasets.
+        allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
+            "test".
+
+    Returns:
+        A `Split`: uint8 images (n, 32, 32, 3), int32 labels (n,).
+
+    Raises:
+        InputError: the split is unknown, `data_dir` does not exist, the data cannot be had, or
+            they are not the original ones; the message names the file or directory.
+    """
+    _check_split(split, ("train", "test"))
+    return _load(_CIFAR10, split, split, data_dir, allow_sample)
+
+
+def mnist_pixels(images):
+    """Maps uint8 pixels to float32 in [0, 1], to the bit as the original's reader did.
+
+    Args:
+        images: uint8 array or tensor of any shape.
+
+    Returns:
+        float32 array or tensor of the same shape: the pixels times 1/255 rounded to float32.
+    """
+    # A division by 255 would round differently on some pixel values.
+    return cifar10_pixels(images) * np.float32(1.0 / 255.0)
+
+
+def cifar10_pixels(images):
+    """Maps uint8 pixels to float32 in [0, 255]; an array gives an array, a tensor a tensor."""
+    if isinstance(images, np.ndarray):
+        return images.astype(np.float32)
+    return tf.cast(images, tf.float32)
+
+
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    num_steps: int,
+    to_pixels: Callable,
+    start_step: int = 0,
+    augment: Callable | None = None,
+) -> tf.data.Dataset:
+    """Returns the batches of steps `start_step` to `num_steps` - 1 of a reshuffled stream.
+
+    The stream joins one permutation of the examples per epoch and is cut into batches of exactly
+    `batch_size`: a batch may straddle two epochs, and no example is dropped. An element depends
+    on `seed` and on its position in the stream alone, so that a run resumed at `start_step` sees
+    what an unbroken one would have seen, bit for bit.
+
+    Args:
+        images: uint8 images (n, height, width, channels).
+        labels: integer classes (n,).
+        batch_size: examples a batch, at most n.
+        seed: any integer of 64 bits.
+        num_steps: where the stream ends, counted from step 0.
+        to_pixels: maps uint8 images to float32 pixels, such as `mnist_pixels`.
+        start_step: the first step to return.
+        augment: None, or maps one uint8 image (height, width, channels) and an int64 seed (2,),
+            made of `seed` and the position in the stream, to a uint8 image.
+
+    Returns:
+        A dataset of float32 images (batch_size, height, width, channels) and int32 labels
+        (batch_size,).
+
+    Raises:
+        InputError: images and labels do not match, or a number is out of its range.
+    """
+    n = len(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(f"expected uint8 images (n, h, w, c), got {images.dtype} {images.shape}")
+    if labels.shape != (n,):
+        raise InputError(f"expected {n} labels for {n} images, got labels of shape {labels.shape}")
+    if not 1 <= batch_size <= n:
+        raise InputError(f"expected a batch size from 1 to {n} (the examples), got {batch_size}")
+    if not 0 <= start_step <= num_steps:
+        raise InputError(f"expected start_step from 0 to {num_steps}, got {start_step}")
+
+    # Captured eager tensors are passed by reference; arrays would be copied into the graph. On
+    # the CPU, since tf.data runs there.
+    with tf.device("CPU:0"):
+        all_images = tf.constant(images)
+        all_labels = tf.constant(labels, tf.int32)
+
+    def shuffled(epoch):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(n, dtype=tf.int64), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
+        )
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def batch_at(positions, indices):
+        x, y = tf.gather(all_images, indices), tf.gather(all_labels, indices)
+        if augment is not None:
+            # A loop inside the batch's function, since a dataset of single images costs more.
+            x = tf.map_fn(
+                lambda example: augment(example[0], tf.stack([seed, example[1]])),
+                (x, positions),
+                fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+                parallel_iterations=1,  # the batches are parallel already
+            )
+        return to_pixels(x), y
+
+    start, stop = start_step * batch_size, num_steps * batch_size
+    first_epoch, past_epoch = start // n, -(-stop // n)
+    stream = tf.data.Dataset.range(first_epoch, past_epoch).flat_map(shuffled)
+    stream = stream.skip(start - first_epoch * n).take(stop - start).enumerate(start)
+    batches = stream.batch(batch_size, drop_remainder=True)
+    batches = batches.map(batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_split(split, known):
+    if split not in known:
+        raise InputError(f"expected a split among {', '.join(known)}, got {split!r}")
+
+
+def _load(dataset, part, split, data_dir, allow_sample):
+    """Loads `part` ("train" or "test") from the first source at hand, or the sample."""
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = pathlib.Path(root).expanduser()
+    if data_dir and not root.is_dir():
+        raise InputError(
+            f"expected data_dir to be an existing directory, got {str(data_dir)!r}; "
+            f"create it to have {dataset.title} downloaded into it"
+        )
+
+    prepared = root / dataset.tfds_name
+    if (prepared / "dataset_info.json").exists():
+        return _from_tfds(dataset, part, prepared)
+    for folder in [base / name for base in (root, pathlib.Path.cwd()) for name in dataset.folders]:
+        paths = [folder / name for name in dataset.file_names[part]]
+        if all(path.is_file() for path in paths):
+            images, labels = dataset.read_files(paths, dataset, part)
+            return _checked(dataset, part, images, labels, f"the original files in {folder}")
+
+    reason = f"no {dataset.title} in {root}"
+    if not _reachable(dataset.url):
+        reason += " and no network"
+    else:
+        failure = _download(dataset, root)
+        if failure is None:
+            return _from_tfds(dataset, part, prepared)
+        reason += f" and the download failed ({failure})"
+
+    if allow_sample and split == "test":
+        return _from_sample(dataset, reason)
+    raise InputError(
+        f"{reason}: looked for {dataset.tfds_name} as TFDS prepares it and for "
+        f"{dataset.file_names[part][0]} there and in the working directory; "
+        "give the place with --data_dir or TFDS_DATA_DIR"
+    )
+
+
+def _checked(dataset, part, images, labels, place):
+    """Returns the whole part as a `Split` once its bytes are found to be the originals'."""
+    images, labels = np.ascontiguousarray(images), labels.astype(np.uint8)
+    for name, array, expected in zip(("images", "labels"), (images, labels), dataset.digests[part]):
+        digest = hashlib.sha256(array).hexdigest()
+        if digest != expected:
+            raise InputError(
+                f"{place}: the {part} {name} are not {dataset.title}'s: "
+                f"expected sha256 {expected[:12]}..., got {digest[:12]}..."
+            )
+    name = "training" if part == "train" else "test"
+    source = f"{dataset.title} {name} set ({len(images):,} images) from {place}"
+    return Split(images, labels.astype(np.int32), source, is_sample=False)
+
+
+def _from_tfds(dataset, part, prepared):
+    import tensorflow_datasets as tfds  # here, since importing it is slow and rarely needed
+
+    place = f"TFDS directory {prepared}"
+    try:
+        # By directory and not by name, since a name may be looked up on the network.
+        builder = tfds.builder_from_directory(prepared)
+        # Shards one after the other: their examples are in one order across shards.
+        config = tfds.ReadConfig(interleave_cycle_length=1)
+        data = builder.as_dataset(split=part, batch_size=-1, read_config=config)
+        data = tfds.as_numpy(data)
+        images, labels = data["image"], data["label"]
+    except (tf.errors.OpError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{place} cannot be read: {_one_line(error)}") from error
+
+    if "id" in data:
+        order = np.argsort(data["id"])
+    else:
+        # TFDS sorts examples by the md5 of the split's name followed by their key, and MNIST's key
+        # is the original position. Sorting all positions so tells which one lies where on disk.
+        digests = [hashlib.md5(f"{part}{i}".encode()).digest() for i in range(len(images))]
+        order = np.argsort(np.argsort(digests))
+    return _checked(dataset, part, images[order], labels[order], place)
+
+
+def _read_mnist_files(paths, dataset, part):
+    n = dataset.sizes[part]
+    images = _read_idx(paths[0], 2051, (n, 28, 28))
+    return images[..., np.newaxis], _read_idx(paths[1], 2049, (n,))
+
+
+def _read_idx(path, magic, shape):
+    """Reads a gzipped IDX file of unsigned bytes; the header must say `magic` and `shape`."""
+    header_size, size = 4 + 4 * len(shape), int(np.prod(shape))
+    try:
+        with gzip.open(path) as file:
+            content = file.read(header_size + size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
+    if len(content) < header_size:
+        raise InputError(f"{path}: expected an IDX header of {header_size} bytes, got {content!r}")
+    found = struct.unpack(f">{1 + len(shape)}I", content[:header_size])
+    if found != (magic, *shape):
+        raise InputError(f"{path}: expected IDX magic and counts {(magic, *shape)}, got {found}")
+    if len(content) != header_size + size:
+        came = f"{len(content) - header_size:,}" if len(content) < header_size + size else "more"
+        raise InputError(f"{path}: expected {size:,} bytes after the IDX header, got {came}")
+    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
+
+
+def _read_cifar10_files(paths, dataset, part):
+    batches = [_read_cifar10_batch(path) for path in paths]
+    images = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([labels for _, labels in batches])
+    return images, labels
+
+
+def _read_cifar10_batch(path):
+    """Reads one pickle of the "python version"; its rows are the three colour planes in turn."""
+    try:
+        with open(path, "rb") as file:
+            batch = _ArrayUnpickler(file, path).load()
+        rows, labels = batch[b"data"], np.array(batch[b"labels"])
+        if rows.dtype != np.uint8 or rows.shape != (10000, 3072) or labels.shape != (10000,):
+            raise InputError(
+                f"{path}: expected uint8 data (10000, 3072) and 10,000 labels, "
+                f"got {rows.dtype} {rows.shape} and {labels.shape}"
+            )
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        raise InputError(f"{path} is no CIFAR-10 batch: {_one_line(error)}") from error
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+_ARRAY_NAMES = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain Python values, and refuses what could run code."""
+
+    def __init__(self, file, path):
+        super().__init__(file, encoding="bytes")  # the files were written by Python 2
+        self._path = path
+
+    def find_class(self, module, name):
+        if (module, name) not in _ARRAY_NAMES:
+            raise InputError(f"{self._path}: refused to load {module}.{name} from this pickle")
+        if name == "_reconstruct":  # its module was renamed in NumPy 2
+            return np.empty(0).__reduce__()[0]
+        return super().find_class(module, name)
+
+
+def _reachable(url):
+    """Tells within seconds whether the server of `url` answers, be it with an HTTP error."""
+    answers = []
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=_NETWORK_TIMEOUT).close()
+            answers.append(True)
+        except urllib.error.HTTPError:
+            answers.append(True)
+        except (OSError, ValueError):
+            answers.append(False)
+
+    # In a thread, since looking up the host's name knows no time-out.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_NETWORK_TIMEOUT)
+    return answers == [True]
+
+
+def _download(dataset, root):
+    """Downloads into `root` with TFDS's progress bar; returns None, or why that failed."""
+    import tensorflow_datasets as tfds
+
+    name, version = dataset.tfds_name.split("/")
+    try:
+        builder = tfds.builder(f"{name}:{version}", data_dir=root, try_gcs=False)
+        builder.download_and_prepare()
+    except Exception as error:  # noqa: BLE001 (the network's, the server's, the disk's: many kinds)
+        return _one_line(error)
+    return None
+
+
+def _from_sample(dataset, reason):
+    with np.load(_SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz") as sample:
+        images = sample["images"].reshape(-1, *dataset.image_shape)
+        labels = sample["labels"].astype(np.int32)
+    return Split(images, labels, f"shipped sample: {dataset.sample}; {reason}", is_sample=True)
+
+
+def _one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+_MNIST = _Dataset(
+    title="MNIST",
+    tfds_name="mnist/3.0.1",
+    url="https://storage.googleapis.com/cvdf-datasets/mnist/train-labels-idx1-ubyte.gz",
+    image_shape=(28, 28, 1),
+    sizes={"train": 60000, "test": 10000},
+    digests={
+        "train": (
+            "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+            "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+        ),
+        "test": (
+            "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+        ),
+    },
+    folders=(".", "MNIST_data"),
+    file_names={
+        "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+        "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+    },
+    read_files=_read_mnist_files,
+    sample="1,000 images of MNIST's first 5,000 training images, 100 a class (not the test set)",
+)
+
+_CIFAR10 = _Dataset(
+    title="CIFAR-10",
+    tfds_name="cifar10/3.0.2",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    image_shape=(32, 32, 3),
+    sizes={"train": 50000, "test": 10000},
+    digests={
+        "train": (
+            "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+            "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+        ),
+        "test": (
+            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+            "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+        ),
+    },
+    folders=(".", "cifar10_data", "cifar-10-batches-py", "cifar10_data/cifar-10-batches-py"),
+    file_names={
+        "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
+        "test": ("test_batch",),
+    },
+    read_files=_read_cifar10_files,
+    sample="1,000 images of CIFAR-10's test set, the first 100 of each class",
+)

@@ -1,0 +1,103 @@
+"""The challenges' rules for an attack file, and the note that lies beside it."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+
+from common import checkpoints
+from common.errors import InputError
+
+TOLERANCE = 1e-4  # the originals', on distance and on pixel range
+_CHUNK = 500  # images checked at a time, to bound the memory
+
+
+def save(path, x_adv, challenge, note):
+    """Writes an attack file, atomically, and beside it PATH.json.
+
+    Args:
+        path: the .npy file.
+        x_adv: float32 images (n, height, width, channels) in the challenge's bounds.
+        challenge: a `common.challenge.Challenge`.
+        note: dict for the .json: model, digest, attack, seed.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
+    checkpoints.write_atomically(path, buffer.getvalue())
+    checkpoints.write_atomically(_note_path(path), (json.dumps(note, indent=2) + "\n").encode())
+
+
+def load(path):
+    """The array in a .npy file; pickled objects are never read.
+
+    Raises:
+        InputError: there is no such file, or it holds no plain array.
+    """
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"cannot read the attack file {path}: {error.strerror}") from None
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise InputError(f"expected a .npy file with numbers in {path}: {error}") from None
+
+
+def load_note(path):
+    """The dict beside an attack file; empty where there is none."""
+    try:
+        note = json.loads(_note_path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def check(x_adv, x_nat, challenge, epsilon):
+    """Raises InputError unless `x_adv` obeys the challenge's rules.
+
+    Args:
+        x_adv: array of any shape and dtype, as it came from the file.
+        x_nat: float32 images (n, height, width, channels) in the challenge's bounds.
+        challenge: a `common.challenge.Challenge`.
+        epsilon: radius of the ball, in pixel units.
+
+    Raises:
+        InputError: shape, dtype, NaN, pixel range or distance; with the first bad image.
+    """
+    shape = (len(x_nat), *challenge.submission_shape)
+    if x_adv.shape != shape:
+        raise InputError(f"Invalid shape: expected {shape}, found {x_adv.shape}")
+    if not (np.issubdtype(x_adv.dtype, np.floating) or np.issubdtype(x_adv.dtype, np.integer)):
+        raise InputError(f"Invalid dtype: expected real numbers, found {x_adv.dtype}")
+    low, high = challenge.bounds
+    for start in range(0, len(x_nat), _CHUNK):
+        part = x_adv[start : start + _CHUNK].astype(np.float64).reshape(-1, *challenge.image_shape)
+        _refuse(np.isnan(part), start, "Invalid pixels: expected numbers, found NaN")
+        _refuse(
+            (part < low - TOLERANCE) | (part > high + TOLERANCE),
+            start,
+            f"Invalid pixel range: expected [{low:g}, {high:g}], found [{{0:.6g}}, {{1:.6g}}]",
+            part,
+        )
+        distance = np.abs(part - x_nat[start : start + _CHUNK])
+        _refuse(
+            distance > epsilon + TOLERANCE,
+            start,
+            f"Invalid perturbation: expected at most {epsilon:g} from the test image, "
+            "found {1:.6g}",
+            distance,
+        )
+
+
+def _refuse(is_bad, start, message, values=None):
+    images = is_bad.reshape(len(is_bad), -1).any(axis=1)
+    if images.any():
+        first = int(np.argmax(images))
+        if values is not None:
+            message = message.format(values[first].min(), values[first].max())
+        raise InputError(f"{message} (image {start + first}, counted from 0)")
+
+
+def _note_path(path):
+    path = pathlib.Path(path)
+    return path.with_name(path.name + ".json")

@@ -1,0 +1,54 @@
+"""The MNIST challenge: pixels in [0, 1], epsilon 0.3."""
+
+import dataclasses
+import pathlib
+
+from common import config, data
+from common.challenge import Challenge
+from mnist_challenge.model import build_model
+
+FGSM = {"num_steps": 1, "step_size": 0.3, "random_start": False}
+PGD = {"step_size": 0.01, "random_start": True, "loss_func": "xent", "num_restarts": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(config.Config):
+    """The common settings and the network's size."""
+
+    scale: int = config.key("capacity of the network: 1, 2, 4, 8 or 16", config.integer(1))
+
+
+MNIST = Challenge(
+    name="MNIST",
+    directory=pathlib.Path(__file__).resolve().parent,
+    config_class=Config,
+    bounds=(0.0, 1.0),
+    image_shape=(28, 28, 1),
+    submission_shape=(784,),
+    load=data.load_mnist,
+    to_pixels=data.mnist_pixels,
+    build_model=lambda settings: build_model(settings.scale, seed=settings.random_seed),
+    # White-box rows of the paper's Table 1 and of the challenge's leaderboard. The paper does not
+    # state the step of its 100-step rows; 0.01 is the leaderboard's.
+    presets={
+        "paper_fgsm": {**FGSM, "loss_func": "xent"},
+        "paper_pgd_40": {**PGD, "num_steps": 40},
+        "paper_pgd_100": {**PGD, "num_steps": 100},
+        "paper_pgd_40x20": {**PGD, "num_steps": 40, "num_restarts": 20},
+        "paper_pgd_100x20": {**PGD, "num_steps": 100, "num_restarts": 20},
+        "paper_cw": {**PGD, "num_steps": 40, "loss_func": "cw", "kappa": 0},
+        "paper_cw_plus": {**PGD, "num_steps": 40, "loss_func": "cw", "kappa": 50},
+        "leaderboard_fgsm_xent": {**FGSM, "loss_func": "xent"},
+        "leaderboard_fgsm_cw": {**FGSM, "loss_func": "cw", "kappa": 50},
+        "leaderboard_pgd_100_xent": {**PGD, "num_steps": 100},
+        "leaderboard_pgd_100_cw": {**PGD, "num_steps": 100, "loss_func": "cw", "kappa": 50},
+        "leaderboard_pgd_100x50_xent": {**PGD, "num_steps": 100, "num_restarts": 50},
+        "leaderboard_pgd_100x50_cw": {
+            **PGD,
+            "num_steps": 100,
+            "num_restarts": 50,
+            "loss_func": "cw",
+            "kappa": 50,
+        },
+    },
+)

@@ -1,0 +1,16 @@
+"""Natural and adversarial accuracy of a MNIST model over every test image.
+
+python mnist_challenge/eval.py [--model_dir=...] [--preset=...] [--output_json=...] [--watch]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import app, commands
+from mnist_challenge.challenge import MNIST
+
+if __name__ == "__main__":
+    app.run(commands.evaluate, MNIST, commands.define_eval_flags)

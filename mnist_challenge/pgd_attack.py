@@ -1,0 +1,16 @@
+"""Writes adversarial examples for the MNIST test images to an attack file.
+
+python mnist_challenge/pgd_attack.py [--model_dir=...] [--store_adv_path=attack.npy]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import app, commands
+from mnist_challenge.challenge import MNIST
+
+if __name__ == "__main__":
+    app.run(commands.pgd_attack, MNIST, commands.define_attack_flags)

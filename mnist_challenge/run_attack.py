@@ -1,0 +1,16 @@
+"""Checks an attack file by the MNIST challenge's rules and scores it against a model.
+
+python mnist_challenge/run_attack.py [--model_dir=...] [--store_adv_path=attack.npy]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import app, commands
+from mnist_challenge.challenge import MNIST
+
+if __name__ == "__main__":
+    app.run(commands.run_attack, MNIST)

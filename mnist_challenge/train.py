@@ -1,0 +1,57 @@
+"""Trains the MNIST network against an adversary, as the paper does (Sec. 4 and 5).
+
+python mnist_challenge/train.py --model_dir=/tmp/robust [--adversary=pgd|fgsm|none] ...
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import keras
+import tensorflow as tf
+
+from common import app, data, training
+from mnist_challenge.challenge import MNIST
+
+
+def train(config):
+    """Trains with Adam on the sum of the cross-entropies; 55,000 images, no augmentation.
+
+    Returns:
+        The trained keras.Model.
+    """
+    images = MNIST.load("train", data_dir=config.data_dir)
+    print(images.source)
+
+    def batches(start_step):
+        return data.training_batches(
+            images.images,
+            images.labels,
+            batch_size=config.training_batch_size,
+            seed=config.random_seed,
+            start_step=start_step,
+            num_steps=config.max_num_training_steps,
+            to_pixels=MNIST.to_pixels,
+        )
+
+    linear = config.step_size_interpolation == "linear"
+    rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
+    # TensorFlow 1's epsilon; Keras's own default is 1e-7.
+    optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
+    return training.train(
+        config, MNIST, optimizer=optimizer, batches=batches, reduce_loss=tf.reduce_sum
+    )
+
+
+def main(challenge, config, flag_values):
+    """Trains, or with --export only writes the SavedModel."""
+    if flag_values.export:
+        training.export_newest(config, challenge)
+    else:
+        train(config)
+
+
+if __name__ == "__main__":
+    app.run(main, MNIST, training.define_flags)
