@@ -43,7 +43,7 @@ def evaluate(challenge, config, flag_values):
     """
     if flag_values.watch:
         return _watch(config, flag_values, challenge)
-    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
     _evaluate_once(config, flag_values, challenge, loaded, images)
 
@@ -57,7 +57,7 @@ def pgd_attack(challenge, config, flag_values):
     target = pathlib.Path(config.store_adv_path)
     if not target.parent.is_dir():
         raise InputError(f"--store_adv_path: expected an existing directory, got {target.parent}")
-    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
     attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
     result = _evaluator(config, challenge, loaded, attack).run(images.images, images.labels)
@@ -74,7 +74,7 @@ def run_attack(challenge, config, flag_values):
         InputError: the file breaks a rule; nothing is written then.
     """
     x_adv = submission.load(config.store_adv_path)
-    loaded = checkpoints.load_model(challenge, _model_path(config, challenge))
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
     submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
     made_on = submission.load_note(config.store_adv_path)
@@ -115,7 +115,12 @@ def make_attack(config, challenge, logits, name=None):
     )
 
 
-def _model_path(config, challenge):
+def model_path(config, challenge):
+    """Where the configured model lies: the shipped one where none is named and none was trained.
+
+    Raises:
+        InputError: there is no such model.
+    """
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / checkpoints.SHIPPED
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():

@@ -59,7 +59,7 @@ def number(value, pixel_range):
 
 
 def pixels(value, pixel_range):
-    """Parses a distance in pixel units; a fraction such as 8/255 is that part of the pixel range."""
+    """Parses a distance in pixel units; a fraction, as 8/255, is that part of the pixel range."""
     if isinstance(value, str) and value.count("/") == 1:
         top, bottom = value.split("/")
         try:

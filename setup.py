@@ -1,0 +1,52 @@
+"""Packaging; the settings of ruff and pytest are in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="madry-challenges",
+    version="0.1.0",
+    description=(
+        "Towards Deep Learning Models Resistant to Adversarial Attacks (Madry et al.) and its "
+        "MNIST and CIFAR-10 challenges, in TensorFlow 2 / Keras 3"
+    ),
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+    python_requires=">=3.10,<3.14",
+    packages=["common", "mnist_challenge", "cifar10_challenge", "paper"],
+    package_data={
+        "common": ["samples/*"],
+        "mnist_challenge": ["*.json", "models/*/*", "models/*/variables/*"],
+        "cifar10_challenge": ["*.json", "models/*/*", "models/*/variables/*"],
+        "paper": ["results/*.json"],
+    },
+    install_requires=[
+        "tensorflow>=2.20,<2.22",
+        "keras>=3.10,<3.16",
+        "tensorflow-datasets>=4.9.9,<4.10",
+        # tensorflow-datasets imports it, through etils, and does not ask for it.
+        "importlib_resources>=6",
+        "tensorboard>=2.20,<2.22",
+        "numpy>=2,<3",
+        "absl-py>=2.1,<3",
+        "matplotlib>=3.9,<4",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        "test": ["pytest>=8,<10"],
+        "dev": ["pytest>=8,<10", "ruff>=0.15,<0.18"],
+    },
+)

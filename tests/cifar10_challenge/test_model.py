@@ -1,0 +1,213 @@
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar10_challenge.model import build_model
+from cifar10_challenge.train import augment
+from common import data
+
+tf1 = tf.compat.v1
+
+
+def pictures(count):
+    """Images of the shipped sample, as float32 pixels, and their labels."""
+    with np.load(pathlib.Path(data.__file__).parent / "samples" / "cifar10.npz") as sample:
+        return data.cifar10_pixels(sample["images"][:count]), sample["labels"][:count].astype("i4")
+
+
+def weights_by_path(model):
+    return {weight.path: weight.numpy() for weight in model.weights}
+
+
+def original_logits(x, weights, training):
+    """The original's graph from raw ops; returns logits and the averages after this pass."""
+    averages = {}
+
+    def conv(x, name, stride=1):
+        return tf.nn.conv2d(x, weights[f"{name}/kernel"], strides=stride, padding="SAME")
+
+    def norm_and_leaky_relu(x, name):
+        gamma, beta, mean, variance = (
+            weights[f"{name}/{part}"]
+            for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        if training:
+            old = mean, variance
+            mean, variance = tf.nn.moments(x, [0, 1, 2])
+            averages[f"{name}/moving_mean"] = 0.9 * old[0] + 0.1 * mean
+            averages[f"{name}/moving_variance"] = 0.9 * old[1] + 0.1 * variance
+        x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, 0.001)
+        return tf.where(x < 0, 0.1 * x, x)
+
+    x = tf.map_fn(tf.image.per_image_standardization, x)
+    x = conv(x, "stem")
+    for group, stride in ((1, 1), (2, 2), (3, 2)):
+        for unit in range(5):
+            name = f"unit{group}_{unit}"
+            shortcut = x
+            x = norm_and_leaky_relu(x, f"{name}_pre_norm")
+            if name == "unit1_0":
+                shortcut = x
+            x = conv(x, f"{name}_conv1", stride if unit == 0 else 1)
+            x = conv(norm_and_leaky_relu(x, f"{name}_mid_norm"), f"{name}_conv2")
+            if unit == 0:
+                shortcut = tf.nn.avg_pool2d(shortcut, stride, stride, "VALID")
+                half = (x.shape[-1] - shortcut.shape[-1]) // 2
+                shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [half, half]])
+            x = x + shortcut
+    x = tf.reduce_mean(norm_and_leaky_relu(x, "last_norm"), [1, 2])
+    return tf.matmul(x, weights["logits/kernel"]) + weights["logits/bias"], averages
+
+
+def assert_equal_up_to_rounding(actual, expected, tolerance=1e-5):
+    assert np.shape(actual) == np.shape(expected)
+    assert np.max(np.abs(actual - expected)) <= tolerance * np.max(np.abs(expected))
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return build_model("wide", seed=1)
+
+
+@pytest.fixture
+def simple():
+    """The simple network with batch norms and biases that do something."""
+    model = build_model("simple", seed=2)
+    random = np.random.default_rng(3)
+    for weight in model.weights:
+        if not weight.path.endswith("kernel"):
+            positive = weight.path.endswith(("gamma", "moving_variance"))
+            low, high = (0.5, 1.5) if positive else (-0.5, 0.5)
+            weight.assign(random.uniform(low, high, weight.shape))
+    return model
+
+
+def count_trainable(model):
+    return sum(np.prod(variable.shape) for variable in model.trainable_variables)
+
+
+def kernels_of(model):
+    return {path: w for path, w in weights_by_path(model).items() if path.endswith("/kernel")}
+
+
+def test_number_of_parameters(simple, wide):
+    assert count_trainable(simple) == 464154
+    assert count_trainable(wide) == 45901914
+    assert sum(kernel.size for kernel in kernels_of(wide).values()) == 45879472
+    for model in (simple, wide):
+        kinds = [type(layer) for layer in model.layers]
+        assert kinds.count(keras.layers.Conv2D) == 31 and kinds.count(keras.layers.Dense) == 1
+
+
+def test_wrong_width():
+    with pytest.raises(ValueError, match="width: expected one of simple, wide, got 'narrow'"):
+        build_model("narrow")
+
+
+def test_initial_convolutions_are_normals_that_are_not_cut():
+    standard = []
+    for path, kernel in kernels_of(build_model("simple", seed=4)).items():
+        if path != "logits/kernel":
+            deviation = (2 / (9 * kernel.shape[-1])) ** 0.5
+            assert kernel.std() == pytest.approx(deviation, rel=4 / (2 * kernel.size) ** 0.5), path
+            assert abs(kernel.mean()) < 4 * deviation / kernel.size**0.5, path
+            standard.append(kernel.ravel() / deviation)
+    standard = np.concatenate(standard)
+    assert np.mean(abs(standard) > 2) == pytest.approx(0.0455, rel=0.05)
+    assert abs(standard).max() > 4
+
+
+def test_initial_dense_layer_is_uniform_and_the_rest_neutral():
+    weights = weights_by_path(build_model("simple", seed=4))
+    kernel, limit = weights["logits/kernel"], (3 / 64) ** 0.5
+    assert 0.98 * limit < abs(kernel).max() <= limit
+    assert kernel.std() == pytest.approx(limit / 3**0.5, rel=0.1)
+    for path, weight in weights.items():
+        if not path.endswith("kernel"):
+            assert np.all(weight == path.endswith(("gamma", "moving_variance"))), path
+
+
+def test_the_seed_decides_the_initial_weights():
+    one, same, other = (kernels_of(build_model("simple", seed=seed)) for seed in (1, 1, 2))
+    for path, kernel in one.items():
+        np.testing.assert_array_equal(kernel, same[path])
+        assert np.mean(kernel == other[path]) < 0.01, path
+    assert np.mean(one["unit1_1_conv1/kernel"] == one["unit1_1_conv2/kernel"]) < 0.01
+
+
+def test_weight_decay_is_half_the_squared_sum_of_the_kernels(simple):
+    half_squares = sum(
+        0.5 * np.sum(kernel.astype("f8") ** 2) for kernel in kernels_of(simple).values()
+    )
+    assert float(sum(simple.losses)) == pytest.approx(2e-4 * half_squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_and_gradients_are_the_originals(simple, training):
+    x, y = pictures(4)
+    before = weights_by_path(simple)
+    with tf.GradientTape() as tape:
+        pixels = tf.constant(x)
+        tape.watch(pixels)
+        logits = simple(pixels, training=training)
+        xent = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        loss = tf.reduce_sum(xent)
+    gradient = tape.gradient(loss, pixels)
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        its_pixels = tf.constant(x)
+        its_logits, its_averages = original_logits(its_pixels, before, training)
+        its_loss = tf.reduce_sum(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=its_logits)
+        )
+        its_gradient = tf.gradients(its_loss, its_pixels)[0]
+        expected = session.run([its_logits, its_gradient, its_averages])
+
+    assert_equal_up_to_rounding(logits, expected[0])
+    assert_equal_up_to_rounding(gradient, expected[1])
+    after = weights_by_path(simple)
+    assert len(expected[2]) == (2 * 31 if training else 0)
+    for path, weight in {**before, **expected[2]}.items():
+        assert_equal_up_to_rounding(after[path], weight)
+
+
+def test_a_constant_image_is_standardised_without_dividing_by_zero(simple):
+    standardise = simple.get_layer("standardise")
+    image = np.full((1, 32, 32, 3), 7.0, "f4")
+    np.testing.assert_array_equal(standardise(image), 0)
+    image[0, 0, 0, 0] += 0.5  # the deviation is below the least that is divided by, 1/sqrt(3072)
+    expected = (image - image.mean()) * 3072**0.5
+    np.testing.assert_allclose(standardise(image), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_wide_network_has_the_originals_logits(wide):
+    x, _ = pictures(1)
+    weights = weights_by_path(wide)
+    with tf.Graph().as_default(), tf1.Session() as session:
+        expected = session.run(original_logits(tf.constant(x), weights, False)[0])
+    assert_equal_up_to_rounding(wide(x, training=False), expected)
+
+
+def test_augmentation_draws_from_the_50_crops_and_flips():
+    image = np.random.default_rng(1).integers(1, 256, (32, 32, 3), dtype=np.uint8)
+    padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
+    crops = [padded[i : i + 32, j : j + 32] for i in range(5) for j in range(5)]
+    possible = {crop.tobytes(): 0 for crop in crops} | {
+        crop[:, ::-1].tobytes(): 0 for crop in crops
+    }
+    assert len(possible) == 50
+    seeds = np.stack([np.arange(5000), np.full(5000, 6)], axis=1).astype("i4")
+
+    @tf.function
+    def augmented(seeds):
+        return tf.map_fn(lambda seed: augment(image, seed), seeds, fn_output_signature=tf.uint8)
+
+    results = augmented(seeds).numpy()
+    for result in results:
+        possible[result.tobytes()] += 1  # a KeyError is a picture that should not be
+    assert all(60 < count < 140 for count in possible.values())  # 100 expected, deviation 10
+    np.testing.assert_array_equal(augmented(seeds[:20]), results[:20])
+    np.testing.assert_array_equal(augment(image, seeds[7]), results[7])

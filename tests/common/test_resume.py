@@ -1,0 +1,147 @@
+"""Trainings on real images: stopped and resumed, and refused where they do not fit."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar10_challenge import train as cifar10_train
+from cifar10_challenge.challenge import CIFAR10
+from common import data, training
+from common.checkpoints import load_model
+from common.config import make_config
+from common.errors import InputError
+from mnist_challenge.challenge import MNIST
+
+TINY = {
+    "max_num_training_steps": 6,
+    "training_batch_size": 7,
+    "num_steps": 2,
+    "num_output_steps": 2,
+    "num_summary_steps": 3,
+    "num_checkpoint_steps": 2,
+    "epsilon_warmup_steps": 4,
+}
+
+
+def run(challenge, model_dir, **settings):
+    """Trains on the shipped sample with the optimizers of the challenges' train.py."""
+    config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
+    sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
+
+    def batches(start_step):
+        return data.training_batches(
+            sample.images,
+            sample.labels,
+            batch_size=config.training_batch_size,
+            seed=config.random_seed,
+            start_step=start_step,
+            num_steps=config.max_num_training_steps,
+            to_pixels=challenge.to_pixels,
+            augment=cifar10_train.augment if challenge is CIFAR10 else None,
+        )
+
+    rate = training.PiecewiseSchedule(config.step_size_schedule)
+    if challenge is CIFAR10:
+        optimizer = training.Momentum(rate, momentum=0.9)
+    else:
+        optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
+    return training.train(
+        config,
+        challenge,
+        optimizer=optimizer,
+        batches=batches,
+        reduce_loss=tf.reduce_sum,
+        batch_statistics=challenge is CIFAR10,
+    )
+
+
+def checkpoint_arrays(directory):
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(directory)))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if "OBJECT_GRAPH" not in name}
+
+
+@pytest.mark.parametrize(
+    ("challenge", "settings"),
+    [
+        (MNIST, {"scale": 1}),
+        (CIFAR10, {"width": "simple", "training_batch_size": 4, "num_steps": 1}),
+    ],
+    ids=["mnist", "cifar10"],
+)
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, tmp_path, capsys):
+    run(challenge, tmp_path / "whole", **settings)
+    run(challenge, tmp_path / "parts", **settings, max_num_training_steps=3)
+    run(challenge, tmp_path / "parts", **settings)
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    whole, parts = (checkpoint_arrays(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert sum("optimizer" in name for name in whole) > 8
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+
+
+def test_what_a_training_leaves_behind(tmp_path, capsys):
+    model = run(MNIST, tmp_path, scale=1)
+    printed = capsys.readouterr().out
+    assert printed.count("training nat accuracy") == printed.count("training adv accuracy") == 3
+    # Three checkpoints are kept, the last one after the last step.
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*.index")) == [
+        "checkpoint-2.index",
+        "checkpoint-4.index",
+        "checkpoint-6.index",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["scale"] == 1
+    assert json.loads((tmp_path / "versions.json").read_text())["tensorflow"] == tf.__version__
+    x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
+    for path in (tmp_path, tmp_path / "saved_model"):
+        loaded = load_model(MNIST, path)
+        np.testing.assert_allclose(loaded.logits(tf.constant(x)), model(x), atol=1e-5)
+    assert load_model(MNIST, tmp_path).step == 6
+    tags = set()
+    for file in tmp_path.glob("events.out.tfevents.*"):
+        for record in tf.data.TFRecordDataset(str(file)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            tags |= {value.tag for value in event.summary.value}
+    assert tags == {
+        "accuracy_adv_train",
+        "accuracy_adv",
+        "xent_adv_train",
+        "xent_adv",
+        "images_adv_train",
+    }
+
+
+def test_other_settings_in_the_same_directory_are_refused(tmp_path):
+    run(MNIST, tmp_path, scale=1, max_num_training_steps=1)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(InputError, match=r"epsilon \(0.3 there, 0.2 now\).*another directory"):
+        run(MNIST, tmp_path, scale=1, epsilon=0.2)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="holds other files"):
+        run(MNIST, tmp_path, scale=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_loss_falls(tmp_path):
+    x = MNIST.load("test", data_dir=None, allow_sample=True)
+    model = run(
+        MNIST,
+        tmp_path,
+        scale=2,
+        max_num_training_steps=60,
+        training_batch_size=20,
+        epsilon=0.1,
+        step_size=0.05,
+        step_size_schedule=[[0, 1e-3]],
+    )
+    pixels = MNIST.to_pixels(x.images[:50])
+    accuracy = np.mean(np.argmax(model(pixels), axis=1) == x.labels[:50])
+    assert accuracy > 0.8

@@ -1,0 +1,116 @@
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common import data
+from mnist_challenge.model import build_model
+
+tf1 = tf.compat.v1
+
+
+def digits(count):
+    """Digits of the shipped sample, as float32 pixels, and their labels."""
+    with np.load(pathlib.Path(data.__file__).parent / "samples" / "mnist.npz") as sample:
+        images, labels = sample["images"][:count, ..., None], sample["labels"][:count]
+    return data.mnist_pixels(images), labels.astype(np.int32)
+
+
+def original_logits(x, variables):
+    """The original's graph, in its order of operations: bias, ReLU, then pooling."""
+    kernel1, bias1, kernel2, bias2, kernel3, bias3, kernel4, bias4 = variables
+
+    def conv_relu_pool(x, kernel, bias):
+        x = tf.nn.relu(tf.nn.conv2d(x, kernel, strides=1, padding="SAME") + bias)
+        return tf.nn.max_pool2d(x, ksize=2, strides=2, padding="SAME")
+
+    x = tf.reshape(x, [-1, 28, 28, 1])
+    x = conv_relu_pool(conv_relu_pool(x, kernel1, bias1), kernel2, bias2)
+    x = tf.reshape(x, [-1, kernel3.shape[0]])
+    return tf.matmul(tf.nn.relu(tf.matmul(x, kernel3) + bias3), kernel4) + bias4
+
+
+def original_variables(weights):
+    """TensorFlow 1 variables that start at `weights`, named as in the published checkpoints."""
+    variables = [tf1.Variable(weight) for weight in weights]
+    names = ["Variable", *(f"Variable_{i}" for i in range(1, 8))]
+    assert [variable.op.name for variable in variables] == names
+    return variables
+
+
+def assert_equal_up_to_rounding(actual, expected, tolerance=1e-5):
+    assert np.shape(actual) == np.shape(expected)
+    assert np.max(np.abs(actual - expected)) <= tolerance * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize(
+    "scale, count", [(1, 13514), (2, 52506), (4, 206954), (8, 821706), (16, 3274634)]
+)
+def test_number_of_parameters(scale, count):
+    model = build_model(scale)
+    assert model.count_params() == count
+    assert sum(np.prod(variable.shape) for variable in model.trainable_variables) == count
+    assert not model.losses  # no weight decay
+
+
+def test_initial_weights_are_cut_normals_and_positive_biases():
+    kernels, biases = [], []
+    for weight in build_model(scale=4, seed=3).get_weights():
+        (kernels if weight.ndim > 1 else biases).append(weight.ravel())
+    assert len(kernels) == len(biases) == 4
+    np.testing.assert_array_equal(np.concatenate(biases), np.float32(0.1))
+    for kernel in kernels:
+        assert abs(kernel.mean()) < 5 * 0.1 / kernel.size**0.5
+        assert abs(kernel).max() <= 0.2
+        # A normal of deviation 1 that is cut at 2 has the deviation 0.8796.
+        assert kernel.std() == pytest.approx(0.08796, rel=4 / kernel.size**0.5)
+
+
+def test_the_seed_decides_the_initial_weights():
+    def weights(seed):
+        model = build_model(scale=1, seed=seed)
+        return np.concatenate([kernel.ravel() for kernel in model.get_weights()[::2]])
+
+    np.testing.assert_array_equal(weights(1), weights(1))
+    assert np.mean(weights(1) == weights(2)) < 0.01
+    assert np.mean(weights(None) == weights(None)) < 0.01
+
+
+@pytest.mark.parametrize("scale", [0, -1, 2.5, "16"])
+def test_wrong_scale(scale):
+    with pytest.raises(ValueError) as error:
+        build_model(scale)
+    assert (
+        str(error.value) == f"scale: expected a positive int (the paper has 1 to 16), got {scale!r}"
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 16])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_logits_and_gradients_are_the_originals(scale, noise):
+    x, y = digits(8)
+    x = np.clip(x + np.random.default_rng(1).uniform(-noise, noise, x.shape), 0, 1).astype("f4")
+    model = build_model(scale, seed=2)
+    with tf.GradientTape() as tape:
+        pixels = tf.constant(x)
+        tape.watch(pixels)
+        logits = model(pixels, training=False)
+        xent = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        loss = tf.reduce_sum(xent)
+    gradient = tape.gradient(loss, pixels)
+    weights = model.get_weights()
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        flat = tf.constant(x.reshape(-1, 784))
+        its_logits = original_logits(flat, original_variables(weights))
+        its_loss = tf.reduce_sum(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=its_logits)
+        )
+        its_gradient = tf.gradients(its_loss, flat)[0]
+        session.run(tf1.global_variables_initializer())
+        expected = session.run([its_logits, its_gradient])
+
+    assert_equal_up_to_rounding(logits, expected[0])
+    assert_equal_up_to_rounding(gradient, expected[1].reshape(x.shape))

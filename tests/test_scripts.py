@@ -1,0 +1,196 @@
+"""The scripts as users run them, on real images: train, resume, evaluate, attack, score."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MNIST_TINY = ("--scale=1", "--num_steps=2", "--step_size=0.1", "--training_batch_size=10")
+CIFAR10_TINY = ("--width=simple", "--num_steps=1", "--training_batch_size=4")
+
+
+def start(*command, cwd, data_dir=None):
+    environment = {**os.environ, "PYTHONPATH": "", "HOME": str(cwd)}
+    environment.pop("TFDS_DATA_DIR", None)
+    if data_dir is not None:
+        environment["TFDS_DATA_DIR"] = data_dir
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(*command, cwd, data_dir=None, code=0):
+    """Runs a script to its end; returns what it printed (stderr if it was to fail)."""
+    process = start(*command, cwd=cwd, data_dir=data_dir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return err if code else out
+
+
+def error_line(stderr):
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def arrays(directory):
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(directory)))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if "OBJECT_GRAPH" not in name}
+
+
+@pytest.fixture(scope="module")
+def mnist_dir(tmp_path_factory, tfds_dir):
+    """A training of 4 steps."""
+    place = tmp_path_factory.mktemp("mnist")
+    run(
+        ROOT / "mnist_challenge" / "train.py",
+        "--model_dir=run",
+        "--max_num_training_steps=4",
+        *MNIST_TINY,
+        cwd=place,
+        data_dir=tfds_dir,
+    )
+    return place
+
+
+def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
+    script = ROOT / "mnist_challenge" / "train.py"
+    settings = (*MNIST_TINY, "--num_output_steps=5")
+    process = start(script, "--model_dir=parts", *settings, cwd=tmp_path, data_dir=tfds_dir)
+    for line in process.stdout:
+        if line.startswith("Step 10:"):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "the same command goes on from there" in out
+    stopped = int(tf.train.latest_checkpoint(str(tmp_path / "parts")).rpartition("-")[2])
+    assert stopped > 10
+    end = f"--max_num_training_steps={stopped + 3}"
+    out = run(script, "--model_dir=parts", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
+    assert f"resuming at step {stopped}" in out
+    run(script, "--model_dir=whole", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
+    whole, parts = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+
+
+def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
+    flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
+    by_path = run(
+        ROOT / "mnist_challenge" / "eval.py",
+        f"--output_json={tmp_path / 'r.json'}",
+        *flags,
+        cwd=tmp_path,
+        data_dir=tfds_dir,
+    )
+    by_module = run("-m", "mnist_challenge.eval", *flags, cwd=ROOT, data_dir=tfds_dir)
+    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=tfds_dir)
+    numbers = [out.splitlines()[-4:] for out in (by_path, by_module, inside)]
+    assert numbers[0] == numbers[1] == numbers[2]
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert numbers[0][0] == f"natural: {result['natural_accuracy']:.2f}%"
+    assert numbers[0][1] == f"adversarial: {result['adversarial_accuracy']:.2f}%"
+    assert result["num_examples"] == 60
+    assert "first 60 of: MNIST test set" in by_path
+
+
+def test_watch_follows_the_checkpoints(mnist_dir, tfds_dir, tmp_path):
+    process = start(
+        ROOT / "mnist_challenge" / "eval.py",
+        "--watch",
+        "--num_eval_examples=20",
+        "--num_steps=1",
+        f"--model_dir={mnist_dir / 'run'}",
+        cwd=tmp_path,
+        data_dir=tfds_dir,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("waiting"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert any(line.startswith("adversarial: ") for line in lines)
+    assert list((mnist_dir / "run" / "eval").glob("events.out.tfevents.*"))
+
+
+def test_attack_file_from_making_to_scoring(mnist_dir, tfds_dir, tmp_path):
+    attack = ROOT / "mnist_challenge" / "pgd_attack.py"
+    score = ROOT / "mnist_challenge" / "run_attack.py"
+    flags = ("--num_eval_examples=60", f"--model_dir={mnist_dir / 'run'}")
+    made = run(attack, "--num_steps=3", *flags, cwd=tmp_path, data_dir=tfds_dir)
+    accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
+    scored = run(score, *flags, cwd=tmp_path, data_dir=tfds_dir)
+    assert f"Accuracy: {accuracy}" in scored
+    assert "another model" not in scored
+    predictions = np.load(tmp_path / "pred.npy")
+    assert predictions.shape == (60,)
+    note = json.loads((tmp_path / "attack.npy.json").read_text())
+    assert note["attack"]["num_steps"] == 3
+
+    x_adv = np.load(tmp_path / "attack.npy")
+    assert x_adv.shape == (60, 784)
+    x_adv[7, 3] = np.nan
+    np.save(tmp_path / "bad.npy", x_adv)
+    (tmp_path / "pred.npy").unlink()
+    err = run(score, "--store_adv_path=bad.npy", *flags, cwd=tmp_path, data_dir=tfds_dir, code=1)
+    assert "found NaN (image 7" in error_line(err)
+    assert not (tmp_path / "pred.npy").exists()
+
+    note["model_digest"] = "0" * 64
+    (tmp_path / "attack.npy.json").write_text(json.dumps(note))
+    assert "another model" in run(score, *flags, cwd=tmp_path, data_dir=tfds_dir)
+
+
+def test_cifar10_trains_resumes_evaluates_and_is_attacked(tfds_dir, tmp_path):
+    folder = ROOT / "cifar10_challenge"
+    few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", *CIFAR10_TINY)
+    at = {"cwd": tmp_path, "data_dir": tfds_dir}
+    run(folder / "train.py", "--max_num_training_steps=1", *few, **at)
+    out = run(folder / "train.py", "--max_num_training_steps=2", *few, **at)
+    assert "resuming at step 1 of 2" in out
+    assert "adversarial: " in run(folder / "eval.py", *few, **at)
+    out = run(folder / "pgd_attack.py", *few, **at)
+    accuracy = out.split("Accuracy under attack: ")[1].splitlines()[0]
+    assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, **at)
+    assert np.load(tmp_path / "attack.npy").shape == (10, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("mnist_challenge/eval.py", ("--epsilon=8",), "did you mean 0.03137 (8/255)?"),
+        ("cifar10_challenge/train.py", ("--epsilon=0.03",), "pixels are in [0, 255]"),
+        ("mnist_challenge/eval.py", ("--preset=paper",), "--preset: expected one of paper_fgsm"),
+        ("mnist_challenge/run_attack.py", (), "cannot read the attack file attack.npy"),
+        ("mnist_challenge/eval.py", ("--num_step=3",), "Unknown command line flag 'num_step'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_1(script, flags, message, tmp_path):
+    err = run(ROOT / script, "--model_dir=none", *flags, cwd=tmp_path, code=1)
+    assert message in error_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readme_command_without_data_or_network(tmp_path):
+    """The shipped network on the shipped sample, said in one line."""
+    out = run(ROOT / "mnist_challenge" / "eval.py", "--num_eval_examples=100", cwd=tmp_path)
+    lines = out.splitlines()
+    assert "shipped sample: 1,000 images" in out
+    assert float(lines[-4].removeprefix("natural: ").rstrip("%")) > 95
+    assert float(lines[-3].removeprefix("adversarial: ").rstrip("%")) > 80
