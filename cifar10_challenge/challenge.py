@@ -17,8 +17,8 @@ class Config(config.Config):
     """The common settings, and those of the residual networks and their optimizer."""
 
     width: str = config.key("network: " + " or ".join(WIDTHS), config.one_of(*WIDTHS))
-    weight_decay: float = config.key("on kernels, half-square form", config.number)
-    momentum: float = config.key("of the optimizer", config.number)
+    weight_decay: float = config.key("on kernels, half-square form", config.number(0))
+    momentum: float = config.key("of the optimizer", config.number(0, 1))
     batch_statistics: bool = config.key(
         "training: attack the network in training mode, as the original does", config.boolean
     )

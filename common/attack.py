@@ -105,7 +105,8 @@ class PGD:
         x <- project(x + step_size * sign(grad_x loss(model(x), y)))     num_steps times
 
     Args:
-        model: callable from float32 images to logits: a keras.Model, a TFSMLayer, a function.
+        model: callable from float32 images to float32 logits (batch, classes): a keras.Model or
+            a function, such as `lambda x: layer(x)["logits"]` around a keras TFSMLayer.
         epsilon: radius of the ball, in the units of `bounds`.
         step_size: length of a step, in the same units.
         num_steps: number of steps; 0 returns the start.
@@ -222,7 +223,8 @@ def check_radius(epsilon, step_size, bounds):
     unit = f"pixels are in [{low:g}, {high:g}]"
     for name, value in (("epsilon", epsilon), ("step_size", step_size)):
         if not (np.isfinite(value) and 0 <= value <= width):
-            hint = f"; did you mean {value / 255:.4g} ({value:g}/255)?" if value > width else ""
+            is_byte = width == 1 < value < 256
+            hint = f"; did you mean {value / 255:.4g} ({value:g}/255)?" if is_byte else ""
             raise InputError(f"{name}: expected 0 to {width:g} ({unit}), got {value:g}{hint}")
     if width > 1 and 0 < epsilon < 1:
         raise InputError(

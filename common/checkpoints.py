@@ -123,7 +123,8 @@ def load_model(challenge, path):
     except InputError:
         raise
     except (ValueError, OSError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise InputError(f"--model_dir: cannot load {path}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"--model_dir: cannot load {path}: {reason}") from error
     raise InputError(
         f"--model_dir: expected a training directory with a checkpoint, a SavedModel or a .keras "
         f"file, got {path}"
@@ -140,14 +141,22 @@ def restore_training(challenge, directory):
     if not (directory / "checkpoint").is_file():
         raise InputError(f"--model_dir: expected a training with a checkpoint, got {directory}")
     own = directory / "config.json"
-    model = challenge.build_model(
-        config_lib.make_config(challenge, (own, config_lib.read_json(own)))
-    )
-    return model, TrainingRun(directory, model).restore()
+    config = config_lib.make_config(challenge, (own, config_lib.read_json(own)))
+    model = challenge.build_model(config)
+    run = TrainingRun(directory, model)
+    if run.latest_step() is None:
+        raise InputError(f"--model_dir: cannot load {directory}: its file names no checkpoint")
+    try:
+        return model, run.restore()
+    except AssertionError:  # TensorFlow's, with a list of every variable
+        raise InputError(
+            f"--model_dir: cannot load {directory}: expected a checkpoint of the network that its "
+            "config.json describes, got another's, or one of TensorFlow 1"
+        ) from None
 
 
 def _from_keras(model, path, challenge, step=None):
-    _check_shape(model.input_shape, challenge, path)
+    _check_shapes(model.input_shape, model.output_shape, challenge, path)
     return LoadedModel(lambda x: model(x, training=False), model.weights, path, step)
 
 
@@ -156,20 +165,22 @@ def _from_saved_model(path, challenge):
     if "serving_default" not in loaded.signatures:
         raise InputError(f"--model_dir: expected a signature serving_default in {path}")
     signature = loaded.signatures["serving_default"]
-    ((name, spec),) = signature.structured_input_signature[1].items()
-    ((output, _),) = signature.structured_outputs.items()
-    _check_shape(spec.shape, challenge, path)
+    ((name, image),) = signature.structured_input_signature[1].items()
+    ((output, logits),) = signature.structured_outputs.items()
+    _check_shapes(image.shape, logits.shape, challenge, path)
     # `loaded` must outlive the function, or its variables are gone.
     return LoadedModel(
-        lambda x, keep=loaded: signature(**{name: x})[output], list(loaded.variables), path
+        lambda x, keep=loaded: signature(**{name: x})[output], list(signature.variables), path
     )
 
 
-def _check_shape(shape, challenge, path):
-    if tuple(shape)[1:] != challenge.image_shape:
+def _check_shapes(image, logits, challenge, path):
+    image, logits = tuple(image), tuple(logits)
+    if image[1:] != challenge.image_shape or logits[1:] != (10,):
         raise InputError(
             f"--model_dir: expected a model of {challenge.name} images "
-            f"{(None, *challenge.image_shape)}, got one of {tuple(shape)} in {path}"
+            f"{(None, *challenge.image_shape)} to logits (None, 10), "
+            f"got one of {image} to {logits} in {path}"
         )
 
 

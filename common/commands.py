@@ -14,6 +14,7 @@ from common.attack import PGD
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator
+from common.provenance import provenance
 
 POLL_SECONDS = 10
 
@@ -41,6 +42,8 @@ def evaluate(challenge, config, flag_values):
     Raises:
         InputError: no model, no data, or an attack that is out of range.
     """
+    if flag_values.output_json:
+        check_parent("--output_json", flag_values.output_json)
     if flag_values.watch:
         return _watch(config, flag_values, challenge)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
@@ -55,13 +58,12 @@ def pgd_attack(challenge, config, flag_values):
         InputError: as `evaluate`; nothing is written then.
     """
     target = pathlib.Path(config.store_adv_path)
-    if not target.parent.is_dir():
-        raise InputError(f"--store_adv_path: expected an existing directory, got {target.parent}")
+    check_parent("--store_adv_path", target)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
-    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
-    result = _evaluator(config, challenge, loaded, attack).run(images.images, images.labels)
-    note = {**_record(config, challenge, loaded, attack, images), **result.summary()}
+    evaluator = _evaluator(config, flag_values, challenge, loaded)
+    result = evaluator.run(images.images, images.labels)
+    note = {**_record(config, evaluator, loaded, images), **result.summary()}
     submission.save(target, result.x_adv, challenge, note)
     print(f"Accuracy under attack: {note['adversarial_accuracy']:.2f}%")
     print(f"Examples stored at {target}, their description at {target}.json")
@@ -98,6 +100,27 @@ def run_attack(challenge, config, flag_values):
     print("Output saved at pred.npy")
 
 
+def model_path(config, challenge):
+    """Where the configured model lies: the shipped one where none is named and none was trained.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
+    shipped = challenge.directory / "models" / checkpoints.SHIPPED
+    if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
+        print(f"no model of your own in {own}: taking the shipped {checkpoints.SHIPPED}")
+        return shipped
+    return checkpoints.find_model(challenge, config.model_dir)
+
+
+def check_parent(flag, path):
+    """Raises InputError, before any work is done, where a file could not be written."""
+    parent = pathlib.Path(path).resolve().parent
+    if not parent.is_dir():
+        raise InputError(f"{flag}: expected a file in an existing directory, got {path}")
+
+
 def make_attack(config, challenge, logits, name=None):
     """The configured attack on a function from images to logits; `name` as --attack."""
     if name not in (None, "pgd", "fgsm"):
@@ -115,20 +138,6 @@ def make_attack(config, challenge, logits, name=None):
     )
 
 
-def model_path(config, challenge):
-    """Where the configured model lies: the shipped one where none is named and none was trained.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
-    shipped = challenge.directory / "models" / checkpoints.SHIPPED
-    if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
-        print(f"no model of your own in {own}: taking the shipped {checkpoints.SHIPPED}")
-        return shipped
-    return checkpoints.find_model(challenge, config.model_dir)
-
-
 def _test_images(config, challenge):
     images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     images = images.head(config.num_eval_examples)
@@ -136,7 +145,8 @@ def _test_images(config, challenge):
     return images
 
 
-def _evaluator(config, challenge, loaded, attack):
+def _evaluator(config, flag_values, challenge, loaded):
+    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
     return Evaluator(
         loaded.logits,
         attack,
@@ -149,12 +159,11 @@ def _evaluator(config, challenge, loaded, attack):
 
 
 def _evaluate_once(config, flag_values, challenge, loaded, images):
-    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
-    record = _record(config, challenge, loaded, attack, images)
+    evaluator = _evaluator(config, flag_values, challenge, loaded)
+    record = _record(config, evaluator, loaded, images)
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
-    result = _evaluator(config, challenge, loaded, attack).run(images.images, images.labels)
-    summary = result.summary()
+    summary = evaluator.run(images.images, images.labels).summary()
     print(f"natural: {summary['natural_accuracy']:.2f}%")
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
@@ -165,18 +174,19 @@ def _evaluate_once(config, flag_values, challenge, loaded, images):
     return summary
 
 
-def _record(config, challenge, loaded, attack, images):
+def _record(config, evaluator, loaded, images):
     return {
         "model": str(loaded.path),
         "model_digest": loaded.digest(),
         "step": loaded.step,
-        "data": images.source,
+        "data": images.name,
         "attack": {
-            **attack.settings(),
-            "num_restarts": config.num_restarts,
+            **evaluator.attack.settings(),
+            "num_restarts": evaluator.num_restarts,
             "round_to_8_bits": config.round_to_8_bits,
         },
         "seed": config.random_seed,
+        **provenance(),
     }
 
 

@@ -6,10 +6,12 @@ challenge's own config.json. The originals' config files can be given as they ar
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from absl import flags
 
+from common.attack import check_radius
 from common.errors import InputError
 
 # The original code's names, and what they are called here.
@@ -48,14 +50,19 @@ def integer(low):
     return parse
 
 
-def number(value, pixel_range):
-    """Parses a number."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        return _fail("a number", value)
+def number(low=-math.inf, high=math.inf):
+    """Parser of numbers from `low` to below `high`."""
+
+    def parse(value, pixel_range):
+        try:
+            if not isinstance(value, bool) and low <= float(value) < high:
+                return float(value)
+        except (TypeError, ValueError):
+            pass
+        bounded = f" from {low:g} to below {high:g}" if low > -math.inf else ""
+        return _fail(f"a number{bounded}", value)
+
+    return parse
 
 
 def pixels(value, pixel_range):
@@ -66,7 +73,7 @@ def pixels(value, pixel_range):
             return float(top) / float(bottom) * pixel_range
         except (ValueError, ZeroDivisionError):
             return _fail("a number or a fraction of the pixel range such as 8/255", value)
-    return number(value, pixel_range)
+    return number()(value, pixel_range)
 
 
 def boolean(value, pixel_range):
@@ -87,8 +94,13 @@ def one_of(*choices):
 
 
 def text(value, pixel_range):
-    """Parses text, or null."""
-    return value if value is None or isinstance(value, str) else _fail("text", value)
+    """Parses text."""
+    return value if isinstance(value, str) else _fail("text", value)
+
+
+def text_or_null(value, pixel_range):
+    """Parses text, or null for none."""
+    return None if value is None else text(value, pixel_range)
 
 
 def schedule(value, pixel_range):
@@ -100,7 +112,7 @@ def schedule(value, pixel_range):
         if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
             raise ValueError
         return pairs
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _fail("[[0, rate], [step, rate], ...] with rising steps", value)
 
 
@@ -112,7 +124,7 @@ class Config:
     """
 
     model_dir: str = key("training directory, SavedModel, .keras file or shipped model", text)
-    data_dir: str | None = key("TFDS directory, or one with the original data files", text)
+    data_dir: str | None = key("TFDS directory, or one with the original data files", text_or_null)
     random_seed: int = key("decides weights, data order, augmentation, random starts", integer(0))
     adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
     max_num_training_steps: int = key("training ends after this many steps", integer(1))
@@ -136,7 +148,7 @@ class Config:
     random_start: bool = key("start PGD at a random point of the ball", boolean)
     num_restarts: int = key("evaluation: an example must withstand this many runs", integer(1))
     loss_func: str = key("loss that the attack maximises", one_of("xent", "cw"))
-    kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number)
+    kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number())
     round_to_8_bits: bool = key("round adversarial images to 256 levels a pixel", boolean)
     store_adv_path: str = key("attack file that is written or scored", text)
 
@@ -196,7 +208,8 @@ def make_config(challenge, *layers):
         *layers: pairs (where from, {name: value}); the first word of the error, the settings.
 
     Raises:
-        InputError: an unknown name or a value of the wrong kind, and which were expected.
+        InputError: an unknown name, a value of the wrong kind, or epsilon or step_size outside the
+            pixel range; the message says what was expected.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     own = challenge.directory / "config.json"
@@ -210,6 +223,7 @@ def make_config(challenge, *layers):
                 config[name] = fields[name].metadata["parse"](value, pixel_range)
             except ValueError as error:
                 raise InputError(f"{source}: {name}: {error}") from None
+    check_radius(config["epsilon"], config["step_size"], challenge.bounds)
     return challenge.config_class(**config)
 
 
@@ -239,8 +253,10 @@ def config_from_flags(challenge, flag_values):
     """
     layers, base = [], challenge.directory
     if flag_values.config is not None:
-        layers.append((flag_values.config, read_json(flag_values.config)))
-        base = pathlib.Path(flag_values.config).parent
+        values = read_json(flag_values.config)
+        layers.append((flag_values.config, values))
+        if "model_dir" in values:
+            base = pathlib.Path(flag_values.config).parent
     if flag_values.preset is not None:
         if flag_values.preset not in challenge.presets:
             raise InputError(

@@ -36,14 +36,21 @@ class Split:
         images: uint8 images (n, height, width, channels), pixels in [0, 255], in the originals'
             order.
         labels: int32 classes (n,).
-        source: one line for people: which images these are and where they came from.
+        name: which images these are, for people.
+        place: where they came from.
         is_sample: whether this is the shipped sample, and not the split that was asked for.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    source: str
+    name: str
+    place: str
     is_sample: bool
+
+    @property
+    def source(self) -> str:
+        """One line for people: which images these are and where they came from."""
+        return f"{self.name}{'; ' if self.is_sample else ' from '}{self.place}"
 
     def head(self, n: int) -> "Split":
         """Returns the first `n` examples, or all of them where there are no more than `n`.
@@ -55,8 +62,8 @@ class Split:
             raise InputError(f"expected a positive number of examples, got {n}")
         if n >= len(self.images):
             return self
-        source = f"first {n:,} of: {self.source}"
-        return Split(self.images[:n], self.labels[:n], source, self.is_sample)
+        name = f"first {n:,} of: {self.name}"
+        return Split(self.images[:n], self.labels[:n], name, self.place, self.is_sample)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +108,8 @@ def load_mnist(split: str, *, data_dir: str | None = None, allow_sample: bool = 
     return Split(
         whole.images[parts[split]],
         whole.labels[parts[split]],
-        f"{name} images of: {whole.source}",
+        f"{name} images of: {whole.name}",
+        whole.place,
         is_sample=False,
     )
 
@@ -279,8 +287,8 @@ def _checked(dataset, part, images, labels, place):
                 f"expected sha256 {expected[:12]}..., got {digest[:12]}..."
             )
     name = "training" if part == "train" else "test"
-    source = f"{dataset.title} {name} set ({len(images):,} images) from {place}"
-    return Split(images, labels.astype(np.int32), source, is_sample=False)
+    name = f"{dataset.title} {name} set ({len(images):,} images)"
+    return Split(images, labels.astype(np.int32), name, place, is_sample=False)
 
 
 def _from_tfds(dataset, part, prepared):
@@ -420,7 +428,7 @@ def _from_sample(dataset, reason):
     with np.load(_SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz") as sample:
         images = sample["images"].reshape(-1, *dataset.image_shape)
         labels = sample["labels"].astype(np.int32)
-    return Split(images, labels, f"shipped sample: {dataset.sample}; {reason}", is_sample=True)
+    return Split(images, labels, f"shipped sample: {dataset.sample}", reason, is_sample=True)
 
 
 def _one_line(error):

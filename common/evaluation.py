@@ -83,7 +83,8 @@ class Evaluator:
         @tf.function(reduce_retracing=True)
         def classify(x, y):
             logits = model(x)
-            correct = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
+            is_number = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+            correct = (tf.argmax(logits, axis=-1, output_type=tf.int32) == y) & is_number
             return correct, xent_loss(logits, y)
 
         self._classify = classify

@@ -39,8 +39,8 @@ def load(path):
             return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise InputError(f"cannot read the attack file {path}: {error.strerror}") from None
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise InputError(f"expected a .npy file with numbers in {path}: {error}") from None
+    except Exception as error:  # a damaged header may raise anything
+        raise InputError(f"expected a .npy file with numbers in {path}: {error}") from error
 
 
 def load_note(path):

@@ -11,7 +11,6 @@ import datetime
 import json
 import math
 import pathlib
-import platform
 import signal
 import sys
 import time
@@ -23,9 +22,10 @@ from absl import flags
 from tqdm import tqdm
 
 from common import checkpoints
-from common.attack import FGSM, PGD, check_radius, xent_loss
+from common.attack import FGSM, PGD, xent_loss
 from common.config import NOT_OF_TRAINING
 from common.errors import InputError
+from common.provenance import provenance
 
 # A constant prediction has the loss ln 10; see `_PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
@@ -75,18 +75,20 @@ class Momentum(keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates `variable` and its velocity."""
+        if not self.momentum:  # Keras has no velocities then
+            return super().update_step(gradient, variable, learning_rate)
         velocity = self.momentums[self._get_variable_index(variable)]
         rate = keras.ops.cast(learning_rate, variable.dtype)
         self.assign(velocity, self.momentum * velocity + gradient)
-        self.assign_sub(variable, rate * velocity)
+        return self.assign_sub(variable, rate * velocity)
 
 
 def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistics=False):
     """Trains the challenge's network, or goes on with the training found in `config.model_dir`.
 
-    Writes there: config.json, versions.json, checkpoint-N every `num_checkpoint_steps`, TensorBoard
-    summaries, and at the end saved_model/. Ctrl-C or SIGTERM ends it after the current step, with a
-    checkpoint.
+    Writes there: config.json, versions.json (the command and the hardware too), checkpoint-N every
+    `num_checkpoint_steps`, TensorBoard summaries, and at the end saved_model/. Ctrl-C or SIGTERM
+    ends it after the current step, with a checkpoint.
 
     Args:
         config: the challenge's config.
@@ -178,7 +180,6 @@ def make_adversary(config, bounds, model, batch_statistics=False):
     """
     if config.adversary == "none":
         return lambda x_nat, y, step: x_nat
-    check_radius(config.epsilon, config.step_size, bounds)
     settings = {
         "epsilon": config.epsilon,
         "loss_func": config.loss_func,
@@ -290,15 +291,8 @@ def _claim(config):
         )
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints.write_atomically(path, config.to_json().encode())
-    versions = {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
-    checkpoints.write_atomically(
-        directory / "versions.json", (json.dumps(versions, indent=2) + "\n").encode()
-    )
+    text = json.dumps(provenance(), indent=2) + "\n"
+    checkpoints.write_atomically(directory / "versions.json", text.encode())
 
 
 class _Interruption:
@@ -367,6 +361,6 @@ class _PlateauWarning:
             progress.write(
                 f"warning: the loss stays at {mean:.2f} = ln 10, a constant prediction. On MNIST "
                 "the paper's recipe does so for its first 4,000 to 5,000 steps; what helps: "
-                "--epsilon_warmup_steps, another --random_seed, a larger --scale.",
+                "--epsilon_warmup_steps, another --random_seed, a larger network.",
                 file=sys.stderr,
             )

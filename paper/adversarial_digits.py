@@ -23,15 +23,13 @@ import tensorflow as tf
 from absl import flags
 
 from common import app, checkpoints, commands
-from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 
 
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    if not output.parent.is_dir():
-        raise InputError(f"--output: expected an existing directory, got {output.parent}")
+    commands.check_parent("--output", output)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     print(test.source)
     first_of_class = [int(np.argmax(test.labels == label)) for label in range(10)]

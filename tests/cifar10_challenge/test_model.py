@@ -8,6 +8,7 @@ import tensorflow as tf
 from cifar10_challenge.model import build_model
 from cifar10_challenge.train import augment
 from common import data
+from tests.mnist_challenge.test_model import float64, input_gradient, sum_xent
 
 tf1 = tf.compat.v1
 
@@ -42,7 +43,8 @@ def original_logits(x, weights, training):
         x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, 0.001)
         return tf.where(x < 0, 0.1 * x, x)
 
-    x = tf.map_fn(tf.image.per_image_standardization, x)
+    mean, variance = tf.nn.moments(x, [1, 2, 3], keepdims=True)
+    x = (x - mean) / tf.maximum(tf.sqrt(variance), 1 / 3072**0.5)
     x = conv(x, "stem")
     for group, stride in ((1, 1), (2, 2), (3, 2)):
         for unit in range(5):
@@ -60,11 +62,6 @@ def original_logits(x, weights, training):
             x = x + shortcut
     x = tf.reduce_mean(norm_and_leaky_relu(x, "last_norm"), [1, 2])
     return tf.matmul(x, weights["logits/kernel"]) + weights["logits/bias"], averages
-
-
-def assert_equal_up_to_rounding(actual, expected, tolerance=1e-5):
-    assert np.shape(actual) == np.shape(expected)
-    assert np.max(np.abs(actual - expected)) <= tolerance * np.max(np.abs(expected))
 
 
 @pytest.fixture(scope="module")
@@ -146,49 +143,47 @@ def test_weight_decay_is_half_the_squared_sum_of_the_kernels(simple):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_logits_and_gradients_are_the_originals(simple, training):
+def test_logits_gradients_and_averages_are_the_originals(simple, training):
     x, y = pictures(4)
-    before = weights_by_path(simple)
-    with tf.GradientTape() as tape:
-        pixels = tf.constant(x)
-        tape.watch(pixels)
-        logits = simple(pixels, training=training)
-        xent = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
-        loss = tf.reduce_sum(xent)
-    gradient = tape.gradient(loss, pixels)
+    weights = weights_by_path(simple)
+    with float64():
+        exact = build_model("simple")
+    exact.set_weights(simple.get_weights())
 
     with tf.Graph().as_default(), tf1.Session() as session:
-        its_pixels = tf.constant(x)
-        its_logits, its_averages = original_logits(its_pixels, before, training)
-        its_loss = tf.reduce_sum(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=its_logits)
-        )
-        its_gradient = tf.gradients(its_loss, its_pixels)[0]
-        expected = session.run([its_logits, its_gradient, its_averages])
+        pixels = tf.constant(x, tf.float64)
+        its_weights = {path: weight.astype("f8") for path, weight in weights.items()}
+        logits, averages = original_logits(pixels, its_weights, training)
+        gradient = tf.gradients(sum_xent(logits, y), pixels)[0]
+        logits, gradient, averages = session.run([logits, gradient, averages])
 
-    assert_equal_up_to_rounding(logits, expected[0])
-    assert_equal_up_to_rounding(gradient, expected[1])
-    after = weights_by_path(simple)
-    assert len(expected[2]) == (2 * 31 if training else 0)
-    for path, weight in {**before, **expected[2]}.items():
-        assert_equal_up_to_rounding(after[path], weight)
-
-
-def test_a_constant_image_is_standardised_without_dividing_by_zero(simple):
-    standardise = simple.get_layer("standardise")
-    image = np.full((1, 32, 32, 3), 7.0, "f4")
-    np.testing.assert_array_equal(standardise(image), 0)
-    image[0, 0, 0, 0] += 0.5  # the deviation is below the least that is divided by, 1/sqrt(3072)
-    expected = (image - image.mean()) * 3072**0.5
-    np.testing.assert_allclose(standardise(image), expected, rtol=1e-3, atol=1e-4)
+    actual = input_gradient(lambda x: exact(x, training=training), tf.constant(x, tf.float64), y)
+    assert np.abs(gradient).max() > 0.001
+    np.testing.assert_allclose(actual, gradient, rtol=1e-6, atol=1e-9)
+    assert len(averages) == (2 * 31 if training else 0)
+    for path, weight in weights_by_path(exact).items():
+        np.testing.assert_allclose(weight, averages.get(path, weights[path]), rtol=1e-6)
+    np.testing.assert_allclose(simple(x, training=training), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_wide_network_has_the_originals_logits(wide):
     x, _ = pictures(1)
     weights = weights_by_path(wide)
     with tf.Graph().as_default(), tf1.Session() as session:
-        expected = session.run(original_logits(tf.constant(x), weights, False)[0])
-    assert_equal_up_to_rounding(wide(x, training=False), expected)
+        fed = {path: tf1.placeholder(tf.float32, w.shape) for path, w in weights.items()}
+        logits, _ = original_logits(tf.constant(x), fed, training=False)
+        logits = session.run(logits, {fed[path]: weights[path] for path in fed})
+    np.testing.assert_allclose(wide(x, training=False), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_images_are_standardised_as_tensorflow_does(simple):
+    x, _ = pictures(4)
+    x[2] = 7.0  # nothing to divide by
+    x[3] = 7.0
+    x[3, 0, 0, 0] = 7.5  # a deviation below 1/sqrt(3072)
+    actual = simple.get_layer("standardise")(x)
+    np.testing.assert_allclose(actual, tf.image.per_image_standardization(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(actual[2], 0.0)
 
 
 def test_augmentation_draws_from_the_50_crops_and_flips():

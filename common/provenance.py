@@ -1,0 +1,40 @@
+"""What a result was computed by, so that it can be repeated."""
+
+import os
+import pathlib
+import platform
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def provenance():
+    """Command, hardware and library versions, as a dict for JSON."""
+    return {
+        "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpus": [
+                tf.config.experimental.get_device_details(device).get("device_name", device.name)
+                for device in tf.config.list_physical_devices("GPU")
+            ],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _processor():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

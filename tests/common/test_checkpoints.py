@@ -1,0 +1,228 @@
+import dataclasses
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common import checkpoints
+from common.attack import PGD
+from common.errors import InputError
+from mnist_challenge.challenge import MNIST
+from mnist_challenge.model import build_model
+
+X = np.random.default_rng(0).random((5, 28, 28, 1), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(scale=1, seed=1)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """The model on disk, in its three forms."""
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoints.export(model, folder / "SavedModel")
+    model.save(folder / "model.keras")
+    start_training(folder / "training", scale=1)
+    checkpoints.TrainingRun(folder / "training", model).save(300)
+    return folder
+
+
+def start_training(folder, **settings):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def tiny(shape=(28, 28, 1)):
+    """A small model of such images."""
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(10)])
+
+
+def refused(path, expected):
+    with pytest.raises(InputError, match=expected) as error:
+        checkpoints.load_model(MNIST, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Finding.
+
+
+def test_find_model_takes_a_path_or_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    challenge = dataclasses.replace(MNIST, directory=tmp_path / "challenge")
+    shipped = challenge.directory / "models"
+    for name in ("fast", "adv_trained"):
+        (shipped / name).mkdir(parents=True)
+        (shipped / name / "saved_model.pb").touch()
+    (tmp_path / "run").mkdir()
+    assert checkpoints.find_model(challenge, "fast") == shipped / "fast"
+    assert checkpoints.find_model(challenge, "run") == pathlib.Path("run")
+    assert checkpoints.find_model(challenge, str(tmp_path / "run")) == tmp_path / "run"
+    with pytest.raises(InputError, match=r"expected .*\(adv_trained, fast\), got none, which does"):
+        checkpoints.find_model(challenge, "none")
+    with pytest.raises(InputError, match=r"shipped model \(none so far\), got none"):
+        checkpoints.find_model(dataclasses.replace(MNIST, directory=tmp_path), "none")
+
+
+# Loading.
+
+
+@pytest.mark.parametrize(
+    "name, step", [("SavedModel", None), ("model.keras", None), ("training", 300)]
+)
+def test_every_form_gives_the_same_model(model, saved, name, step):
+    loaded = checkpoints.load_model(MNIST, saved / name)
+    np.testing.assert_allclose(loaded.logits(tf.constant(X)), model(X), rtol=1e-5, atol=1e-6)
+    assert loaded.path == saved / name and loaded.step == step
+    expected = checkpoints.LoadedModel(model, model.weights, saved).digest()
+    assert loaded.digest() == expected and len(expected) == 64
+    other = build_model(scale=1, seed=2)
+    assert expected != checkpoints.LoadedModel(other, other.weights, saved).digest()
+
+
+def test_export_names_input_and_output_and_takes_any_batch(saved):
+    signature = tf.saved_model.load(str(saved / "SavedModel")).signatures["serving_default"]
+    (spec,) = signature.structured_input_signature[1].values()
+    assert (spec.name, spec.shape.as_list(), spec.dtype) == ("image", [None, 28, 28, 1], tf.float32)
+    ((name, output),) = signature.structured_outputs.items()
+    assert (name, output.shape.as_list()) == ("logits", [None, 10])
+
+
+def test_export_replaces_what_was_there(tmp_path, model):
+    path = tmp_path / "models" / "mine"
+    checkpoints.export(tiny(), path)
+    (path / "old").touch()
+    checkpoints.export(model, path)
+    digest = checkpoints.LoadedModel(model, model.weights, path).digest()
+    assert checkpoints.load_model(MNIST, path).digest() == digest
+    assert not (path / "old").exists()
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine"]
+
+
+def test_pixel_gradients_flow_through_a_saved_model(model, saved):
+    layer = keras.layers.TFSMLayer(saved / "SavedModel", call_endpoint="serve")
+    loaded = checkpoints.load_model(MNIST, saved / "SavedModel")
+
+    def gradient(logits):
+        x = tf.constant(X)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(logits(x)[:, 3])
+        return tape.gradient(total, x)
+
+    expected = gradient(model)
+    assert np.any(expected)
+    for logits in (loaded.logits, lambda x: layer(x)["logits"]):
+        np.testing.assert_allclose(gradient(logits), expected, rtol=1e-4, atol=1e-6)
+    attack = PGD(loaded.logits, epsilon=0.3, step_size=0.1, num_steps=2, random_start=False)
+    assert np.abs(attack.perturb(X, np.arange(5)) - X).max() == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_saved_model_made_without_keras_loads(tmp_path):
+    class Linear(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = tf.Variable(tf.ones((784, 10)))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 28, 28, 1), name="pixels")])
+        def __call__(self, pixels):
+            return {"scores": tf.reshape(pixels, (-1, 784)) @ self.kernel}
+
+    module = Linear()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    loaded = checkpoints.load_model(MNIST, tmp_path)
+    assert loaded.logits(tf.constant(X)).shape == (5, 10)
+    assert [weight.shape for weight in loaded.weights] == [(784, 10)]
+
+
+# Refusing.
+
+
+@pytest.mark.parametrize("form", ["SavedModel", "model.keras"])
+def test_a_model_of_other_images_is_refused(tmp_path, form):
+    other = tiny((32, 32, 3))
+    if form == "SavedModel":
+        checkpoints.export(other, tmp_path / form)
+    else:
+        other.save(tmp_path / form)
+    expected = r"MNIST images \(None, 28, 28, 1\) to logits .* got one of \(None, 32, 32, 3\)"
+    refused(tmp_path / form, expected)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        (None, "expected a training directory with a checkpoint, a SavedModel or a .keras file"),
+        ("model.h5", "expected a training directory"),
+        ("model.keras", "cannot load"),
+        ("run/saved_model.pb", "cannot load"),
+    ],
+)
+def test_garbage_is_refused(tmp_path, name, expected):
+    path = tmp_path / "run"
+    path.mkdir()
+    if name is not None:
+        (tmp_path / name).write_text("garbage")
+        path = path if "/" in name else tmp_path / name
+    refused(path, expected)
+
+
+def test_a_training_of_another_network_is_refused(tmp_path, model):
+    start_training(tmp_path / "wider", scale=2)
+    checkpoints.TrainingRun(tmp_path / "wider", model).save(1)
+    refused(tmp_path / "wider", "cannot load .*shape")
+    start_training(tmp_path / "other", scale=1)
+    checkpoints.TrainingRun(tmp_path / "other", tiny()).save(1)
+    refused(tmp_path / "other", "cannot load")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "garbage", 'model_checkpoint_path: "checkpoint-300"'], ids=str.split
+)
+def test_a_training_whose_checkpoint_is_gone_is_refused(tmp_path, content):
+    start_training(tmp_path / "run", scale=1)
+    (tmp_path / "run" / "checkpoint").write_text(content)
+    refused(tmp_path / "run", "checkpoint")
+
+
+def test_a_tensorflow_1_checkpoint_is_refused(tmp_path):
+    start_training(tmp_path / "run", scale=1)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variable = tf.compat.v1.get_variable("Variable", [5, 5, 1, 32])
+        session.run(variable.initializer)
+        saver = tf.compat.v1.train.Saver()
+        saver.save(session, str(tmp_path / "run" / "checkpoint"), global_step=99900)
+    refused(tmp_path / "run", "cannot load")
+
+
+def test_restore_training_needs_a_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="expected a training with a checkpoint, got"):
+        checkpoints.restore_training(MNIST, tmp_path)
+
+
+# Writing.
+
+
+def test_write_atomically(tmp_path):
+    path = tmp_path / "file"
+    checkpoints.write_atomically(path, b"old")
+    checkpoints.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(TypeError):
+        checkpoints.write_atomically(path, "not bytes")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_three_checkpoints_are_kept(tmp_path, model):
+    run = checkpoints.TrainingRun(tmp_path, model)
+    assert run.latest_step() is None and run.restore() == 0
+    for step in (1, 2, 3, 4, 4):
+        run.save(step)
+    assert run.latest_step() == run.restore() == 4
+    assert sorted(checkpoints.step_of(p.stem) for p in tmp_path.glob("*.index")) == [2, 3, 4]

@@ -1,0 +1,185 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from cifar10_challenge.challenge import CIFAR10
+from common import submission
+from common.errors import InputError
+from mnist_challenge.challenge import MNIST
+
+BOTH = pytest.mark.parametrize(
+    "challenge, epsilon", [(MNIST, 0.3), (CIFAR10, 8.0)], ids=["mnist", "cifar10"]
+)
+
+
+def grey(challenge, n=3):
+    """Images halfway between black and white, and the same as an attack file holds them."""
+    x_nat = np.full((n, *challenge.image_shape), np.mean(challenge.bounds), np.float32)
+    return x_nat, x_nat.reshape(n, *challenge.submission_shape).copy()
+
+
+# Files.
+
+
+@BOTH
+def test_save_and_load(tmp_path, challenge, epsilon):
+    x_adv = np.random.default_rng(0).random((3, *challenge.image_shape))
+    path = tmp_path / "attack.npy"
+    submission.save(path, x_adv, challenge, {"model": "adv_trained", "seed": 1})
+    loaded = submission.load(path)
+    assert loaded.shape == (3, *challenge.submission_shape) and loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded.reshape(x_adv.shape), x_adv.astype(np.float32))
+    np.testing.assert_array_equal(np.load(path), loaded)
+    assert submission.load_note(path) == {"model": "adv_trained", "seed": 1}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["attack.npy", "attack.npy.json"]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "attack.npy"
+    submission.save(path, grey(MNIST)[0], MNIST, {"seed": 1})
+    old = path.read_bytes()
+    with pytest.raises(ValueError, match="reshape"):
+        submission.save(path, np.ones((3, 5)), MNIST, {"seed": 2})
+    assert path.read_bytes() == old and submission.load_note(path) == {"seed": 1}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [None, "", "no json", "[1]"])
+def test_a_note_that_is_none_is_empty(tmp_path, content):
+    if content is not None:
+        (tmp_path / "attack.npy.json").write_text(content)
+    assert submission.load_note(tmp_path / "attack.npy") == {}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*attack\.npy: No such file"):
+        submission.load(tmp_path / "attack.npy")
+
+
+def npy(header):
+    header = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no array",
+        b"PK\x03\x04",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 784)}") + b"too short",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000,)}"),
+        npy("{'descr': '<f4', 'fortran_order': "),
+        npy("{[]: 1}"),
+    ],
+    ids=["empty", "text", "npz", "cut", "huge", "half a header", "no dict"],
+)
+def test_what_is_no_array_is_refused(tmp_path, content):
+    path = tmp_path / "attack.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"expected a \.npy file with numbers in .*attack\.npy"):
+        submission.load(path)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["npy", "bare pickle"])
+def test_a_pickle_is_refused_unread(tmp_path, wrapped):
+    trace = tmp_path / "ran"
+
+    class Malicious:
+        def __reduce__(self):
+            return open, (str(trace), "w")
+
+    path = tmp_path / "attack.npy"
+    if wrapped:
+        np.save(path, np.array([Malicious()], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(InputError, match=r"expected a \.npy file with numbers"):
+        submission.load(path)
+    assert not trace.exists()
+    with path.open("rb") as file:  # it would have run
+        np.load(file, allow_pickle=True)
+    assert trace.exists()
+
+
+# Rules.
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_file_on_the_edge_of_ball_and_box_passes(challenge, epsilon, dtype):
+    x_nat, x_adv = grey(challenge)
+    x_nat[0], x_nat[1] = challenge.bounds
+    x_adv[:2] = x_nat[:2].reshape(x_adv[:2].shape)
+    x_adv = x_adv.astype(dtype)
+    x_adv[0] += epsilon
+    x_adv[1] -= epsilon
+    x_adv[2].flat[::2] += epsilon
+    submission.check(x_adv, x_nat, challenge, epsilon)
+
+
+def test_whole_numbers_pass():
+    x_nat = np.full((2, 32, 32, 3), 100, np.float32)
+    submission.check(np.full((2, 32, 32, 3), 108, np.uint8), x_nat, CIFAR10, 8.0)
+
+
+@BOTH
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("edge_of", ["ball", "box"])
+def test_the_tolerance_is_the_originals(challenge, epsilon, sign, edge_of):
+    x_nat, x_adv = grey(challenge)
+    x_adv = x_adv.astype(np.float64)
+    if edge_of == "ball":
+        edge = x_nat[0, 0, 0, 0] + sign * epsilon
+        expected = r"Invalid perturbation: expected at most .* from the test image, found [\d.]+"
+    else:
+        edge = x_nat[...] = x_adv[...] = challenge.bounds[sign == 1]
+        expected = r"Invalid pixel range: expected \[.*\], found \[.*\]"
+    x_adv[2].flat[7] = edge + sign * 0.99e-4
+    submission.check(x_adv, x_nat, challenge, epsilon)
+    x_adv[2].flat[7] = edge + sign * 2e-4
+    with pytest.raises(InputError, match=expected + r" \(image 2,"):
+        submission.check(x_adv, x_nat, challenge, epsilon)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (np.nan, r"Invalid pixels: expected numbers, found NaN \(image 1, counted from 0\)$"),
+        (np.inf, r"Invalid pixel range: expected \[0, \d+\], found \[[\d.]+, inf\] \(image 1,"),
+        (-999, r"Invalid pixel range: expected \[0, \d+\], found \[-999, [\d.]+\] \(image 1,"),
+    ],
+)
+def test_the_first_bad_image_is_named(challenge, epsilon, value, expected):
+    x_nat, x_adv = grey(challenge)
+    x_adv[1:].flat[5] = value
+    x_adv[2:].flat[9] = value
+    with pytest.raises(InputError, match=expected):
+        submission.check(x_adv, x_nat, challenge, epsilon)
+
+
+def test_images_are_counted_through_a_long_file():
+    x_nat, x_adv = grey(MNIST, 502)
+    x_adv[501, 3] = 0.9
+    expected = r"Invalid perturbation: .* at most 0.3 .*, found 0.4 \(image 501, counted from 0\)$"
+    with pytest.raises(InputError, match=expected):
+        submission.check(x_adv, x_nat, MNIST, 0.3)
+
+
+@pytest.mark.parametrize(
+    "x_adv, expected",
+    [
+        (np.zeros((2, 784)), r"Invalid shape: expected \(3, 784\), found \(2, 784\)"),
+        (np.zeros((3, 28, 28, 1)), r"Invalid shape: expected \(3, 784\), found \(3, 28, 28, 1\)"),
+        (np.float32(0), r"Invalid shape: expected \(3, 784\), found \(\)"),
+        (np.zeros((3, 784), complex), "Invalid dtype: expected real numbers, found complex128"),
+        (np.zeros((3, 784), bool), "Invalid dtype: expected real numbers, found bool"),
+        (np.zeros((3, 784), "S4"), "Invalid dtype: expected real numbers, found .S4"),
+        (np.zeros((3, 784), "f4, f4"), "Invalid dtype: expected real numbers, found .*f0"),
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_refused(x_adv, expected):
+    with pytest.raises(InputError, match=expected):
+        submission.check(x_adv, grey(MNIST)[0], MNIST, 0.3)

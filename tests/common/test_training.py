@@ -1,0 +1,285 @@
+import dataclasses
+import math
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cifar10_challenge.model
+import cifar10_challenge.train
+import mnist_challenge.model
+import mnist_challenge.train
+from cifar10_challenge.challenge import CIFAR10
+from common import data, training
+from common.config import make_config
+from mnist_challenge.challenge import MNIST
+from tests.cifar10_challenge.test_model import pictures
+from tests.mnist_challenge.test_model import (
+    digits,
+    original_logits,
+    original_variables,
+    sum_xent,
+)
+
+tf1 = tf.compat.v1
+
+ORIGINAL_RATES = ((0, 0.1), (40000, 0.01), (60000, 0.001))
+
+
+def config_of(challenge, **settings):
+    return make_config(challenge, ("test", settings))
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Returns a function from a challenge to what its train.py hands to `training.train`."""
+
+    def recipe_of(challenge):
+        script = mnist_challenge.train if challenge is MNIST else cifar10_challenge.train
+        images = data.Split(
+            np.zeros((1, *challenge.image_shape), "u1"), np.zeros(1, "i4"), "", "", True
+        )
+        fake = dataclasses.replace(challenge, load=lambda split, data_dir: images)
+        monkeypatch.setattr(script, "MNIST" if challenge is MNIST else "CIFAR10", fake)
+        monkeypatch.setattr(training, "train", lambda config, challenge, **recipe: recipe)
+        return types.SimpleNamespace(**script.train(config_of(challenge)))
+
+    return recipe_of
+
+
+# Learning rates.
+
+
+def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
+    schedule = training.PiecewiseSchedule(ORIGINAL_RATES)
+    steps = [0, 1, 39999, 40000, 40001, 59999, 60000, 60001, 80000]
+    with tf.Graph().as_default(), tf1.Session() as session:
+        step = tf1.placeholder(tf.int64, [])
+        rate = tf1.train.piecewise_constant(step, [40000, 60000], [0.1, 0.01, 0.001])
+        expected = [session.run(rate, {step: value}) for value in steps]
+    assert [float(schedule(tf.constant(step))) for step in steps] == expected
+    assert expected == [np.float32(rate) for rate in 4 * [0.1] + 3 * [0.01] + 2 * [0.001]]
+
+
+def test_linear_schedule_interpolates_and_keeps_the_last_rate():
+    schedule = training.PiecewiseSchedule(((0, 0.0), (10, 1.0), (30, 0.2)), linear=True)
+    rates = [float(schedule(step)) for step in (0, 5, 10, 15, 20, 30, 31, 1000)]
+    np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.8, 0.6, 0.2, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_schedule_of_one_rate_and_from_its_config(linear):
+    assert float(training.PiecewiseSchedule(((0, 0.5),), linear)(7)) == 0.5
+    schedule = training.PiecewiseSchedule(ORIGINAL_RATES, linear)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert float(copy(50000)) == float(schedule(50000))
+
+
+# Optimizers.
+
+
+def least_squares(weights):
+    """A loss that two weights of very different curvature are fitted to."""
+    return 0.5 * (weights[0] - 1.0) ** 2 + 2.0 * (weights[1] + weights[0]) ** 2
+
+
+def path_of(optimizer, num_steps):
+    """The weights after each step on `least_squares` from zero."""
+    weights = tf.Variable([0.0, 0.0])
+    path = []
+    for _ in range(num_steps):
+        with tf.GradientTape() as tape:
+            loss = least_squares(weights)
+        optimizer.apply([tape.gradient(loss, weights)], [weights])
+        path.append(weights.numpy())
+    return np.array(path)
+
+
+def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
+    schedule = training.PiecewiseSchedule(((0, 0.1), (5, 0.01)))
+    with tf.Graph().as_default(), tf1.Session() as session:
+        step = tf1.train.get_or_create_global_step()
+        rate = tf1.train.piecewise_constant(step, [5], [0.1, 0.01])
+        weights = tf1.Variable([0.0, 0.0])
+        minimise = tf1.train.MomentumOptimizer(rate, 0.9).minimize(least_squares(weights), step)
+        session.run(tf1.global_variables_initializer())
+        expected = []
+        for _ in range(12):
+            session.run(minimise)
+            expected.append(session.run(weights))
+
+    ours = path_of(training.Momentum(schedule, momentum=0.9), 12)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    kerass = path_of(keras.optimizers.SGD(schedule, momentum=0.9), 12)
+    np.testing.assert_allclose(kerass[:6], expected[:6], rtol=1e-5, atol=1e-6)
+    assert np.abs(kerass - expected)[6:].max() > 0.01
+
+
+def test_momentum_by_hand():
+    optimizer = training.Momentum(0.5, momentum=0.9)
+    weight = tf.Variable([1.0])
+    optimizer.apply([tf.constant([2.0])], [weight])  # v = 2
+    assert weight.numpy() == [0.0]
+    optimizer.apply([tf.constant([1.0])], [weight])  # v = 0.9 * 2 + 1
+    np.testing.assert_allclose(weight, [-1.4])
+
+
+# The outer minimisation, as the two train.py set it up.
+
+
+def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
+    x, y = digits(16)
+    model = mnist_challenge.model.build_model(scale=1, seed=5)
+    start = model.get_weights()
+    mnist = recipe(MNIST)
+    update = training._make_update(model, mnist.optimizer, mnist.reduce_loss)
+    means = [float(update(x, y)) for _ in range(10)]
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variables = original_variables(start)
+        loss = sum_xent(original_logits(tf.constant(x.reshape(-1, 784)), variables), y)
+        minimise = tf1.train.AdamOptimizer(1e-4).minimize(loss)
+        session.run(tf1.global_variables_initializer())
+        losses = [session.run([loss, minimise])[0] for _ in range(10)]
+        expected = session.run(variables)
+
+    np.testing.assert_allclose(means, np.array(losses) / 16, rtol=1e-5)
+    for weight, its, before in zip(model.get_weights(), expected, start):
+        assert np.abs(its - before).max() > 9e-4  # ten steps of about 1e-4
+        np.testing.assert_allclose(weight, its, atol=1e-6)
+
+
+def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
+    x, y = pictures(4)
+    model = cifar10_challenge.model.build_model("simple", weight_decay=0.5, seed=6)
+    start = [variable.numpy() for variable in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        mean_xent = sum_xent(model(x, training=True), y) / 4
+    gradients = tape.gradient(mean_xent, model.trainable_variables)
+
+    cifar10 = recipe(CIFAR10)
+    update = training._make_update(model, cifar10.optimizer, cifar10.reduce_loss)
+    assert float(update(x, y)) == pytest.approx(float(mean_xent), rel=1e-5)
+    for variable, before, gradient in zip(model.trainable_variables, start, gradients):
+        decay = 0.5 * before if variable.name == "kernel" else 0.0
+        expected = before - 0.1 * (gradient + decay)
+        np.testing.assert_allclose(variable, expected, atol=2e-5, err_msg=variable.path)
+
+
+def test_recipes_are_the_originals(recipe):
+    mnist, cifar10 = recipe(MNIST), recipe(CIFAR10)
+    adam, momentum = mnist.optimizer, cifar10.optimizer
+    assert isinstance(adam, keras.optimizers.Adam)
+    assert mnist.reduce_loss is tf.reduce_sum and cifar10.reduce_loss is tf.reduce_mean
+    assert (adam.beta_1, adam.beta_2, adam.epsilon) == (0.9, 0.999, 1e-8)
+    assert isinstance(momentum, training.Momentum) and not momentum.nesterov
+    assert momentum.momentum == 0.9 and cifar10.batch_statistics
+    assert config_of(CIFAR10).step_size_schedule == ORIGINAL_RATES
+    assert config_of(CIFAR10).weight_decay == 2e-4
+
+
+# The inner maximisation.
+
+
+@pytest.fixture
+def linear():
+    """Two logits of a 2x2 image; the loss of class 0 rises along (1, -1, 1, -1)."""
+    model = keras.Sequential(
+        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2, use_bias=False)]
+    )
+    model.set_weights([np.array([[0, 1], [0, -2], [0, 3], [0, -4]], "f4")])
+    return model
+
+
+IMAGE = np.array([0.5, 0.5, 0.9, 0.1], "f4").reshape(1, 2, 2, 1)
+LABEL = np.array([0], "i4")
+
+
+def adversary(model, **settings):
+    return training.make_adversary(config_of(MNIST, **settings), (0.0, 1.0), model)
+
+
+def test_no_adversary_leaves_the_images_alone(linear):
+    perturb = adversary(linear, adversary="none")
+    assert perturb(IMAGE, LABEL, 0) is IMAGE
+
+
+def test_fgsm_moves_every_pixel_by_epsilon_within_the_pixel_range(linear):
+    x_adv = adversary(linear, adversary="fgsm")(IMAGE, LABEL, 0)
+    np.testing.assert_allclose(np.ravel(x_adv), [0.8, 0.2, 1.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_warm_up_shrinks_the_ball(linear, name):
+    settings = {"step_size": 0.02, "random_start": False}
+    perturb = adversary(linear, adversary=name, epsilon_warmup_steps=4, epsilon=0.08, **settings)
+    for step, epsilon in ((0, 0.02), (1, 0.04), (2, 0.06), (3, 0.08), (4, 0.08), (100, 0.08)):
+        expected = np.ravel(IMAGE) + epsilon * np.array([1, -1, 1, -1])
+        np.testing.assert_allclose(np.ravel(perturb(IMAGE, LABEL, step)), expected, rtol=1e-5)
+
+
+def test_random_starts_fill_the_warm_up_ball_and_follow_the_step(linear):
+    perturb = adversary(linear, epsilon_warmup_steps=3, num_steps=0)
+    image = np.full((200, 2, 2, 1), 0.5, "f4")
+    label = np.zeros(200, "i4")
+    starts = {step: perturb(image, label, step) - image for step in (0, 1, 2, 3)}
+    for step, epsilon in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.3)):
+        assert 0.98 * epsilon < np.abs(starts[step]).max() <= epsilon + 1e-6
+    assert np.mean(np.isclose(starts[2], starts[3])) < 0.01
+    np.testing.assert_array_equal(perturb(image, label, 3) - image, starts[3])
+    other_seed = adversary(linear, num_steps=0, random_seed=1)(image, label, 3) - image
+    assert np.mean(np.isclose(other_seed, starts[3])) < 0.01
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistics):
+    x, y = pictures(4)
+    model = cifar10_challenge.model.build_model("simple", seed=7)
+    before = model.get_weights()
+    if batch_statistics:
+        twin = keras.models.clone_model(model)
+        twin.set_weights(before)
+        twin(x, training=True)
+        expected = twin.get_weights()
+    else:
+        expected = before
+    config = config_of(CIFAR10, random_start=False, num_steps=1)
+    perturb = training.make_adversary(config, CIFAR10.bounds, model, batch_statistics)
+    x_adv = perturb(x, y, 0)
+
+    assert np.abs(x_adv - x).max() == 2.0
+    moved = 0
+    for weight, old, new in zip(model.weights, before, expected):
+        np.testing.assert_allclose(weight, new, rtol=1e-5, atol=1e-6, err_msg=weight.path)
+        moved += not np.array_equal(weight, old)
+    assert moved == (2 * 31 if batch_statistics else 0)
+
+
+# The warning of a training that stands still.
+
+
+class Progress:
+    def __init__(self):
+        self.warnings = []
+
+    def write(self, text, file):
+        self.warnings.append(text)
+
+
+def warnings_at(losses):
+    progress, plateau = Progress(), training._PlateauWarning()
+    for loss in losses:
+        plateau.watch(tf.constant(loss), progress)
+    return progress.warnings
+
+
+def test_plateau_warning():
+    constant = math.log(10)
+    (warning,) = warnings_at(500 * [constant])
+    assert "the loss stays at 2.30 = ln 10, a constant prediction" in warning
+    assert "--epsilon_warmup_steps" in warning
+    assert len(warnings_at(250 * [constant - 0.1] + 750 * [constant])) == 1  # the second window
+    for losses in (499 * [constant], 500 * [constant - 0.03], 500 * [constant + 0.03], 500 * [0.1]):
+        assert warnings_at(losses) == []
