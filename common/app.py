@@ -19,9 +19,9 @@ def run(main, challenge, define_flags=None):
     config_lib.define_flags(challenge, flags.FLAGS)
     if define_flags is not None:
         define_flags(flags.FLAGS)
-    for module_flags in list(flags.FLAGS.flags_by_module_dict().items()):
-        if module_flags[0].startswith("common."):
-            for flag in module_flags[1]:  # so that --help shows them
+    for module, declared in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("common."):
+            for flag in declared:  # so that --help shows it
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
     def parse(argv):

@@ -19,7 +19,6 @@ OLD_NAMES = {
     "k": "num_steps",
     "a": "step_size",
     "tf_random_seed": "random_seed",
-    "data_path": "data_dir",
 }
 # Keys of original files that have no meaning here: one seed decides everything, and devices are
 # TensorFlow's choice.
@@ -193,6 +192,11 @@ def read_json(path):
     if "a" in values and "step_size" in values:
         # The files beside some published MNIST networks: there it is Adam's learning rate.
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
+    if "data_path" in values:
+        # The originals' folder of data beside their config file, which not every user has.
+        folder = path.parent / str(values.pop("data_path"))
+        if folder.is_dir():
+            values["data_dir"] = str(folder)
     return {
         OLD_NAMES.get(name, name): value
         for name, value in values.items()

@@ -88,7 +88,8 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
 
     Writes there: config.json, versions.json (the command and the hardware too), checkpoint-N every
     `num_checkpoint_steps`, TensorBoard summaries, and at the end saved_model/. Ctrl-C or SIGTERM
-    ends it after the current step, with a checkpoint.
+    ends it after the current step, with a checkpoint. What it prints of a batch is from before its
+    step: adversarial numbers in training mode, the natural accuracy in inference mode.
 
     Args:
         config: the challenge's config.
@@ -108,7 +109,9 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
     model = challenge.build_model(config)
     perturb = make_adversary(config, challenge.bounds, model, batch_statistics)
     update = _make_update(model, optimizer, reduce_loss)
-    measure = _make_measure(model)
+    natural_accuracy = tf.function(
+        lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
+    )
     run = checkpoints.TrainingRun(config.model_dir, model, optimizer)
     _claim(config)
     step = run.restore()
@@ -124,17 +127,19 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
             is_output, is_summary = (
                 step % every == 0 for every in (config.num_output_steps, config.num_summary_steps)
             )
-            if is_output or is_summary:
-                clock.pause()
-                measured = {name: float(value) for name, value in measure(x_nat, x_adv, y).items()}
-                if is_output:
-                    _print_output(progress, step, measured, clock)
-                if is_summary:
-                    _write_summary(summaries, step, measured, x_adv, challenge.bounds)
-                clock.start()
             if step % config.num_checkpoint_steps == 0:
                 run.save(step)
-            plateau.watch(update(x_adv, y), progress)
+            natural = natural_accuracy(x_nat, y) if is_output else None
+            xent, accuracy = update(x_adv, y)
+            plateau.watch(xent, progress)
+            if is_output or is_summary:
+                xent, accuracy = float(xent), float(accuracy)  # waits for the device
+                clock.pause()
+                if is_output:
+                    _print_output(progress, step, float(natural), accuracy, xent, clock)
+                if is_summary:
+                    _write_summary(summaries, step, accuracy, xent, x_adv, challenge.bounds)
+                clock.start()
             step += 1
             clock.count += 1
             progress.update()
@@ -210,41 +215,30 @@ def _make_update(model, optimizer, reduce_loss):
 
     @tf.function(reduce_retracing=True)
     def update(x, y):
-        """One step of the outer minimisation; returns the mean cross-entropy."""
+        """One step of the outer minimisation; returns mean cross-entropy and accuracy before it."""
         with tf.GradientTape() as tape:
-            xent = xent_loss(model(x, training=True), y)
+            logits = model(x, training=True)
+            xent = xent_loss(logits, y)
             loss = reduce_loss(xent) + tf.add_n(model.losses or [0.0])
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
-        return tf.reduce_mean(xent)
+        return tf.reduce_mean(xent), _accuracy(logits, y)
 
     return update
 
 
-def _make_measure(model):
-    def accuracy(logits, y):
-        hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
-        return tf.reduce_mean(tf.cast(hits, tf.float32))
-
-    @tf.function(reduce_retracing=True)
-    def measure(x_nat, x_adv, y):
-        logits = model(x_adv, training=False)
-        return {
-            "natural_accuracy": accuracy(model(x_nat, training=False), y),
-            "adversarial_accuracy": accuracy(logits, y),
-            "adversarial_xent": tf.reduce_mean(xent_loss(logits, y)),
-        }
-
-    return measure
+def _accuracy(logits, y):
+    hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
+    return tf.reduce_mean(tf.cast(hits, tf.float32))
 
 
-def _print_output(progress, step, measured, clock):
+def _print_output(progress, step, natural, adversarial, xent, clock):
     rate = clock.examples_per_second()
     lines = [
         f"Step {step}:    ({datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
-        f"    training nat accuracy {100 * measured['natural_accuracy']:.4g}%",
-        f"    training adv accuracy {100 * measured['adversarial_accuracy']:.4g}%",
-        f"    training adv loss {measured['adversarial_xent']:.4f}",
+        f"    training nat accuracy {100 * natural:.4g}%",
+        f"    training adv accuracy {100 * adversarial:.4g}%",
+        f"    training adv loss {xent:.4f}",
     ]
     if rate:
         lines.append(f"    {rate:.1f} examples per second")
@@ -252,14 +246,14 @@ def _print_output(progress, step, measured, clock):
     sys.stdout.flush()
 
 
-def _write_summary(writer, step, measured, x_adv, bounds):
+def _write_summary(writer, step, accuracy, xent, x_adv, bounds):
     # The originals' tags, each number twice: once to compare with the evaluation of a run, once
     # to compare runs.
     low, high = bounds
     with writer.as_default(step=step):
         for suffix in ("adv_train", "adv"):
-            tf.summary.scalar(f"accuracy_{suffix}", measured["adversarial_accuracy"])
-            tf.summary.scalar(f"xent_{suffix}", measured["adversarial_xent"])
+            tf.summary.scalar(f"accuracy_{suffix}", accuracy)
+            tf.summary.scalar(f"xent_{suffix}", xent)
         tf.summary.image("images_adv_train", (x_adv - low) / (high - low), max_outputs=3)
     writer.flush()
 

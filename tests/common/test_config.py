@@ -195,7 +195,7 @@ def test_every_preset_is_an_attack(challenge, preset):
         (
             CIFAR10,
             ORIGINAL_CIFAR10,
-            {"data_dir": "cifar10_data", "model_dir": "models/model", "num_steps": 10},
+            {"model_dir": "models/model", "num_steps": 10},
         ),
     ],
     ids=CHALLENGES,
@@ -206,6 +206,13 @@ def test_an_original_file_drops_in(challenge, content, changed, write):
     changed["model_dir"] = str(path.parent / changed["model_dir"])
     expected = dataclasses.replace(config.make_config(challenge), **changed)
     assert parse(challenge, f"--config={path}") == expected
+
+
+def test_the_originals_data_beside_their_file_are_found(write):
+    path = write(ORIGINAL_CIFAR10)
+    assert parse(CIFAR10, f"--config={path}").data_dir is None
+    (path.parent / "cifar10_data").mkdir()
+    assert parse(CIFAR10, f"--config={path}").data_dir == str(path.parent / "cifar10_data")
 
 
 def test_the_file_of_a_published_network_drops_in(write):

@@ -97,7 +97,8 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
         "checkpoint-6.index",
     ]
     assert json.loads((tmp_path / "config.json").read_text())["scale"] == 1
-    assert json.loads((tmp_path / "versions.json").read_text())["tensorflow"] == tf.__version__
+    versions = json.loads((tmp_path / "versions.json").read_text())["versions"]
+    assert versions["tensorflow"] == tf.__version__
     x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
     for path in (tmp_path, tmp_path / "saved_model"):
         loaded = load_model(MNIST, path)

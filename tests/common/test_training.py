@@ -135,7 +135,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
     start = model.get_weights()
     mnist = recipe(MNIST)
     update = training._make_update(model, mnist.optimizer, mnist.reduce_loss)
-    means = [float(update(x, y)) for _ in range(10)]
+    means = [float(update(x, y)[0]) for _ in range(10)]
 
     with tf.Graph().as_default(), tf1.Session() as session:
         variables = original_variables(start)
@@ -161,7 +161,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
 
     cifar10 = recipe(CIFAR10)
     update = training._make_update(model, cifar10.optimizer, cifar10.reduce_loss)
-    assert float(update(x, y)) == pytest.approx(float(mean_xent), rel=1e-5)
+    assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
     for variable, before, gradient in zip(model.trainable_variables, start, gradients):
         decay = 0.5 * before if variable.name == "kernel" else 0.0
         expected = before - 0.1 * (gradient + decay)
