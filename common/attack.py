@@ -93,8 +93,8 @@ def uniform_start(x_nat, epsilon, bounds, seed, index):
         return tf.random.stateless_uniform(shape, example_seed, -1.0, 1.0, alg="philox")
 
     noise = tf.map_fn(uniform, index, fn_output_signature=tf.float32, parallel_iterations=1)
-    # The ball is where the noise must stay in; clipping to the pixels came to the original code
-    # in 2019, after the published numbers, and changes them by less than 0.1 points.
+    # The original code clips the start to the pixel range since 2019, after the published numbers;
+    # that moves them by less than 0.1 points.
     x = x_nat + epsilon * tf.reshape(noise, tf.shape(x_nat))
     return tf.clip_by_value(x, bounds[0], bounds[1])
 
@@ -161,7 +161,10 @@ class PGD:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 total = tf.reduce_sum(loss(logits(x), y))
-            return tape.gradient(total, x)
+            result = tape.gradient(total, x)
+            if result is None:
+                raise ValueError("model: expected logits with a gradient for the images, got none")
+            return result
 
         @tf.function(reduce_retracing=True)
         def perturb(x_nat, y, seed, index, scale):

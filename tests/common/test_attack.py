@@ -333,3 +333,9 @@ def test_round_to_8_bits_stays_within_ball_and_box(epsilon, high, reach):
     assert np.abs(np.rint(scaled) - levels).max() == reach
     # 0.3 is 76.5 levels, so the nearest level is at most half a level away in the ball as well.
     assert np.abs(scaled - x_adv / high * 255)[5:].max() <= 0.5 + 1e-4
+
+
+def test_a_model_without_gradient_is_refused():
+    attack = PGD(lambda x: tf.zeros((2, 10)), epsilon=0.3, step_size=0.1, num_steps=1)
+    with pytest.raises(ValueError, match="logits with a gradient"):
+        attack.perturb(np.zeros((2, 28, 28, 1)), [0, 1])
