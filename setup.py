@@ -28,8 +28,8 @@ setuptools.setup(
     packages=["common", "mnist_challenge", "cifar10_challenge", "paper"],
     package_data={
         "common": ["samples/*"],
-        "mnist_challenge": ["*.json", "models/*/*", "models/*/variables/*"],
-        "cifar10_challenge": ["*.json", "models/*/*", "models/*/variables/*"],
+        "mnist_challenge": ["*.json", "models/adv_trained/*", "models/adv_trained/variables/*"],
+        "cifar10_challenge": ["*.json"],
         "paper": ["results/*.json"],
     },
     install_requires=[

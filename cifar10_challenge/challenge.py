@@ -7,8 +7,8 @@ from cifar10_challenge.model import WIDTHS, build_model
 from common import config, data
 from common.challenge import Challenge
 
-FGSM = {"num_steps": 1, "step_size": 8, "random_start": False}
-PGD = {"random_start": True, "loss_func": "xent", "num_restarts": 1}
+FGSM = {"epsilon": 8, "num_steps": 1, "step_size": 8, "random_start": False}
+PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 1}
 CW_PLUS = {"loss_func": "cw", "kappa": 50}
 
 

@@ -12,10 +12,13 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+import common  # noqa: F401  first, since it quiets TensorFlow
+
+# isort: split
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, data, training
+from common import data, training
 
 
 def train(config):
@@ -70,13 +73,5 @@ def augment(image, seed):
     return tf.cond(flip < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def main(challenge, config, flag_values):
-    """Trains, or with --export only writes the SavedModel."""
-    if flag_values.export:
-        training.export_newest(config, challenge)
-    else:
-        train(config)
-
-
 if __name__ == "__main__":
-    app.run(main, CIFAR10, training.define_flags)
+    training.run_script(train, CIFAR10)

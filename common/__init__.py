@@ -2,6 +2,7 @@
 
 import os
 
-# TensorFlow reports its CPU features and missing GPU libraries at every start; a one-line answer
-# should not drown in that. Set TF_CPP_MIN_LOG_LEVEL=0 to see it.
+# Keras is TensorFlow's here, whatever the user has set for other work.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+# TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

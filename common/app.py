@@ -14,11 +14,11 @@ def run(main, challenge, define_flags=None):
     Args:
         main: the script's work.
         challenge: a `common.challenge.Challenge`, which has a flag for each of its settings.
-        define_flags: function (flag_values) that declares the script's further flags.
+        define_flags: function (challenge, flag_values) that declares the script's further flags.
     """
     config_lib.define_flags(challenge, flags.FLAGS)
     if define_flags is not None:
-        define_flags(flags.FLAGS)
+        define_flags(challenge, flags.FLAGS)
     for module, declared in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("common."):
             for flag in declared:  # so that --help shows it

@@ -195,12 +195,25 @@ class PGD:
 
         Returns:
             float32 tensor, the shape of `x_nat`.
+
+        Raises:
+            InputError: NumPy images are outside `bounds`.
         """
+        if isinstance(x_nat, np.ndarray) and x_nat.size:
+            self._check_pixels(x_nat)
         x_nat = tf.cast(x_nat, tf.float32)
         index = tf.range(tf.shape(x_nat)[0]) if index is None else tf.cast(index, tf.int32)
         return self._perturb(
             x_nat, tf.cast(y, tf.int32), _seed_pair(seed), index, tf.cast(scale, tf.float32)
         )
+
+    def _check_pixels(self, x_nat):
+        low, high = self.bounds
+        if not (low - 1e-4 <= x_nat.min() and x_nat.max() <= high + 1e-4):
+            raise InputError(
+                f"x_nat: expected pixels in [{low:g}, {high:g}], "
+                f"got [{x_nat.min():g}, {x_nat.max():g}]"
+            )
 
     def settings(self):
         """The hyperparameters as a dict, for the files that record what was run."""
@@ -219,6 +232,38 @@ def FGSM(model, *, epsilon, **kwargs):
     return PGD(model, epsilon=epsilon, step_size=epsilon, num_steps=1, random_start=False, **kwargs)
 
 
+def make_attack(name, model, config, bounds, batch_statistics=False):
+    """The attack that a config describes.
+
+    Args:
+        name: "pgd", or "fgsm", which takes only epsilon and the loss from the config.
+        model: see `PGD`.
+        config: a `common.config.Config`.
+        bounds, batch_statistics: see `PGD`.
+
+    Raises:
+        InputError: `name` is neither; as `PGD`.
+    """
+    settings = {
+        "epsilon": config.epsilon,
+        "loss_func": config.loss_func,
+        "kappa": config.kappa,
+        "bounds": bounds,
+        "batch_statistics": batch_statistics,
+    }
+    if name == "fgsm":
+        return FGSM(model, **settings)
+    if name == "pgd":
+        return PGD(
+            model,
+            step_size=config.step_size,
+            num_steps=config.num_steps,
+            random_start=config.random_start,
+            **settings,
+        )
+    raise InputError(f"--attack: expected pgd or fgsm, got {name!r}")
+
+
 def check_radius(epsilon, step_size, bounds):
     """Raises InputError where epsilon or step_size cannot be in the units of `bounds`."""
     low, high = bounds
@@ -229,11 +274,17 @@ def check_radius(epsilon, step_size, bounds):
             is_byte = width == 1 < value < 256
             hint = f"; did you mean {value / 255:.4g} ({value:g}/255)?" if is_byte else ""
             raise InputError(f"{name}: expected 0 to {width:g} ({unit}), got {value:g}{hint}")
-    if width > 1 and 0 < epsilon < 1:
-        raise InputError(
-            f"epsilon: expected 0, or 1 to {width:g} ({unit}), got {epsilon:g}; "
-            f"did you mean {epsilon * width:.3g}?"
-        )
+    if width > 1:
+        # Numbers for pixels in [0, 1], such as 0.031 for 8/255.
+        for name, value, least in (
+            ("epsilon", epsilon, 0.2),
+            ("step_size", step_size, epsilon / 500),
+        ):
+            if 0 < value < least:
+                raise InputError(
+                    f"{name}: expected 0, or {least:g} to {width:g} ({unit}), got {value:g}; "
+                    f"did you mean {value * width:.3g}?"
+                )
 
 
 def round_to_8_bits(x_adv, x_nat, epsilon, bounds):

@@ -26,12 +26,24 @@ class LoadedModel:
         weights: the model's variables.
         path: where it lies.
         step: training step, or None where that is not known.
+        model: the keras.Model of a training directory, else None.
     """
 
     logits: Callable
     weights: list
     path: pathlib.Path
     step: int | None = None
+    model: keras.Model | None = None
+
+    @property
+    def name(self):
+        """The path, for records: within the project where it lies there."""
+        path, project = self.path.resolve(), pathlib.Path(__file__).resolve().parents[1]
+        return str(path.relative_to(project) if path.is_relative_to(project) else self.path)
+
+    def restore_newest(self):
+        """This training's newest checkpoint, read into the same weights."""
+        return dataclasses.replace(self, step=TrainingRun(self.path, self.model).restore())
 
     def digest(self):
         """sha256 of the weights: the same for a checkpoint, a SavedModel and a .keras file."""
@@ -50,10 +62,14 @@ class TrainingRun:
 
     def __init__(self, directory, model, optimizer=None):
         parts = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
+        self._directory = pathlib.Path(directory)
         self._checkpoint = tf.train.Checkpoint(**parts)
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(directory), max_to_keep=3, checkpoint_name="checkpoint"
-        )
+        try:
+            self._manager = tf.train.CheckpointManager(
+                self._checkpoint, str(directory), max_to_keep=3, checkpoint_name="checkpoint"
+            )
+        except ValueError as error:
+            raise self._unreadable(error) from error
 
     def save(self, step):
         """Writes checkpoint-`step`, unless it is the newest already."""
@@ -61,14 +77,33 @@ class TrainingRun:
             self._manager.save(checkpoint_number=step)
 
     def restore(self):
-        """Restores the newest checkpoint; returns its step, or 0 where there is none."""
+        """Restores the newest checkpoint; returns its step, or 0 where there is none.
+
+        Raises:
+            InputError: it is damaged or of another network, or there are checkpoints, but not the
+                file `checkpoint` that names the newest.
+        """
         path = self._manager.latest_checkpoint
         if path is None:
+            if any(self._directory.glob("*.index")):
+                raise self._unreadable("the file `checkpoint` names none")
             return 0
-        status = self._checkpoint.restore(path)
-        status.assert_existing_objects_matched()
-        status.expect_partial()  # evaluation leaves the optimizer's state unread
+        try:
+            status = self._checkpoint.restore(path)
+            status.assert_existing_objects_matched()
+            status.expect_partial()  # evaluation leaves the optimizer's state unread
+        except AssertionError as error:  # TensorFlow's, with a list of every variable
+            raise self._unreadable(
+                "expected a checkpoint of the network that its config.json describes, "
+                "got another's, or one of TensorFlow 1"
+            ) from error
+        except (ValueError, IndexError, tf.errors.OpError) as error:
+            raise self._unreadable(error) from error
         return step_of(path)
+
+    def _unreadable(self, reason):
+        reason = " ".join(str(reason).split())
+        return InputError(f"--model_dir: cannot load the checkpoint in {self._directory}: {reason}")
 
     def latest_step(self):
         """The step of the newest checkpoint, or None."""
@@ -119,10 +154,11 @@ def load_model(challenge, path):
             return _from_saved_model(path, challenge)
         if (path / "checkpoint").is_file() and (path / "config.json").is_file():
             model, step = restore_training(challenge, path)
-            return _from_keras(model, path, challenge, step)
+            loaded = _from_keras(model, path, challenge)
+            return dataclasses.replace(loaded, step=step, model=model)
     except InputError:
         raise
-    except (ValueError, OSError, TypeError, KeyError, tf.errors.OpError) as error:
+    except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())
         raise InputError(f"--model_dir: cannot load {path}: {reason}") from error
     raise InputError(
@@ -144,20 +180,15 @@ def restore_training(challenge, directory):
     config = config_lib.make_config(challenge, (own, config_lib.read_json(own)))
     model = challenge.build_model(config)
     run = TrainingRun(directory, model)
+    step = run.restore()
     if run.latest_step() is None:
-        raise InputError(f"--model_dir: cannot load {directory}: its file names no checkpoint")
-    try:
-        return model, run.restore()
-    except AssertionError:  # TensorFlow's, with a list of every variable
-        raise InputError(
-            f"--model_dir: cannot load {directory}: expected a checkpoint of the network that its "
-            "config.json describes, got another's, or one of TensorFlow 1"
-        ) from None
+        raise InputError(f"--model_dir: the file checkpoint in {directory} names no checkpoint")
+    return model, step
 
 
-def _from_keras(model, path, challenge, step=None):
+def _from_keras(model, path, challenge):
     _check_shapes(model.input_shape, model.output_shape, challenge, path)
-    return LoadedModel(lambda x: model(x, training=False), model.weights, path, step)
+    return LoadedModel(lambda x: model(x, training=False), model.weights, path)
 
 
 def _from_saved_model(path, challenge):
@@ -165,8 +196,13 @@ def _from_saved_model(path, challenge):
     if "serving_default" not in loaded.signatures:
         raise InputError(f"--model_dir: expected a signature serving_default in {path}")
     signature = loaded.signatures["serving_default"]
-    ((name, image),) = signature.structured_input_signature[1].items()
-    ((output, logits),) = signature.structured_outputs.items()
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise InputError(
+            f"--model_dir: expected one input and one output of the signature serving_default in "
+            f"{path}, got {', '.join(inputs)} and {', '.join(outputs)}"
+        )
+    ((name, image),), ((output, logits),) = inputs.items(), outputs.items()
     _check_shapes(image.shape, logits.shape, challenge, path)
     # `loaded` must outlive the function, or its variables are gone.
     return LoadedModel(
@@ -176,7 +212,7 @@ def _from_saved_model(path, challenge):
 
 def _check_shapes(image, logits, challenge, path):
     image, logits = tuple(image), tuple(logits)
-    if image[1:] != challenge.image_shape or logits[1:] != (10,):
+    if image != (None, *challenge.image_shape) or logits != (None, 10):
         raise InputError(
             f"--model_dir: expected a model of {challenge.name} images "
             f"{(None, *challenge.image_shape)} to logits (None, 10), "
@@ -212,7 +248,7 @@ def export(model, path):
 def write_atomically(path, data):
     """Writes bytes to a file so that it is there whole or not at all."""
     path = pathlib.Path(path)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, scratch = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

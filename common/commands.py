@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import tempfile
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, submission
-from common.attack import PGD
+from common.attack import make_attack
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator
@@ -19,19 +20,22 @@ from common.provenance import provenance
 POLL_SECONDS = 10
 
 
-def define_attack_flags(flag_values):
-    """Declares --attack."""
+def define_attack_flags(challenge, flag_values):
+    """Declares --preset and --attack."""
+    flags.DEFINE_string(
+        "preset", None, "settings of a published row: " + ", ".join(challenge.presets), flag_values
+    )
     flags.DEFINE_string(
         "attack",
-        None,
-        "pgd, or fgsm: one step of size epsilon from the image itself (default: as configured)",
+        "pgd",
+        "pgd, or fgsm: one step of size epsilon from the image itself",
         flag_values,
     )
 
 
-def define_eval_flags(flag_values):
+def define_eval_flags(challenge, flag_values):
     """Declares the flags of eval.py beside the config's."""
-    define_attack_flags(flag_values)
+    define_attack_flags(challenge, flag_values)
     flags.DEFINE_string("output_json", None, "file to write the result to", flag_values)
     flags.DEFINE_bool("watch", False, "go on with each new checkpoint of a training", flag_values)
 
@@ -43,12 +47,14 @@ def evaluate(challenge, config, flag_values):
         InputError: no model, no data, or an attack that is out of range.
     """
     if flag_values.output_json:
-        check_parent("--output_json", flag_values.output_json)
+        check_writable("--output_json", flag_values.output_json)
     if flag_values.watch:
-        return _watch(config, flag_values, challenge)
+        _watch(challenge, config, flag_values)
+        return
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
-    _evaluate_once(config, flag_values, challenge, loaded, images)
+    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
+    _evaluate_once(config, flag_values, loaded, images, evaluator)
 
 
 def pgd_attack(challenge, config, flag_values):
@@ -57,15 +63,16 @@ def pgd_attack(challenge, config, flag_values):
     Raises:
         InputError: as `evaluate`; nothing is written then.
     """
-    target = pathlib.Path(config.store_adv_path)
-    check_parent("--store_adv_path", target)
+    target = config.store_adv_path
+    check_writable("--store_adv_path", target)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
-    evaluator = _evaluator(config, flag_values, challenge, loaded)
+    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
     result = evaluator.run(images.images, images.labels)
-    note = {**_record(config, evaluator, loaded, images), **result.summary()}
+    summary = result.summary()
+    note = {**_record(config, loaded, images, evaluator), **summary}
     submission.save(target, result.x_adv, challenge, note)
-    print(f"Accuracy under attack: {note['adversarial_accuracy']:.2f}%")
+    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
     print(f"Examples stored at {target}, their description at {target}.json")
 
 
@@ -75,9 +82,15 @@ def run_attack(challenge, config, flag_values):
     Raises:
         InputError: the file breaks a rule; nothing is written then.
     """
+    check_writable("pred.npy", "pred.npy")
     x_adv = submission.load(config.store_adv_path)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = _test_images(config, challenge)
+    if images.is_sample and len(x_adv) > len(images.images):
+        raise InputError(
+            f"scoring {len(x_adv):,} images needs the full test set: {images.place}; "
+            "give the place with --data_dir or TFDS_DATA_DIR"
+        )
     submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
     made_on = submission.load_note(config.store_adv_path)
     if made_on.get("model_digest", loaded.digest()) != loaded.digest():
@@ -114,28 +127,15 @@ def model_path(config, challenge):
     return checkpoints.find_model(challenge, config.model_dir)
 
 
-def check_parent(flag, path):
+def check_writable(name, path):
     """Raises InputError, before any work is done, where a file could not be written."""
-    parent = pathlib.Path(path).resolve().parent
-    if not parent.is_dir():
-        raise InputError(f"{flag}: expected a file in an existing directory, got {path}")
-
-
-def make_attack(config, challenge, logits, name=None):
-    """The configured attack on a function from images to logits; `name` as --attack."""
-    if name not in (None, "pgd", "fgsm"):
-        raise InputError(f"--attack: expected pgd or fgsm, got {name!r}")
-    fgsm = name == "fgsm"
-    return PGD(
-        logits,
-        epsilon=config.epsilon,
-        step_size=config.epsilon if fgsm else config.step_size,
-        num_steps=1 if fgsm else config.num_steps,
-        random_start=config.random_start and not fgsm,
-        loss_func=config.loss_func,
-        kappa=config.kappa,
-        bounds=challenge.bounds,
-    )
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{name}: expected a file, got the directory {path}")
+    try:
+        tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    except OSError as error:
+        raise InputError(f"{name}: cannot write {path}: {error.strerror}") from None
 
 
 def _test_images(config, challenge):
@@ -145,8 +145,8 @@ def _test_images(config, challenge):
     return images
 
 
-def _evaluator(config, flag_values, challenge, loaded):
-    attack = make_attack(config, challenge, loaded.logits, flag_values.attack)
+def _make_evaluator(challenge, config, attack_name, loaded):
+    attack = make_attack(attack_name, loaded.logits, config, challenge.bounds)
     return Evaluator(
         loaded.logits,
         attack,
@@ -158,9 +158,8 @@ def _evaluator(config, flag_values, challenge, loaded):
     )
 
 
-def _evaluate_once(config, flag_values, challenge, loaded, images):
-    evaluator = _evaluator(config, flag_values, challenge, loaded)
-    record = _record(config, evaluator, loaded, images)
+def _evaluate_once(config, flag_values, loaded, images, evaluator):
+    record = _record(config, loaded, images, evaluator)
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
     summary = evaluator.run(images.images, images.labels).summary()
@@ -174,9 +173,9 @@ def _evaluate_once(config, flag_values, challenge, loaded, images):
     return summary
 
 
-def _record(config, evaluator, loaded, images):
+def _record(config, loaded, images, evaluator):
     return {
-        "model": str(loaded.path),
+        "model": loaded.name,
         "model_digest": loaded.digest(),
         "step": loaded.step,
         "data": images.name,
@@ -190,22 +189,18 @@ def _record(config, evaluator, loaded, images):
     }
 
 
-def _watch(config, flag_values, challenge):
+def _watch(challenge, config, flag_values):
     """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
     path = pathlib.Path(config.model_dir)
+    if path.is_file() or (path / "saved_model.pb").exists():
+        raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
     images = _test_images(config, challenge)
+    _wait_for_checkpoint(path, None)
+    loaded = checkpoints.load_model(challenge, path)
+    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
-    seen = None
     while True:
-        newest = tf.train.latest_checkpoint(str(path))
-        if newest == seen:
-            print(f"waiting for the next checkpoint in {path} ...", flush=True)
-            while tf.train.latest_checkpoint(str(path)) == seen:
-                time.sleep(POLL_SECONDS)
-            continue
-        seen = newest
-        loaded = checkpoints.load_model(challenge, path)
-        summary = _evaluate_once(config, flag_values, challenge, loaded, images)
+        summary = _evaluate_once(config, flag_values, loaded, images, evaluator)
         # The originals' tags.
         with writer.as_default(step=loaded.step):
             for tag, name in (
@@ -221,3 +216,18 @@ def _watch(config, flag_values, challenge):
             ):
                 tf.summary.scalar(tag, summary[name] / 100)
         writer.flush()
+        _wait_for_checkpoint(path, loaded.step)
+        loaded = loaded.restore_newest()
+
+
+def _wait_for_checkpoint(path, seen):
+    """Returns once `path` has a checkpoint of another step than `seen`."""
+
+    def newest():
+        name = tf.train.latest_checkpoint(str(path))
+        return None if name is None else checkpoints.step_of(name)
+
+    if newest() == seen:
+        print(f"waiting for the next checkpoint in {path} ...", flush=True)
+        while newest() == seen:
+            time.sleep(POLL_SECONDS)

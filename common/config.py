@@ -34,17 +34,18 @@ def _fail(expected, value):
     raise ValueError(f"expected {expected}, got {json.dumps(value, default=str)}")
 
 
-def integer(low):
-    """Parser of whole numbers from `low` on."""
+def integer(low, high=2**53):
+    """Parser of whole numbers from `low` to below `high`."""
 
     def parse(value, pixel_range):
         try:
             count = int(value)
-            if isinstance(value, bool) or count != float(value) or count < low:
+            if isinstance(value, bool) or count != float(value) or not low <= count < high:
                 raise ValueError
             return count
         except (TypeError, ValueError, OverflowError):
-            return _fail(f"an integer of {low} or more", value)
+            upper = f" and below 2**{high.bit_length() - 1}" if high < 2**53 else ""
+            return _fail(f"an integer of {low} or more{upper}", value)
 
     return parse
 
@@ -106,13 +107,14 @@ def schedule(value, pixel_range):
     """Parses [[0, rate], [step, rate], ...], also as JSON text."""
     try:
         pairs = json.loads(value) if isinstance(value, str) else value
-        pairs = tuple((int(step), float(rate)) for step, rate in pairs)
+        count, rate = integer(0), number(0)
+        pairs = tuple((count(s, None), rate(r, None)) for s, r in pairs)
         steps = [step for step, _ in pairs]
         if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
             raise ValueError
         return pairs
     except (TypeError, ValueError, OverflowError):
-        return _fail("[[0, rate], [step, rate], ...] with rising steps", value)
+        return _fail("[[0, rate], [step, rate], ...] with rising steps and no rate below 0", value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,9 @@ class Config:
 
     model_dir: str = key("training directory, SavedModel, .keras file or shipped model", text)
     data_dir: str | None = key("TFDS directory, or one with the original data files", text_or_null)
-    random_seed: int = key("decides weights, data order, augmentation, random starts", integer(0))
+    random_seed: int = key(
+        "decides weights, data order, augmentation, random starts", integer(0, 2**31)
+    )
     adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
     max_num_training_steps: int = key("training ends after this many steps", integer(1))
     num_output_steps: int = key("steps between printed accuracies", integer(1))
@@ -194,9 +198,9 @@ def read_json(path):
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
     if "data_path" in values:
         # The originals' folder of data beside their config file, which not every user has.
-        folder = path.parent / str(values.pop("data_path"))
-        if folder.is_dir():
-            values["data_dir"] = str(folder)
+        folder = values.pop("data_path")
+        if (path.parent / str(folder)).is_dir():
+            values["data_dir"] = folder
     return {
         OLD_NAMES.get(name, name): value
         for name, value in values.items()
@@ -232,12 +236,9 @@ def make_config(challenge, *layers):
 
 
 def define_flags(challenge, flag_values):
-    """Declares --config, --preset and a flag for every key of the challenge's config."""
+    """Declares --config and a flag for every key of the challenge's config."""
     own = json.loads((challenge.directory / "config.json").read_text())
     flags.DEFINE_string("config", None, "config file, ours or an original's", flag_values)
-    flags.DEFINE_string(
-        "preset", None, "settings of a published row: " + ", ".join(challenge.presets), flag_values
-    )
     for field in dataclasses.fields(challenge.config_class):
         text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"
         if isinstance(own[field.name], bool):
@@ -249,8 +250,8 @@ def define_flags(challenge, flag_values):
 def config_from_flags(challenge, flag_values):
     """The config that the command line asks for.
 
-    A relative model_dir of a flag is relative to the working directory, one of a config file to
-    that file.
+    A relative model_dir or data_dir of a flag is relative to the working directory, one of a config
+    file to that file.
 
     Raises:
         InputError: as `make_config`; an unknown preset.
@@ -258,10 +259,13 @@ def config_from_flags(challenge, flag_values):
     layers, base = [], challenge.directory
     if flag_values.config is not None:
         values = read_json(flag_values.config)
+        parent = pathlib.Path(flag_values.config).parent
+        if isinstance(values.get("data_dir"), str):
+            values["data_dir"] = str(parent / values["data_dir"])
         layers.append((flag_values.config, values))
         if "model_dir" in values:
-            base = pathlib.Path(flag_values.config).parent
-    if flag_values.preset is not None:
+            base = parent
+    if "preset" in flag_values and flag_values.preset is not None:
         if flag_values.preset not in challenge.presets:
             raise InputError(
                 f"--preset: expected one of {', '.join(challenge.presets)}, "

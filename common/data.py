@@ -145,11 +145,15 @@ def mnist_pixels(images):
         float32 array or tensor of the same shape: the pixels times 1/255 rounded to float32.
     """
     # A division by 255 would round differently on some pixel values.
-    return cifar10_pixels(images) * np.float32(1.0 / 255.0)
+    return _float32(images) * np.float32(1.0 / 255.0)
 
 
 def cifar10_pixels(images):
     """Maps uint8 pixels to float32 in [0, 255]; an array gives an array, a tensor a tensor."""
+    return _float32(images)
+
+
+def _float32(images):
     if isinstance(images, np.ndarray):
         return images.astype(np.float32)
     return tf.cast(images, tf.float32)

@@ -1,5 +1,6 @@
 """The challenges' rules for an attack file, and the note that lies beside it."""
 
+import hashlib
 import io
 import json
 import pathlib
@@ -24,6 +25,7 @@ def save(path, x_adv, challenge, note):
     """
     buffer = io.BytesIO()
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
+    note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
     checkpoints.write_atomically(path, buffer.getvalue())
     checkpoints.write_atomically(_note_path(path), (json.dumps(note, indent=2) + "\n").encode())
 
@@ -44,12 +46,13 @@ def load(path):
 
 
 def load_note(path):
-    """The dict beside an attack file; empty where there is none."""
+    """The dict beside an attack file; empty where there is none, or one of another file."""
     try:
         note = json.loads(_note_path(path).read_text())
+        digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) else {}
+    return note if isinstance(note, dict) and note.get("file_sha256") == digest else {}
 
 
 def check(x_adv, x_nat, challenge, epsilon):
@@ -72,30 +75,31 @@ def check(x_adv, x_nat, challenge, epsilon):
     low, high = challenge.bounds
     for start in range(0, len(x_nat), _CHUNK):
         part = x_adv[start : start + _CHUNK].astype(np.float64).reshape(-1, *challenge.image_shape)
-        _refuse(np.isnan(part), start, "Invalid pixels: expected numbers, found NaN")
-        _refuse(
-            (part < low - TOLERANCE) | (part > high + TOLERANCE),
-            start,
-            f"Invalid pixel range: expected [{low:g}, {high:g}], found [{{0:.6g}}, {{1:.6g}}]",
-            part,
-        )
         distance = np.abs(part - x_nat[start : start + _CHUNK])
-        _refuse(
-            distance > epsilon + TOLERANCE,
-            start,
-            f"Invalid perturbation: expected at most {epsilon:g} from the test image, "
-            "found {1:.6g}",
-            distance,
+        # Written so that NaN is bad.
+        is_good = (part >= low - TOLERANCE) & (part <= high + TOLERANCE)
+        is_good &= distance <= epsilon + TOLERANCE
+        is_good = is_good.reshape(len(part), -1).all(axis=1)
+        if not is_good.all():
+            first = int(np.argmin(is_good))
+            fault = _fault(part[first], distance[first], challenge.bounds, epsilon)
+            raise InputError(f"{fault} (image {start + first}, counted from 0)")
+
+
+def _fault(image, distance, bounds, epsilon):
+    """What is wrong with one image that breaks a rule."""
+    low, high = bounds
+    if np.isnan(image).any():
+        return "Invalid pixels: expected numbers, found NaN"
+    if image.min() < low - TOLERANCE or image.max() > high + TOLERANCE:
+        return (
+            f"Invalid pixel range: expected [{low:g}, {high:g}], "
+            f"found [{image.min():.6g}, {image.max():.6g}]"
         )
-
-
-def _refuse(is_bad, start, message, values=None):
-    images = is_bad.reshape(len(is_bad), -1).any(axis=1)
-    if images.any():
-        first = int(np.argmax(images))
-        if values is not None:
-            message = message.format(values[first].min(), values[first].max())
-        raise InputError(f"{message} (image {start + first}, counted from 0)")
+    return (
+        f"Invalid perturbation: expected at most {epsilon:g} from the test image, "
+        f"found {distance.max():.6g}"
+    )
 
 
 def _note_path(path):

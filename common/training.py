@@ -21,9 +21,9 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-from common import checkpoints
-from common.attack import FGSM, PGD, xent_loss
-from common.config import NOT_OF_TRAINING
+from common import app, checkpoints
+from common import config as config_lib
+from common.attack import make_attack, xent_loss
 from common.errors import InputError
 from common.provenance import provenance
 
@@ -31,7 +31,6 @@ from common.provenance import provenance
 PLATEAU_LOSS = math.log(10)
 
 
-@keras.saving.register_keras_serializable("common")
 class PiecewiseSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate given at some steps: kept in between, or changed linearly.
 
@@ -57,11 +56,7 @@ class PiecewiseSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 rate = tf.where(step > end, after, rate)
         return rate
 
-    def get_config(self):
-        return {"points": self.points, "linear": self.linear}
 
-
-@keras.saving.register_keras_serializable("common")
 class Momentum(keras.optimizers.SGD):
     """TensorFlow 1's momentum: v <- momentum * v + gradient; w <- w - rate * v.
 
@@ -106,60 +101,76 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
     Raises:
         InputError: `model_dir` holds another training or a model; a setting is out of range.
     """
+    directory = pathlib.Path(config.model_dir)
+    _check_directory(directory, config)
     model = challenge.build_model(config)
     perturb = make_adversary(config, challenge.bounds, model, batch_statistics)
     update = _make_update(model, optimizer, reduce_loss)
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
     )
-    run = checkpoints.TrainingRun(config.model_dir, model, optimizer)
-    _claim(config)
-    step = run.restore()
+    run = checkpoints.TrainingRun(directory, model, optimizer)
+    step, total = run.restore(), config.max_num_training_steps
+    stream = batches(step) if step < total else ()
+    _write_records(directory, config)
     if step:
-        print(f"resuming at step {step} of {config.max_num_training_steps}")
-    summaries = tf.summary.create_file_writer(config.model_dir)
+        print(f"resuming at step {step} of {total}")
+    summaries = tf.summary.create_file_writer(str(directory))
+    kind = "nat" if config.adversary == "none" else "adv"
     plateau = _PlateauWarning()
     clock = _Clock(config.training_batch_size)
-    total = config.max_num_training_steps
+    xent = 0.0
     with _Interruption() as interruption, tqdm(total=total, initial=step, unit="step") as progress:
-        for x_nat, y in batches(step) if step < total else ():
-            x_adv = perturb(x_nat, y, step)
+        for x_nat, y in stream:
+            if step % config.num_checkpoint_steps == 0:
+                _check_finite(xent, step)
+                run.save(step)
             is_output, is_summary = (
                 step % every == 0 for every in (config.num_output_steps, config.num_summary_steps)
             )
-            if step % config.num_checkpoint_steps == 0:
-                run.save(step)
+            x_adv = perturb(x_nat, y, step)
             natural = natural_accuracy(x_nat, y) if is_output else None
             xent, accuracy = update(x_adv, y)
             plateau.watch(xent, progress)
             if is_output or is_summary:
-                xent, accuracy = float(xent), float(accuracy)  # waits for the device
+                _check_finite(xent, step)  # waits for the device
                 clock.pause()
+                numbers = {"accuracy": float(accuracy), "xent": float(xent)}
                 if is_output:
-                    _print_output(progress, step, float(natural), accuracy, xent, clock)
+                    _print_output(progress, step, float(natural), numbers, kind, clock)
                 if is_summary:
-                    _write_summary(summaries, step, accuracy, xent, x_adv, challenge.bounds)
+                    _write_summary(summaries, step, numbers, kind, x_adv, challenge.bounds)
                 clock.start()
             step += 1
             clock.count += 1
             progress.update()
             if interruption.requested:
                 break
+    _check_finite(xent, step)
     run.save(step)
     if step < total:
         print(f"stopped after step {step}; the same command goes on from there")
         return model
-    path = pathlib.Path(config.model_dir) / "saved_model"
-    checkpoints.export(model, path)
-    print(f"trained {step} steps; SavedModel in {path}")
+    checkpoints.export(model, directory / "saved_model")
+    print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
     return model
 
 
-def define_flags(flag_values):
-    """Declares the flag of train.py beside the config's."""
-    flags.DEFINE_bool(
-        "export", False, "only write saved_model/ from the newest checkpoint", flag_values
-    )
+def run_script(train, challenge):
+    """Runs a challenge's train.py: its flags, then `train(config)`, or --export alone."""
+
+    def define_flags(challenge, flag_values):
+        flags.DEFINE_bool(
+            "export", False, "only write saved_model/ from the newest checkpoint", flag_values
+        )
+
+    def main(challenge, config, flag_values):
+        if flag_values.export:
+            export_newest(config, challenge)
+        else:
+            train(config)
+
+    app.run(main, challenge, define_flags)
 
 
 def export_newest(config, challenge):
@@ -185,23 +196,7 @@ def make_adversary(config, bounds, model, batch_statistics=False):
     """
     if config.adversary == "none":
         return lambda x_nat, y, step: x_nat
-    settings = {
-        "epsilon": config.epsilon,
-        "loss_func": config.loss_func,
-        "kappa": config.kappa,
-        "bounds": bounds,
-        "batch_statistics": batch_statistics,
-    }
-    if config.adversary == "fgsm":
-        attack = FGSM(model, **settings)
-    else:
-        attack = PGD(
-            model,
-            step_size=config.step_size,
-            num_steps=config.num_steps,
-            random_start=config.random_start,
-            **settings,
-        )
+    attack = make_attack(config.adversary, model, config, bounds, batch_statistics)
 
     def perturb(x_nat, y, step):
         scale = min(1.0, (step + 1) / (config.epsilon_warmup_steps or 1))
@@ -232,61 +227,87 @@ def _accuracy(logits, y):
     return tf.reduce_mean(tf.cast(hits, tf.float32))
 
 
-def _print_output(progress, step, natural, adversarial, xent, clock):
+def _check_finite(xent, step):
+    if not math.isfinite(xent):
+        raise InputError(
+            f"the loss became {float(xent)} by step {step}; the newest checkpoint is from before. "
+            "What helps: smaller rates in --step_size_schedule"
+        )
+
+
+def _print_output(progress, step, natural, numbers, kind, clock):
     rate = clock.examples_per_second()
     lines = [
         f"Step {step}:    ({datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
         f"    training nat accuracy {100 * natural:.4g}%",
-        f"    training adv accuracy {100 * adversarial:.4g}%",
-        f"    training adv loss {xent:.4f}",
+        f"    training adv accuracy {100 * numbers['accuracy']:.4g}%",
+        f"    training {kind} loss {numbers['xent']:.4f}",
     ]
+    if kind == "nat":
+        del lines[2]
     if rate:
         lines.append(f"    {rate:.1f} examples per second")
     progress.write("\n".join(lines), file=sys.stdout)
     sys.stdout.flush()
 
 
-def _write_summary(writer, step, accuracy, xent, x_adv, bounds):
+def _write_summary(writer, step, numbers, kind, x, bounds):
     # The originals' tags, each number twice: once to compare with the evaluation of a run, once
     # to compare runs.
     low, high = bounds
     with writer.as_default(step=step):
-        for suffix in ("adv_train", "adv"):
-            tf.summary.scalar(f"accuracy_{suffix}", accuracy)
-            tf.summary.scalar(f"xent_{suffix}", xent)
-        tf.summary.image("images_adv_train", (x_adv - low) / (high - low), max_outputs=3)
+        for suffix in (f"{kind}_train", kind):
+            tf.summary.scalar(f"accuracy_{suffix}", numbers["accuracy"])
+            tf.summary.scalar(f"xent_{suffix}", numbers["xent"])
+        tf.summary.image(f"images_{kind}_train", (x - low) / (high - low), max_outputs=3)
     writer.flush()
 
 
-def _claim(config):
-    """Makes `model_dir` this config's, or refuses what is in it."""
-    directory = pathlib.Path(config.model_dir)
-    path = directory / "config.json"
-    new = json.loads(config.to_json())
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON: {error}") from None
+def _check_directory(directory, config):
+    """Refuses a `model_dir` that holds anything but a training with these settings."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--model_dir: expected a directory, got the file {directory}")
+    if any(directory.glob("checkpoint-*.index")) and (directory / "config.json").exists():
+        old = config_lib.read_json(directory / "config.json")
         differing = [
             f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
-            for name, value in new.items()
-            if name not in NOT_OF_TRAINING and old.get(name) != value
+            for name, value in json.loads(config.to_json()).items()
+            if name not in config_lib.NOT_OF_TRAINING and old.get(name) != value
         ]
         if differing:
             raise InputError(
                 f"--model_dir: expected a training with the same settings in {directory}, "
                 f"got other {', '.join(differing)}; give another directory"
             )
-    elif directory.exists() and any(directory.iterdir()):
-        raise InputError(
-            f"--model_dir: expected a new directory or one of a training, got {directory}, "
-            "which holds other files"
-        )
+    elif directory.exists():
+        # What a training that ended before its first checkpoint, or `eval.py --watch`, may leave.
+        others = {path.name for path in directory.iterdir()} - {*_RECORDS, "eval"}
+        if any(not name.startswith("events.out.tfevents.") for name in others):
+            raise InputError(
+                f"--model_dir: expected a new directory or one of a training, got {directory}, "
+                "which holds other files"
+            )
+
+
+_RECORDS = ("config.json", "versions.json")
+
+
+def _write_records(directory, config):
+    """Writes config.json, and appends command, hardware and versions to versions.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_atomically(path, config.to_json().encode())
-    text = json.dumps(provenance(), indent=2) + "\n"
-    checkpoints.write_atomically(directory / "versions.json", text.encode())
+    data_dir = None if config.data_dir is None else str(pathlib.Path(config.data_dir).resolve())
+    # Paths in a config file are relative to it.
+    config = dataclasses.replace(config, model_dir=".", data_dir=data_dir)
+    now = provenance()
+    try:
+        starts = json.loads((directory / "versions.json").read_text())
+    except (OSError, ValueError):
+        starts = []
+    if starts and starts[-1]["versions"] != now["versions"]:
+        print(f"note: this training began with other versions, {starts[-1]['versions']}")
+    text = json.dumps([*starts, now], indent=2) + "\n"
+    for name, content in zip(_RECORDS, (config.to_json(), text)):
+        checkpoints.write_atomically(directory / name, content.encode())
 
 
 class _Interruption:

@@ -7,8 +7,14 @@ from common import config, data
 from common.challenge import Challenge
 from mnist_challenge.model import build_model
 
-FGSM = {"num_steps": 1, "step_size": 0.3, "random_start": False}
-PGD = {"step_size": 0.01, "random_start": True, "loss_func": "xent", "num_restarts": 1}
+FGSM = {"epsilon": 0.3, "num_steps": 1, "step_size": 0.3, "random_start": False}
+PGD = {
+    "epsilon": 0.3,
+    "step_size": 0.01,
+    "random_start": True,
+    "loss_func": "xent",
+    "num_restarts": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

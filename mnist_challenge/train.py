@@ -9,10 +9,13 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+import common  # noqa: F401  first, since it quiets TensorFlow
+
+# isort: split
 import keras
 import tensorflow as tf
 
-from common import app, data, training
+from common import data, training
 from mnist_challenge.challenge import MNIST
 
 
@@ -45,13 +48,5 @@ def train(config):
     )
 
 
-def main(challenge, config, flag_values):
-    """Trains, or with --export only writes the SavedModel."""
-    if flag_values.export:
-        training.export_newest(config, challenge)
-    else:
-        train(config)
-
-
 if __name__ == "__main__":
-    app.run(main, MNIST, training.define_flags)
+    training.run_script(train, MNIST)

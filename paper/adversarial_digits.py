@@ -23,13 +23,14 @@ import tensorflow as tf
 from absl import flags
 
 from common import app, checkpoints, commands
+from common.attack import make_attack
 from mnist_challenge.challenge import MNIST
 
 
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    commands.check_parent("--output", output)
+    commands.check_writable("--output", output)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     print(test.source)
     first_of_class = [int(np.argmax(test.labels == label)) for label in range(10)]
@@ -39,7 +40,7 @@ def draw(challenge, config, flag_values):
     for name in config.model_dir.split(","):
         path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
         loaded = checkpoints.load_model(challenge, path)
-        attack = commands.make_attack(config, challenge, loaded.logits)
+        attack = make_attack("pgd", loaded.logits, config, challenge.bounds)
         x_adv = attack.perturb(x_nat, y, seed=config.random_seed)
         if not rows:
             rows.append(("natural image", x_nat, loaded.logits(tf.constant(x_nat))))
@@ -61,7 +62,7 @@ def draw(challenge, config, flag_values):
     print(f"figure in {output}")
 
 
-def define_flags(flag_values):
+def define_flags(challenge, flag_values):
     """Declares --output."""
     flags.DEFINE_string("output", "adversarial_digits.png", "image to write", flag_values)
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.common.test_resume import checkpoint_arrays
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EMPTY_HOME = tempfile.mkdtemp()  # so that no data set of the user is found
 MNIST_TINY = ("--scale=1", "--num_steps=2", "--step_size=0.1", "--training_batch_size=10")
@@ -46,14 +48,6 @@ def error_line(stderr):
     return line
 
 
-def arrays(directory):
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(directory)))
-    names = reader.get_variable_to_shape_map()
-    # save_counter counts the checkpoints written, of which a stop adds one.
-    skipped = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
-    return {name: reader.get_tensor(name) for name in names if name not in skipped}
-
-
 @pytest.fixture(scope="module")
 def mnist_dir(tmp_path_factory, tfds_dir):
     """A training of 4 steps."""
@@ -86,7 +80,7 @@ def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
     out = run(script, "--model_dir=parts", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
     assert f"resuming at step {stopped}" in out
     run(script, "--model_dir=whole", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
-    whole, parts = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    whole, parts = checkpoint_arrays(tmp_path / "whole"), checkpoint_arrays(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     for name, array in whole.items():
         np.testing.assert_array_equal(array, parts[name], err_msg=name)

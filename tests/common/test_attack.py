@@ -282,7 +282,8 @@ def test_batch_statistics_move_the_averages_at_every_step(normed):
     [
         (8, 0.01, (0, 1), r"epsilon: expected 0 to 1 .*\[0, 1\].*got 8; .* 0.03137 \(8/255\)\?"),
         (0.3, 2, (0, 1), r"step_size: expected 0 to 1 .*, got 2; .* 0.007843 \(2/255\)\?"),
-        (0.03, 2, (0, 255), r"epsilon: expected 0, or 1 to 255 .*, got 0.03; .* 7.65\?"),
+        (0.03, 2, (0, 255), r"epsilon: expected 0, or 0.2 to 255 .*, got 0.03; .* 7.65\?"),
+        (8, 2 / 255, (0, 255), r"step_size: expected 0, or 0.016 .*; did you mean 2\?"),
         (-0.1, 0.01, (0, 1), "epsilon: expected 0 to 1 .*, got -0.1$"),
         (0.3, float("nan"), (0, 1), "step_size: expected 0 to 1 .*, got nan$"),
         (300, 2, (0, 255), "epsilon: expected 0 to 255 .*, got 300$"),
@@ -339,3 +340,9 @@ def test_a_model_without_gradient_is_refused():
     attack = PGD(lambda x: tf.zeros((2, 10)), epsilon=0.3, step_size=0.1, num_steps=1)
     with pytest.raises(ValueError, match="logits with a gradient"):
         attack.perturb(np.zeros((2, 28, 28, 1)), [0, 1])
+
+
+def test_images_in_other_units_are_refused():
+    attack = PGD(lambda x: x, epsilon=0.3, step_size=0.1, num_steps=0)
+    with pytest.raises(InputError, match=r"expected pixels in \[0, 1\], got \[0, 255\]"):
+        attack.perturb(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1), [0, 1])

@@ -10,6 +10,7 @@ from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
 from common import commands, config
+from common.attack import make_attack
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 
@@ -85,6 +86,7 @@ def parse(challenge, *argv):
     """The config of a command line."""
     flag_values = flags.FlagValues()
     config.define_flags(challenge, flag_values)
+    commands.define_attack_flags(challenge, flag_values)
     flag_values(["script.py", *argv])
     return config.config_from_flags(challenge, flag_values)
 
@@ -173,7 +175,7 @@ def test_every_shipped_file_and_to_json_can_be_read(challenge, write):
 )
 def test_every_preset_is_an_attack(challenge, preset):
     settings = parse(challenge, f"--preset={preset}")
-    attack = commands.make_attack(settings, challenge, lambda x: x)
+    attack = make_attack("pgd", lambda x: x, settings, challenge.bounds)
     assert attack.epsilon == (0.3 if challenge is MNIST else 8)
     assert attack.loss_func in preset or not re.search("xent|cw", preset)
     if steps := re.search(r"pgd_(\d+)", preset):
@@ -233,7 +235,7 @@ def test_flags_override_preset_overrides_file_overrides_own(challenge, write):
     settings = parse(challenge, "--num_steps=5", f"--preset={preset}", f"--config={path}")
     assert settings.num_steps == 5
     assert settings.num_restarts == challenge.presets[preset]["num_restarts"]
-    assert settings.epsilon == (9 if challenge is CIFAR10 else 0.2)
+    assert settings.epsilon == challenge.presets[preset]["epsilon"]
     assert settings.max_num_training_steps == (80000 if challenge is CIFAR10 else 100000)
 
 

@@ -97,7 +97,7 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
         "checkpoint-6.index",
     ]
     assert json.loads((tmp_path / "config.json").read_text())["scale"] == 1
-    versions = json.loads((tmp_path / "versions.json").read_text())["versions"]
+    versions = json.loads((tmp_path / "versions.json").read_text())[0]["versions"]
     assert versions["tensorflow"] == tf.__version__
     x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
     for path in (tmp_path, tmp_path / "saved_model"):
@@ -148,3 +148,43 @@ def test_the_loss_falls(tmp_path):
     pixels = MNIST.to_pixels(x.images[:50])
     accuracy = np.mean(np.argmax(model(pixels), axis=1) == x.labels[:50])
     assert accuracy > 0.8
+
+
+def test_a_training_that_ended_before_its_first_checkpoint_does_not_block(tmp_path):
+    with pytest.raises(InputError, match="batch size from 1 to 50"):
+        run(MNIST, tmp_path / "new", scale=1, training_batch_size=51)
+    assert not (tmp_path / "new" / "config.json").exists()
+    (tmp_path / "new" / "eval").mkdir(parents=True, exist_ok=True)  # of eval.py --watch
+    run(MNIST, tmp_path / "new", scale=1, max_num_training_steps=1)
+
+
+def test_damaged_checkpoints_are_refused_and_kept(tmp_path):
+    run(MNIST, tmp_path, scale=1, max_num_training_steps=1)
+    data_file = tmp_path / "checkpoint-1.data-00000-of-00001"
+    data_file.write_bytes(data_file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot load the checkpoint in"):
+        run(MNIST, tmp_path, scale=1)
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(InputError, match="the file `checkpoint` names none"):
+        run(MNIST, tmp_path, scale=1)
+    assert (tmp_path / "checkpoint-1.index").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    with pytest.raises(InputError, match="the loss became (nan|inf).*smaller rates"):
+        run(MNIST, tmp_path, scale=1, step_size_schedule=[[0, 1e30]])
+
+
+def test_saved_config_reproduces_the_run(tmp_path):
+    run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["model_dir"] == "." and saved["scale"] == 1
+    starts = json.loads((tmp_path / "run" / "versions.json").read_text())
+    run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
+    assert len(json.loads((tmp_path / "run" / "versions.json").read_text())) == len(starts) + 1
+
+
+def test_natural_training_names_its_numbers_so(tmp_path, capsys):
+    run(MNIST, tmp_path, scale=1, max_num_training_steps=1, adversary="none")
+    printed = capsys.readouterr().out
+    assert "training nat loss" in printed and "adv" not in printed

@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 
 import numpy as np
@@ -31,7 +32,11 @@ def test_save_and_load(tmp_path, challenge, epsilon):
     assert loaded.shape == (3, *challenge.submission_shape) and loaded.dtype == np.float32
     np.testing.assert_array_equal(loaded.reshape(x_adv.shape), x_adv.astype(np.float32))
     np.testing.assert_array_equal(np.load(path), loaded)
-    assert submission.load_note(path) == {"model": "adv_trained", "seed": 1}
+    note = submission.load_note(path)
+    assert note.pop("file_sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert note == {"model": "adv_trained", "seed": 1}
+    np.save(path, x_adv)  # by someone else, so that the note is of another file
+    assert submission.load_note(path) == {}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attack.npy", "attack.npy.json"]
 
 
@@ -41,7 +46,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     old = path.read_bytes()
     with pytest.raises(ValueError, match="reshape"):
         submission.save(path, np.ones((3, 5)), MNIST, {"seed": 2})
-    assert path.read_bytes() == old and submission.load_note(path) == {"seed": 1}
+    assert path.read_bytes() == old and submission.load_note(path)["seed"] == 1
     assert len(list(tmp_path.iterdir())) == 2
 
 

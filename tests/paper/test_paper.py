@@ -43,3 +43,11 @@ def test_figure_of_digits(tmp_path):
     )
     picture = plt.imread(tmp_path / "digits.png")
     assert picture.shape[0] > 200 and picture.shape[1] > 1000 and picture.std() > 0.1
+
+
+def test_python_of_the_readme_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    names = {}
+    exec(code.split("```")[0], names)
+    assert names["x_adv"].shape == (50, 28, 28, 1)
