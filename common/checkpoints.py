@@ -229,17 +229,18 @@ def export(model, path):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    shape = (None, *model.input_shape[1:])
-    archive.add_endpoint(
-        "serve",
+    # Keras's own export would write every weight twice.
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+    module.serve = tf.function(
         lambda image: {"logits": model(image, training=False)},
-        input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
+        input_signature=[
+            tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image"),
+        ],
     )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
-        archive.write_out(str(new), verbose=False)
+        tf.saved_model.save(module, str(new), signatures={"serving_default": module.serve})
         if path.exists():
             path.rename(old)
         new.rename(path)

@@ -230,10 +230,10 @@ def test_the_file_of_a_published_network_drops_in(write):
 
 @BOTH
 def test_flags_override_preset_overrides_file_overrides_own(challenge, write):
-    path = write({"num_steps": 2, "num_restarts": 3, "epsilon": 9 if challenge is CIFAR10 else 0.2})
+    path = write({"num_steps": 2, "num_restarts": 3, "epsilon": 0.25, "eval_batch_size": 7})
     preset = "leaderboard_pgd_20x10_xent" if challenge is CIFAR10 else "paper_pgd_40x20"
     settings = parse(challenge, "--num_steps=5", f"--preset={preset}", f"--config={path}")
-    assert settings.num_steps == 5
+    assert (settings.num_steps, settings.eval_batch_size) == (5, 7)
     assert settings.num_restarts == challenge.presets[preset]["num_restarts"]
     assert settings.epsilon == challenge.presets[preset]["epsilon"]
     assert settings.max_num_training_steps == (80000 if challenge is CIFAR10 else 100000)
