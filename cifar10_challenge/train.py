@@ -18,7 +18,7 @@ import common  # noqa: F401  first, since it quiets TensorFlow
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
-from common import data, training
+from common import training
 
 
 def train(config):
@@ -30,27 +30,16 @@ def train(config):
     images = CIFAR10.load("train", data_dir=config.data_dir)
     print(images.source)
 
-    def batches(start_step):
-        return data.training_batches(
-            images.images,
-            images.labels,
-            batch_size=config.training_batch_size,
-            seed=config.random_seed,
-            start_step=start_step,
-            num_steps=config.max_num_training_steps,
-            to_pixels=CIFAR10.to_pixels,
-            augment=augment,
-        )
-
     linear = config.step_size_interpolation == "linear"
     rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
     optimizer = training.Momentum(rate, momentum=config.momentum)
     return training.train(
         config,
         CIFAR10,
+        images,
         optimizer=optimizer,
-        batches=batches,
         reduce_loss=tf.reduce_mean,
+        augment=augment,
         batch_statistics=config.batch_statistics,
     )
 

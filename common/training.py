@@ -24,6 +24,7 @@ from tqdm import tqdm
 from common import app, checkpoints
 from common import config as config_lib
 from common.attack import make_attack, xent_loss
+from common.data import training_batches
 from common.errors import InputError
 from common.provenance import provenance
 
@@ -78,7 +79,9 @@ class Momentum(keras.optimizers.SGD):
         return self.assign_sub(variable, rate * velocity)
 
 
-def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistics=False):
+def train(
+    config, challenge, images, *, optimizer, reduce_loss, augment=None, batch_statistics=False
+):
     """Trains the challenge's network, or goes on with the training found in `config.model_dir`.
 
     Writes there: config.json, versions.json (the command and the hardware too), checkpoint-N every
@@ -89,10 +92,10 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
+        images: a `common.data.Split` to train on.
         optimizer: a keras optimizer.
-        batches: function (start_step) to an iterable of (x float32 (batch, height, width,
-            channels) in the challenge's bounds, y int32 (batch,)) from that step on.
         reduce_loss: from the cross-entropies of a batch to its loss: tf.reduce_sum or reduce_mean.
+        augment: see `common.data.training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
 
     Returns:
@@ -111,7 +114,16 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
     )
     run = checkpoints.TrainingRun(directory, model, optimizer)
     step, total = run.restore(), config.max_num_training_steps
-    stream = batches(step) if step < total else ()
+    batches = training_batches(
+        images.images,
+        images.labels,
+        batch_size=config.training_batch_size,
+        seed=config.random_seed,
+        start_step=min(step, total),
+        num_steps=total,
+        to_pixels=challenge.to_pixels,
+        augment=augment,
+    )
     _write_records(directory, config)
     if step:
         print(f"resuming at step {step} of {total}")
@@ -121,7 +133,7 @@ def train(config, challenge, *, optimizer, batches, reduce_loss, batch_statistic
     clock = _Clock(config.training_batch_size)
     xent = 0.0
     with _Interruption() as interruption, tqdm(total=total, initial=step, unit="step") as progress:
-        for x_nat, y in stream:
+        for x_nat, y in batches:
             if step % config.num_checkpoint_steps == 0:
                 _check_finite(xent, step)
                 run.save(step)

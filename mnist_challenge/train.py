@@ -15,7 +15,7 @@ import common  # noqa: F401  first, since it quiets TensorFlow
 import keras
 import tensorflow as tf
 
-from common import data, training
+from common import training
 from mnist_challenge.challenge import MNIST
 
 
@@ -28,24 +28,11 @@ def train(config):
     images = MNIST.load("train", data_dir=config.data_dir)
     print(images.source)
 
-    def batches(start_step):
-        return data.training_batches(
-            images.images,
-            images.labels,
-            batch_size=config.training_batch_size,
-            seed=config.random_seed,
-            start_step=start_step,
-            num_steps=config.max_num_training_steps,
-            to_pixels=MNIST.to_pixels,
-        )
-
     linear = config.step_size_interpolation == "linear"
     rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
     # TensorFlow 1's epsilon; Keras's own default is 1e-7.
     optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
-    return training.train(
-        config, MNIST, optimizer=optimizer, batches=batches, reduce_loss=tf.reduce_sum
-    )
+    return training.train(config, MNIST, images, optimizer=optimizer, reduce_loss=tf.reduce_sum)
 
 
 if __name__ == "__main__":

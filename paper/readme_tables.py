@@ -18,6 +18,7 @@ MNIST_ROWS = (
     ("paper_fgsm", "FGSM", 95.6, 96.36),
     ("paper_pgd_40", "PGD, 40 steps of 0.01", 93.2, None),
     ("paper_pgd_100", "PGD, 100 steps of 0.01", 91.8, 92.52),
+    ("paper_pgd_40x20", "PGD, 40 steps, 20 restarts", 90.4, None),
     ("paper_cw", "CW, 40 steps of 0.01", 94.0, None),
     ("paper_cw_plus", "CW+, 40 steps of 0.01", 93.9, None),
 )
@@ -42,6 +43,13 @@ def mnist_table():
             f"| {name} | {paper} | {published or ''} | {result['adversarial_accuracy']:.2f} | "
             f"{count:,} | {flags} |"
         )
+    hardware = result["hardware"]
+    lines += [
+        "",
+        f"Seed {result['seed']}, {hardware['cores']} cores of {hardware['processor']}, "
+        f"TensorFlow {result['versions']['tensorflow']}; "
+        "each command and its time are in paper/results/.",
+    ]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
-from common import data, training
+from common import training
 from common.checkpoints import load_model
 from common.config import make_config
 from common.errors import InputError
@@ -31,18 +31,6 @@ def run(challenge, model_dir, **settings):
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
     sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
 
-    def batches(start_step):
-        return data.training_batches(
-            sample.images,
-            sample.labels,
-            batch_size=config.training_batch_size,
-            seed=config.random_seed,
-            start_step=start_step,
-            num_steps=config.max_num_training_steps,
-            to_pixels=challenge.to_pixels,
-            augment=cifar10_train.augment if challenge is CIFAR10 else None,
-        )
-
     rate = training.PiecewiseSchedule(config.step_size_schedule)
     if challenge is CIFAR10:
         optimizer = training.Momentum(rate, momentum=0.9)
@@ -51,9 +39,10 @@ def run(challenge, model_dir, **settings):
     return training.train(
         config,
         challenge,
+        sample,
         optimizer=optimizer,
-        batches=batches,
         reduce_loss=tf.reduce_sum,
+        augment=cifar10_train.augment if challenge is CIFAR10 else None,
         batch_statistics=challenge is CIFAR10,
     )
 

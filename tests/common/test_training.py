@@ -43,7 +43,7 @@ def recipe(monkeypatch):
         )
         fake = dataclasses.replace(challenge, load=lambda split, data_dir: images)
         monkeypatch.setattr(script, "MNIST" if challenge is MNIST else "CIFAR10", fake)
-        monkeypatch.setattr(training, "train", lambda config, challenge, **recipe: recipe)
+        monkeypatch.setattr(training, "train", lambda config, challenge, images, **recipe: recipe)
         return types.SimpleNamespace(**script.train(config_of(challenge)))
 
     return recipe_of
