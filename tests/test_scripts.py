@@ -32,6 +32,8 @@ def start(*command, cwd, data_dir=None):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background jobs, such as these tests may be, ignore Ctrl-C and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -122,7 +124,8 @@ def test_watch_follows_the_checkpoints(mnist_dir, tfds_dir, tmp_path):
         if line.startswith("waiting"):
             break
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("interrupted\n")
     assert any(line.startswith("adversarial: ") for line in lines)
     assert list((mnist_dir / "run" / "eval").glob("events.out.tfevents.*"))
 
