@@ -237,7 +237,7 @@ def make_config(challenge, *layers):
 
 def define_flags(challenge, flag_values):
     """Declares --config and a flag for every key of the challenge's config."""
-    own = json.loads((challenge.directory / "config.json").read_text())
+    own = read_json(challenge.directory / "config.json")
     flags.DEFINE_string("config", None, "config file, ours or an original's", flag_values)
     for field in dataclasses.fields(challenge.config_class):
         text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"

@@ -252,11 +252,10 @@ def _print_output(progress, step, natural, numbers, kind, clock):
     lines = [
         f"Step {step}:    ({datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
         f"    training nat accuracy {100 * natural:.4g}%",
-        f"    training adv accuracy {100 * numbers['accuracy']:.4g}%",
-        f"    training {kind} loss {numbers['xent']:.4f}",
     ]
-    if kind == "nat":
-        del lines[2]
+    if kind == "adv":
+        lines.append(f"    training adv accuracy {100 * numbers['accuracy']:.4g}%")
+    lines.append(f"    training {kind} loss {numbers['xent']:.4f}")
     if rate:
         lines.append(f"    {rate:.1f} examples per second")
     progress.write("\n".join(lines), file=sys.stdout)
