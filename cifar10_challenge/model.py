@@ -1,7 +1,9 @@
 """The paper's CIFAR-10 networks, from pixels to logits."""
 
 import keras
-from keras import layers, ops
+from keras import layers
+
+from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 
 WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
 UNITS_PER_GROUP = 5
@@ -49,7 +51,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
         )(x)
 
     def normalise(x, name):
-        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name=f"{name}_norm")(x)
+        x = BatchNorm(momentum=0.9, epsilon=1e-3, name=f"{name}_norm")(x)
         return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_relu")(x)
 
     def residual_unit(x, filters, stride, name, activate_before_residual):
@@ -85,30 +87,13 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
     return keras.Model(image, logits, name=f"cifar10_{width}")
 
 
-@keras.saving.register_keras_serializable("cifar10_challenge")
-class Standardise(layers.Layer):
-    """(x - mean) / max(deviation, 1/sqrt(number of values)), each image by itself."""
+def size_of(shapes):
+    """The setting `width` of a network with weights of these shapes, or None where it is another.
 
-    def call(self, x):
-        """Standardises float32 images (batch, height, width, channels)."""
-        count = x.shape[1] * x.shape[2] * x.shape[3]
-        mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
-        deviation = ops.std(x, axis=(1, 2, 3), keepdims=True)
-        return (x - mean) / ops.maximum(deviation, count**-0.5)
-
-
-@keras.saving.register_keras_serializable("cifar10_challenge")
-class PadChannels(layers.Layer):
-    """Adds channels of zeros, half on each side, up to `filters` channels."""
-
-    def __init__(self, filters, **kwargs):
-        super().__init__(**kwargs)
-        self.filters = filters
-
-    def call(self, x):
-        """Pads float32 (batch, height, width, channels)."""
-        missing = self.filters - x.shape[-1]
-        return ops.pad(x, [[0, 0], [0, 0], [0, 0], [missing // 2, missing - missing // 2]])
-
-    def get_config(self):
-        return {**super().get_config(), "filters": self.filters}
+    Args:
+        shapes: tuples of ints, in the order of `keras.Model.weights`.
+    """
+    for width, (*_, last) in WIDTHS.items():
+        if shapes[-2:] == [(last, 10), (10,)]:
+            return {"width": width}
+    return None

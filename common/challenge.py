@@ -19,6 +19,10 @@ class Challenge:
         load: function (split, *, data_dir, allow_sample) to a `common.data.Split`.
         to_pixels: function from uint8 images to float32 pixels in `bounds`.
         build_model: function (config) to a new keras.Model.
+        size_of: function from the shapes of a network's weights, in keras's order, to the settings
+            of its size as a dict, or None where they are another network's.
+        fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
+            `common.attack.FastModel`.
         presets: published rows: name to the settings that give it.
     """
 
@@ -31,4 +35,6 @@ class Challenge:
     load: Callable
     to_pixels: Callable
     build_model: Callable
+    size_of: Callable
+    fast_logits: Callable
     presets: dict[str, dict]

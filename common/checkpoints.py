@@ -1,6 +1,7 @@
 """Models on disk: training directories, SavedModels and .keras files."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import config as config_lib
+from common.attack import FastModel
 from common.errors import InputError
 
 SHIPPED = "adv_trained"  # what is evaluated where no model is named and none was trained
@@ -22,11 +24,13 @@ class LoadedModel:
     """A model ready to be evaluated.
 
     Attributes:
-        logits: function from float32 images to float32 logits, in inference mode.
+        logits: function from float32 images to float32 logits, in inference mode; a `FastModel`
+            where the model is the challenge's own network.
         weights: the model's variables.
         path: where it lies.
         step: training step, or None where that is not known.
-        model: the keras.Model of a training directory, else None.
+        model: the same as a keras.Model of the challenge's own network with trainable weights, or
+            None where it is another network.
     """
 
     logits: Callable
@@ -149,13 +153,15 @@ def load_model(challenge, path):
     path = pathlib.Path(path)
     try:
         if path.is_file() and path.suffix == ".keras":
-            return _from_keras(keras.models.load_model(path), path, challenge)
+            model = keras.models.load_model(path)
+            _check_shapes(model.input_shape, model.output_shape, challenge, path)
+            return _loaded(functools.partial(model, training=False), model.weights, path, challenge)
         if (path / "saved_model.pb").is_file():
             return _from_saved_model(path, challenge)
         if (path / "checkpoint").is_file() and (path / "config.json").is_file():
             model, step = restore_training(challenge, path)
-            loaded = _from_keras(model, path, challenge)
-            return dataclasses.replace(loaded, step=step, model=model)
+            logits = fast_model(model, challenge)
+            return LoadedModel(logits, model.weights, path, step=step, model=model)
     except InputError:
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -186,9 +192,38 @@ def restore_training(challenge, directory):
     return model, step
 
 
-def _from_keras(model, path, challenge):
-    _check_shapes(model.input_shape, model.output_shape, challenge, path)
-    return LoadedModel(lambda x: model(x, training=False), model.weights, path)
+def fast_model(model, challenge):
+    """The challenge's own keras.Model, in inference mode, as attacks run it fastest."""
+    return FastModel(
+        functools.partial(model, training=False), functools.partial(challenge.fast_logits, model)
+    )
+
+
+def _loaded(logits, weights, path, challenge):
+    """A `LoadedModel` that knows the challenge's own network where it is one."""
+    model = _own_network(logits, weights, challenge)
+    if model is not None:
+        logits = dataclasses.replace(fast_model(model, challenge), model=logits)
+    return LoadedModel(logits, weights, path, model=model)
+
+
+def _own_network(logits, weights, challenge):
+    """The challenge's keras.Model with these weights, or None where it is another function."""
+    shapes = [tuple(weight.shape) for weight in weights]
+    size = challenge.size_of(shapes)
+    if size is None:
+        return None
+    config = config_lib.make_config(challenge, ("weights", size))
+    model = challenge.build_model(config)
+    if shapes != [tuple(weight.shape) for weight in model.weights]:
+        return None
+    model.set_weights([np.asarray(weight) for weight in weights])
+    low, high = challenge.bounds
+    noise = np.random.default_rng(0).uniform(low, high, (4, *challenge.image_shape))
+    x = tf.constant(noise, tf.float32)
+    theirs, ours = logits(x).numpy(), model(x, training=False).numpy()
+    scale = np.max(np.abs(ours), initial=1.0)
+    return model if np.max(np.abs(theirs - ours)) <= 1e-4 * scale else None
 
 
 def _from_saved_model(path, challenge):
@@ -204,9 +239,10 @@ def _from_saved_model(path, challenge):
         )
     ((name, image),), ((output, logits),) = inputs.items(), outputs.items()
     _check_shapes(image.shape, logits.shape, challenge, path)
+    weights = getattr(loaded, "weights", None) or signature.variables
     # `loaded` must outlive the function, or its variables are gone.
-    return LoadedModel(
-        lambda x, keep=loaded: signature(**{name: x})[output], list(signature.variables), path
+    return _loaded(
+        lambda x, keep=loaded: signature(**{name: x})[output], list(weights), path, challenge
     )
 
 

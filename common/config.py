@@ -153,6 +153,10 @@ class Config:
     loss_func: str = key("loss that the attack maximises", one_of("xent", "cw"))
     kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number())
     round_to_8_bits: bool = key("round adversarial images to 256 levels a pixel", boolean)
+    jit_compile: str = key(
+        "XLA for the whole attack and training step; auto: on a GPU or TPU",
+        one_of("auto", "yes", "no"),
+    )
     store_adv_path: str = key("attack file that is written or scored", text)
 
     def to_json(self):

@@ -92,9 +92,10 @@ class Evaluator:
     def run(self, images, labels):
         """Evaluates uint8 images (n, height, width, channels) with int labels (n,).
 
-        An example that a restart has broken is not attacked again; those still standing are put
-        together to full batches. As an example's random start depends on its number and not on
-        its batch, that changes nothing but the time.
+        An example that a restart has broken is not attacked again, and batches stay full for as
+        long as enough examples stand: where one restart runs out of them, the next begins. As an
+        example's random start depends on its number and the restart's, and not on its batch, that
+        changes nothing but the time.
 
         Returns:
             A `Result`.
@@ -112,19 +113,19 @@ class Evaluator:
         losses = np.full(count, -np.inf, np.float32)
         x_adv = np.empty(images.shape, np.float32)
         num_attacks = 0
-        with tqdm(total=count, unit="image", disable=not self.show_progress) as progress:
-            for restart in range(self.num_restarts):
-                left = np.flatnonzero(standing)
-                progress.total = num_attacks + len(left) * (self.num_restarts - restart)
-                for batch in self._batches(left):
-                    x, correct, new = self._attack(images[batch], labels[batch], batch, restart)
-                    better = ~correct | (new > losses[batch])
-                    x_adv[batch[better]] = x[better]
-                    losses[batch[better]] = new[better]
-                    standing[batch] = correct
-                    num_attacks += len(batch)
-                    progress.update(len(batch))
-                    progress.set_postfix(standing=f"{100 * np.mean(standing):.2f}%")
+        with tqdm(unit="image", disable=not self.show_progress) as progress:
+            for batch, restarts in self._attack_batches(standing):
+                x, correct, new = self._attack(images[batch], labels[batch], batch, restarts)
+                better = ~correct | (new > losses[batch])
+                x_adv[batch[better]] = x[better]
+                losses[batch[better]] = new[better]
+                standing[batch] = correct
+                num_attacks += len(batch)
+                left = np.count_nonzero(standing) * (self.num_restarts - 1 - restarts[-1])
+                left += np.count_nonzero(standing[batch[-1] + 1 :])
+                progress.total = num_attacks + left
+                progress.update(len(batch))
+                progress.set_postfix(standing=f"{100 * np.mean(standing):.2f}%")
             progress.total = num_attacks
         return Result(
             natural_correct,
@@ -139,10 +140,24 @@ class Evaluator:
     def _batches(self, numbers):
         return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
 
-    def _attack(self, images, labels, numbers, restart):
+    def _attack_batches(self, standing):
+        """Yields batches as (examples, the restart of each), for as long as examples stand."""
+        batch = {}  # example to restart
+        for restart in range(self.num_restarts):
+            for example in range(len(standing)):
+                if len(batch) == self.batch_size or example in batch:
+                    yield np.array(list(batch)), np.array(list(batch.values()))
+                    batch = {}
+                if standing[example]:
+                    batch[example] = restart
+        if batch:
+            yield np.array(list(batch)), np.array(list(batch.values()))
+
+    def _attack(self, images, labels, numbers, restarts):
         x_nat = tf.convert_to_tensor(self.to_pixels(images))
         y = tf.constant(labels, tf.int32)
-        x = self.attack.perturb(x_nat, y, seed=(self.seed, restart), index=numbers)
+        seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
+        x = self.attack.perturb(x_nat, y, seed=seeds, index=numbers)
         if self.eight_bits:
             x = round_to_8_bits(x, x_nat, self.attack.epsilon, self.attack.bounds)
         correct, losses = self._classify(x, y)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common import app, checkpoints
 from common import config as config_lib
-from common.attack import make_attack, xent_loss
+from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError
 from common.provenance import provenance
@@ -107,8 +107,9 @@ def train(
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config)
     model = challenge.build_model(config)
-    perturb = make_adversary(config, challenge.bounds, model, batch_statistics)
-    update = _make_update(model, optimizer, reduce_loss)
+    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    perturb = make_adversary(config, challenge.bounds, attacked, batch_statistics)
+    update = make_update(config, model, optimizer, reduce_loss)
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
     )
@@ -203,7 +204,7 @@ def make_adversary(config, bounds, model, batch_statistics=False):
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none".
         bounds: (lowest, highest) pixel value.
-        model: keras.Model under attack.
+        model: what is attacked, see `PGD`; with `batch_statistics` a keras.Model.
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
@@ -217,10 +218,19 @@ def make_adversary(config, bounds, model, batch_statistics=False):
     return perturb
 
 
-def _make_update(model, optimizer, reduce_loss):
-    optimizer.build(model.trainable_variables)
+def make_update(config, model, optimizer, reduce_loss):
+    """The outer minimisation, as function (x, y) to the cross-entropy and accuracy before its step.
 
-    @tf.function(reduce_retracing=True)
+    Args:
+        config: the challenge's config.
+        model: keras.Model.
+        optimizer: keras optimizer.
+        reduce_loss: from the cross-entropies of a batch to its loss.
+    """
+    optimizer.build(model.trainable_variables)
+    jit_compile = compiles_with_xla(config.jit_compile)
+
+    @tf.function(reduce_retracing=not jit_compile, jit_compile=jit_compile)
     def update(x, y):
         """One step of the outer minimisation; returns mean cross-entropy and accuracy before it."""
         with tf.GradientTape() as tape:

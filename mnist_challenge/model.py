@@ -45,3 +45,13 @@ def build_model(scale=16, seed=None):
     x = layers.Dense(64 * scale, activation="relu", name="dense", **start())(x)
     logits = layers.Dense(10, name="logits", **start())(x)
     return keras.Model(image, logits, name="mnist")
+
+
+def size_of(shapes):
+    """The setting `scale` of a network with weights of these shapes, or None where it is another.
+
+    Args:
+        shapes: tuples of ints, in the order of `keras.Model.weights`.
+    """
+    first = shapes[0] if shapes else ()
+    return {"scale": first[3] // 2} if len(first) == 4 and first[3] >= 2 else None

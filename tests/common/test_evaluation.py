@@ -53,7 +53,7 @@ class NoAttack:
         self.calls = []
 
     def perturb(self, x_nat, y, seed, index):
-        self.calls.append((seed, list(index)))
+        self.calls.append([(*pair, i) for pair, i in zip(seed.tolist(), index.tolist())])
         return x_nat
 
 
@@ -113,14 +113,23 @@ def test_those_still_standing_fill_whole_batches():
     labels = np.tile([0, 1], 5)  # the even ones stand
     attack = NoAttack()
     ten = {"images": IMAGES[:10], "labels": labels}
-    evaluate(constant, attack, **ten, batch_size=4, num_restarts=2, seed=7)
-    assert attack.calls == [
-        ((7, 0), [0, 1, 2, 3]),
-        ((7, 0), [4, 5, 6, 7]),
-        ((7, 0), [8, 9]),
-        ((7, 1), [0, 2, 4, 6]),
-        ((7, 1), [8]),
+    result = evaluate(constant, attack, **ten, batch_size=4, num_restarts=3, seed=7)
+    calls = [[(restart, example) for _, restart, example in call] for call in attack.calls]
+    assert calls == [  # (restart, example)
+        [(0, 0), (0, 1), (0, 2), (0, 3)],
+        [(0, 4), (0, 5), (0, 6), (0, 7)],
+        [(0, 8), (0, 9), (1, 0), (1, 2)],
+        [(1, 4), (1, 6), (1, 8), (2, 0)],
+        [(2, 2), (2, 4), (2, 6), (2, 8)],
     ]
+    assert {seed for call in attack.calls for seed, *_ in call} == {7}
+    assert result.num_attacks == 20
+
+
+def test_an_example_is_not_attacked_twice_in_a_batch():
+    attack = NoAttack()
+    evaluate(constant, attack, images=IMAGES[:3], labels=np.zeros(3, int), num_restarts=2)
+    assert [[example for *_, example in call] for call in attack.calls] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_a_fooled_model_counts_more_than_a_high_loss():
@@ -128,7 +137,7 @@ def test_a_fooled_model_counts_more_than_a_high_loss():
 
     class Scripted:
         def perturb(self, x_nat, y, seed, index):
-            return tf.constant([unsure, unsure, fooled][seed[1]], tf.float32, (1, 1, 1, 3))
+            return tf.constant([unsure, unsure, fooled][seed[0, 1]], tf.float32, (1, 1, 1, 3))
 
     evaluator = Evaluator(
         lambda x: tf.reshape(x, (-1, 3)),

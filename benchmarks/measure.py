@@ -1,0 +1,95 @@
+"""How the benchmarks measure: rounds in turn, the machine's own rate, memory in a process alone."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import app, logging
+
+from common.app import fail
+from common.checkpoints import write_atomically
+from common.errors import InputError
+from common.provenance import provenance
+
+
+def run(main, define_flags):
+    """Runs a benchmark: parses its flags; an InputError is one line and exit code 1."""
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise InputError(f"expected flags only, got {argv[1]!r}")
+            main()
+        except InputError as error:
+            fail(error)
+
+    define_flags()
+    app.run(guarded)
+
+
+def in_turn(functions, rounds):
+    """Times each function once a round, so that a drift of the machine's speed hits all alike.
+
+    Args:
+        functions: name to function without arguments; each is called once before the first round.
+        rounds: how often each is timed.
+
+    Returns:
+        Name to the list of its seconds.
+    """
+    for name, function in functions.items():
+        print(f"warming up {name}", file=sys.stderr, flush=True)
+        function()
+    seconds = {name: [] for name in functions}
+    for number in range(rounds):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - begin)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def rates(seconds, work):
+    """Median, lowest and highest of `work` per second, as a dict."""
+    each = work / np.array(seconds)
+    return {"median": np.median(each), "lowest": each.min(), "highest": each.max()}
+
+
+def matmul_rate():
+    """A function that multiplies two float32 4096x4096 matrices, and its operations."""
+    matrix = tf.random.normal((4096, 4096))
+    multiply = tf.function(lambda a: tf.linalg.trace(a @ a))
+    return lambda: multiply(matrix).numpy(), 2 * 4096**3
+
+
+def peak_memory(script, *flags):
+    """Peak resident memory of a benchmark that runs alone in a process of its own, in GiB."""
+    command = [sys.executable, script, *flags, "--print_peak_memory"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(result.stdout.splitlines()[-1])
+
+
+def own_peak_memory():
+    """Peak resident memory of this process, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def save(path, result, packages=()):
+    """Writes a benchmark's result as JSON, with command, hardware, threads and versions."""
+    record = provenance()
+    record["hardware"]["threads"] = tf.config.threading.get_intra_op_parallelism_threads() or len(
+        os.sched_getaffinity(0)
+    )
+    for package in packages:
+        record["versions"][package] = importlib.metadata.version(package)
+    text = json.dumps({**record, **result}, indent=2, default=float) + "\n"
+    write_atomically(pathlib.Path(path), text.encode())

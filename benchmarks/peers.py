@@ -1,0 +1,173 @@
+"""The libraries a user would pick instead, each attacking the same network; none is required."""
+
+import importlib.util
+import os
+
+import numpy as np
+import tensorflow as tf
+
+# Name to the packages that it needs.
+PEERS = {
+    "CleverHans tf2": ("cleverhans",),
+    "Foolbox TensorFlow": ("foolbox",),
+    "ART TensorFlow": ("adversarial-robustness-toolbox",),
+    "torch channels_last": ("torch",),
+    "Foolbox torch": ("foolbox", "torch"),
+    "torchattacks": ("torchattacks", "torch"),
+}
+_MODULES = {"adversarial-robustness-toolbox": "art"}
+
+
+def importable():
+    """The names of the peers whose packages are there."""
+    return [
+        name
+        for name, packages in PEERS.items()
+        if all(importlib.util.find_spec(_MODULES.get(package, package)) for package in packages)
+    ]
+
+
+def make(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
+    """PGD without a random start by a peer, on these images.
+
+    Args:
+        name: of `PEERS`.
+        keras_model: plain keras.Model from images to logits.
+        x_nat: float32 NumPy images (batch, height, width, channels).
+        y: int64 NumPy labels.
+        epsilon, step_size, num_steps, bounds: see `common.attack.PGD`.
+
+    Returns:
+        A function without arguments to the adversarial images, in the peer's own array type and
+        layout; `to_images` gives them in ours.
+    """
+    settings = {
+        "epsilon": epsilon,
+        "step_size": step_size,
+        "num_steps": num_steps,
+        "bounds": bounds,
+    }
+    if "torch" in PEERS[name]:
+        return _torch(name, keras_model, x_nat, y, **settings)
+    return _tensorflow(name, keras_model, x_nat, y, **settings)
+
+
+def to_images(x):
+    """float32 NumPy images (batch, height, width, channels) of what a peer returned."""
+    if isinstance(x, np.ndarray) or tf.is_tensor(x):
+        return np.asarray(x)
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+def _tensorflow(name, model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
+    if name == "CleverHans tf2":
+        from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
+
+        x, labels = tf.constant(x_nat), tf.constant(y)
+        return lambda: projected_gradient_descent(
+            model,
+            x,
+            epsilon,
+            step_size,
+            num_steps,
+            np.inf,
+            clip_min=bounds[0],
+            clip_max=bounds[1],
+            y=labels,
+            rand_init=False,
+            sanity_checks=False,
+        )
+    if name == "Foolbox TensorFlow":
+        import foolbox
+
+        attacked = foolbox.TensorFlowModel(model, bounds=bounds)
+        attack = foolbox.attacks.LinfPGD(
+            abs_stepsize=step_size, steps=num_steps, random_start=False
+        )
+        x, labels = tf.constant(x_nat), tf.constant(y)
+        return lambda: attack(attacked, x, labels, epsilons=epsilon)[1]
+
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    classifier = TensorFlowV2Classifier(
+        model,
+        nb_classes=10,
+        input_shape=x_nat.shape[1:],
+        loss_object=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        clip_values=bounds,
+    )
+    attack = ProjectedGradientDescent(
+        classifier,
+        eps=epsilon,
+        eps_step=step_size,
+        max_iter=num_steps,
+        batch_size=len(x_nat),
+        verbose=False,
+    )
+    return lambda: attack.generate(x_nat, y)
+
+
+def _torch(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    channels_last = name == "torch channels_last"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = _torch_network(keras_model).eval().to(memory_format=layout)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    x = torch.tensor(x_nat.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+    labels = torch.tensor(y)
+    if channels_last:
+        return lambda: _torch_pgd(model, x, labels, epsilon, step_size, num_steps, bounds)
+    if name == "Foolbox torch":
+        import foolbox
+
+        attacked = foolbox.PyTorchModel(model, bounds=bounds)
+        attack = foolbox.attacks.LinfPGD(
+            abs_stepsize=step_size, steps=num_steps, random_start=False
+        )
+        return lambda: attack(attacked, x, labels, epsilons=epsilon)[1]
+
+    import torchattacks
+
+    width = bounds[1] - bounds[0]  # it wants pixels in [0, 1]
+    scaled = torch.nn.Sequential(_Scale(width), model)
+    attack = torchattacks.PGD(
+        scaled, eps=epsilon / width, alpha=step_size / width, steps=num_steps, random_start=False
+    )
+    x = x / width
+    return lambda: attack(x, labels) * width
+
+
+def _torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
+    import torch
+
+    x = x_nat
+    for _ in range(num_steps):
+        x = x.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(x), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = x.detach() + step_size * gradient.sign()
+        x = torch.clamp(torch.min(torch.max(x, x_nat - epsilon), x_nat + epsilon), *bounds)
+    return x
+
+
+def _torch_network(keras_model):
+    """The same network in torch, with the same weights."""
+    from benchmarks import torch_networks
+
+    if keras_model.input_shape[-1] == 1:
+        return torch_networks.Mnist(keras_model.get_weights())
+    return torch_networks.Cifar10({w.path: w.numpy() for w in keras_model.weights})
+
+
+def _Scale(width):  # noqa: N802
+    import torch
+
+    class Scale(torch.nn.Module):
+        def forward(self, x):
+            return x * width
+
+    return Scale()

@@ -1,0 +1,190 @@
+"""Times a step of adversarial training: ours, and the plain implementation.
+
+    python benchmarks/training_throughput.py --model=mnist
+
+A step is the attack of the challenge's config.json on a batch, and the update of the weights. The
+unit is examples per second. `loop_share` is the part of the time of a real training, from its
+first to its last step, that is spent in attack and update; the rest goes to input, logging,
+progress and everything else that Python does in between.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+import time
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import common  # noqa: F401  first, since it quiets TensorFlow
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmarks import measure, plain
+from cifar10_challenge import train as cifar10
+from cifar10_challenge.challenge import CIFAR10
+from common import checkpoints, training
+from common.config import make_config
+from common.errors import InputError
+from mnist_challenge import train as mnist
+from mnist_challenge.challenge import MNIST
+
+# Challenge, size, module of its train.py, reduction of the loss.
+MODELS = {
+    "mnist": (MNIST, {"scale": 16}, mnist, tf.reduce_sum),
+    "cifar_simple": (CIFAR10, {"width": "simple"}, cifar10, tf.reduce_mean),
+    "cifar_wide": (CIFAR10, {"width": "wide"}, cifar10, tf.reduce_mean),
+}
+OURS, PLAIN = "ours", "plain tf.function"
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Declares the flags."""
+    flags.DEFINE_enum("model", "mnist", list(MODELS), "network in training")
+    flags.DEFINE_integer(
+        "batch_size", None, "images a step; default: as config.json", lower_bound=1
+    )
+    flags.DEFINE_integer("rounds", 7, "how often a step of each is timed", lower_bound=1)
+    flags.DEFINE_integer("loop_steps", 200, "steps of the real training; 0: none", lower_bound=0)
+    flags.DEFINE_list("implementations", [OURS, PLAIN], "which to time")
+    flags.DEFINE_string("output_json", None, "file to write the result to")
+    flags.DEFINE_bool("print_peak_memory", False, "one step; the last line is the memory in GiB")
+
+
+def main():
+    """Times what the flags ask for."""
+    challenge, size, script, reduce_loss = MODELS[FLAGS.model]
+    if not set(FLAGS.implementations) <= {OURS, PLAIN}:
+        raise InputError(
+            f"--implementations: expected {OURS}, {PLAIN}, got {FLAGS.implementations}"
+        )
+    if FLAGS.batch_size:
+        size = {**size, "training_batch_size": FLAGS.batch_size}
+    config = make_config(challenge, ("size", size))
+    # Times do not depend on the images, and these are always at hand.
+    batch = challenge.load("test", allow_sample=True).head(config.training_batch_size)
+    x, y = tf.constant(challenge.to_pixels(batch.images)), tf.constant(batch.labels, tf.int32)
+    steps = {
+        name: make(challenge, config, reduce_loss, x, y)
+        for name, make in ((OURS, our_step), (PLAIN, plain_step))
+        if name in FLAGS.implementations
+    }
+    if FLAGS.print_peak_memory:
+        for step in steps.values():
+            step()
+        print(measure.own_peak_memory())
+        return
+    seconds = measure.in_turn(steps, FLAGS.rounds)
+    result = {
+        "model": FLAGS.model,
+        "batch_size": config.training_batch_size,
+        "num_steps": config.num_steps,
+        "rounds": FLAGS.rounds,
+        "implementations": {},
+    }
+    for name in steps:
+        rate = measure.rates(seconds[name], config.training_batch_size)
+        memory = measure.peak_memory(
+            __file__,
+            f"--model={FLAGS.model}",
+            f"--batch_size={config.training_batch_size}",
+            f"--implementations={name}",
+        )
+        result["implementations"][name] = {
+            "examples_per_second": rate,
+            "peak_memory_gib": memory,
+        }
+        print(
+            f"{name:20} {rate['median']:.2f} examples/s ({rate['lowest']:.2f} to "
+            f"{rate['highest']:.2f}), {memory:.2f} GiB",
+            flush=True,
+        )
+    if FLAGS.loop_steps:
+        result["loop_steps"] = FLAGS.loop_steps
+        result["loop_share"] = loop_share(challenge, config, script)
+        print(
+            f"attack and update take {100 * result['loop_share']:.2f}% of {FLAGS.loop_steps} steps"
+        )
+    if FLAGS.output_json:
+        measure.save(FLAGS.output_json, result)
+
+
+def our_step(challenge, config, reduce_loss, x, y):
+    """A training step as `training.train` takes it, as function without arguments."""
+    model, optimizer = challenge.build_model(config), _optimizer(challenge, config)
+    attacked = model if _batch_statistics(config) else checkpoints.fast_model(model, challenge)
+    perturb = training.make_adversary(config, challenge.bounds, attacked, _batch_statistics(config))
+    update = training.make_update(config, model, optimizer, reduce_loss)
+    return lambda: float(update(perturb(x, y, 0), y)[0])
+
+
+def plain_step(challenge, config, reduce_loss, x, y):
+    """The same by hand; it starts at the image, as its attack has no random start."""
+    weights = challenge.build_model(config).get_weights()
+    if challenge is MNIST:
+        model = plain.mnist_model(weights)
+    else:
+        model = plain.cifar10_model(config.width, weights)
+    perturb = plain.pgd(
+        model,
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+        num_steps=config.num_steps,
+        bounds=challenge.bounds,
+        training=_batch_statistics(config),
+    )
+    update = plain.update(model, _optimizer(challenge, config), reduce_loss)
+    return lambda: float(update(perturb(x, y), y))
+
+
+def _optimizer(challenge, config):
+    rate = config.step_size_schedule[0][1]
+    if challenge is MNIST:
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.SGD(rate, momentum=config.momentum)
+
+
+def _batch_statistics(config):
+    return getattr(config, "batch_statistics", False)
+
+
+def loop_share(challenge, config, script):
+    """The part of a real training's time that its attacks and updates take."""
+    begins, ends = [], []
+
+    def timed(function):
+        def call(*args):
+            begins.append(time.perf_counter())
+            result = function(*args)
+            ends.append(time.perf_counter())
+            return result
+
+        return call
+
+    make_adversary, make_update = training.make_adversary, training.make_update
+    training.make_adversary = lambda *args: timed(make_adversary(*args))
+    training.make_update = lambda *args: timed(make_update(*args))
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            settings = {
+                "model_dir": f"{directory}/model",
+                "max_num_training_steps": FLAGS.loop_steps,
+            }
+            script.train(dataclasses.replace(config, **settings))
+    finally:
+        training.make_adversary, training.make_update = make_adversary, make_update
+    skip = 2  # the first step compiles
+    return np.sum(np.array(ends) - begins, where=np.arange(len(ends)) >= skip) / (
+        ends[-1] - begins[skip]
+    )
+
+
+if __name__ == "__main__":
+    measure.run(main, define_flags)

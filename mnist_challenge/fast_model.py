@@ -1,0 +1,145 @@
+"""The MNIST network as a CPU runs it fastest, for attacks; `model.py` says what it computes.
+
+Same weights, same logits, same gradients to float32 rounding. What differs is the way:
+
+- The first convolution's gradient has one channel to fill, and vector units have sixteen lanes.
+  Here the gradient of each 2x2 block of pixels is four channels, and the three blocks of a row
+  that it depends on make them twelve.
+- Pooling and ReLU are one kernel each way, which keeps one byte of each 2x2 window: the position
+  that its gradient goes to.
+- The dense layer's kernel is transposed once an attack instead of once a step.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from common.fused import fused
+
+CLOSED = 4  # in place of a position: the ReLU lets no gradient through
+
+
+def fast_logits(model):
+    """The network's logits, in inference mode.
+
+    What depends on the weights alone is computed here; call it once an attack, within the graph.
+
+    Args:
+        model: keras.Model of `model.build_model`.
+
+    Returns:
+        A function from float32 images (batch, 28, 28, 1) to float32 logits (batch, 10), with a
+        gradient for the images and none for the weights.
+    """
+    (kernel1, bias1), (kernel2, bias2), (kernel3, bias3), (kernel4, bias4) = (
+        [tf.convert_to_tensor(weight) for weight in model.get_layer(name).weights]
+        for name in ("conv1", "conv2", "dense", "logits")
+    )
+    block_kernel = _block_kernel(kernel1)
+    transposed3 = tf.transpose(kernel3)
+
+    @tf.custom_gradient
+    def block1(image):
+        x = tf.nn.bias_add(tf.nn.conv2d(image, kernel1, 1, "SAME"), bias1)
+        x, position = _pool_relu(x)
+
+        def gradient(dy):
+            return _fold(tf.nn.conv2d(_to_blocks(position, dy), block_kernel, 1, "SAME"))
+
+        return x, gradient
+
+    @tf.custom_gradient
+    def pool_relu2(x):
+        x, position = _pool_relu(x)
+        return x, lambda dy: _to_windows(position, dy)
+
+    @tf.custom_gradient
+    def dense(x):
+        y = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, kernel3), bias3))
+        return y, lambda dy: tf.matmul(tf.raw_ops.ReluGrad(gradients=dy, features=y), transposed3)
+
+    def logits(image):
+        x = block1(image)
+        x = pool_relu2(tf.nn.bias_add(tf.nn.conv2d(x, kernel2, 1, "SAME"), bias2))
+        x = dense(tf.reshape(x, (-1, kernel3.shape[0])))
+        return tf.nn.bias_add(tf.matmul(x, kernel4), bias4)
+
+    return logits
+
+
+@fused
+def _pool_relu(x):
+    """2x2 max-pooling and ReLU.
+
+    Returns:
+        The result, and int8 of its shape: which of the window's four elements it came from, the
+        first of equal ones as in TensorFlow's max_pool, or CLOSED.
+    """
+    a, b, c, d = _windows(x)
+    y = tf.nn.relu(tf.maximum(tf.maximum(a, b), tf.maximum(c, d)))
+    position = tf.where(
+        a == y, _int8(0), tf.where(b == y, _int8(1), tf.where(c == y, _int8(2), _int8(3)))
+    )
+    return y, tf.where(y > 0, position, _int8(CLOSED))
+
+
+def _windows(x):
+    batch, (_, height, width, channels) = tf.shape(x)[0], x.shape
+    x = tf.reshape(x, (batch, height // 2, 2, width // 2, 2, channels))
+    return [x[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
+
+
+@fused
+def _to_windows(position, dy):
+    """The gradient of `_pool_relu`, in its argument's shape."""
+    batch, (_, height, width, channels) = tf.shape(dy)[0], dy.shape
+    place = tf.reshape(_int8([0, 1, 2, 3]), (2, 1, 2, 1))
+    dx = tf.where(position[:, :, None, :, None, :] == place, dy[:, :, None, :, None, :], 0.0)
+    return tf.reshape(dx, (batch, 2 * height, 2 * width, channels))
+
+
+@fused
+def _to_blocks(position, dy):
+    """The same with a window's elements as channels: (batch, height, width, 4 channels)."""
+    batch, (_, height, width, channels) = tf.shape(dy)[0], dy.shape
+    place = _int8([[0], [1], [2], [3]])
+    dx = tf.where(position[:, :, :, None, :] == place, dy[:, :, :, None, :], 0.0)
+    return tf.reshape(dx, (batch, height, width, 4 * channels))
+
+
+def _block_kernel(kernel):
+    """The kernel (3, 1, 4 channels, 12) from blocks of gradients to blocks of pixels.
+
+    Row tap r, window element e and channel c lead to pixel q of the block in column k: they meet
+    in the tap of the 5x5 kernel that took that pixel to that element, if there is one.
+    """
+    tap = np.full((3, 4, 3, 4), 25)  # r, e, k, q; 25 is a tap of zeros
+    for r, e, k, q in np.ndindex(tap.shape):
+        row = q // 2 - e // 2 - 2 * (r - 1) + 2
+        column = q % 2 - e % 2 - 2 * (k - 1) + 2
+        if 0 <= row < 5 and 0 <= column < 5:
+            tap[r, e, k, q] = 5 * row + column
+    channels = kernel.shape[-1]
+    taps = tf.pad(tf.reshape(kernel, (25, channels)), [[0, 1], [0, 0]])
+    gathered = tf.transpose(tf.gather(taps, tap), (0, 1, 4, 2, 3))  # r, e, c, k, q
+    return tf.reshape(gathered, (3, 1, 4 * channels, 12))
+
+
+@fused
+def _fold(x):
+    """Adds up what three blocks of a row contribute, and puts blocks back in the image.
+
+    Args:
+        x: float32 (batch, height, width, 12), from a convolution with `_block_kernel`.
+
+    Returns:
+        float32 (batch, 2 height, 2 width, 1).
+    """
+    batch, (_, height, width, _) = tf.shape(x)[0], x.shape
+    x = tf.pad(x, [[0, 0], [0, 0], [1, 1], [0, 0]])
+    x = sum(x[:, :, k : k + width, 4 * k : 4 * k + 4] for k in range(3))
+    x = tf.transpose(tf.reshape(x, (batch, height, width, 2, 2)), (0, 1, 3, 2, 4))
+    return tf.reshape(x, (batch, 2 * height, 2 * width, 1))
+
+
+def _int8(value):
+    return tf.constant(value, tf.int8)
