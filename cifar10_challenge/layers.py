@@ -40,8 +40,8 @@ class BatchNorm(layers.BatchNormalization):
 
     def call(self, x, training=False):
         """Normalises float32 (batch, height, width, channels)."""
-        if not (training and self.trainable):
-            return super().call(x, training=False)
+        if not (training and self.trainable) or x.dtype == tf.float64:  # which the op has not
+            return super().call(x, training=training)
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
         )

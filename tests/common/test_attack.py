@@ -4,7 +4,16 @@ import pytest
 import tensorflow as tf
 
 from common import attack, data
-from common.attack import FGSM, PGD, check_radius, cw_loss, project, round_to_8_bits, xent_loss
+from common.attack import (
+    FGSM,
+    PGD,
+    FastModel,
+    check_radius,
+    cw_loss,
+    project,
+    round_to_8_bits,
+    xent_loss,
+)
 from common.errors import InputError
 from mnist_challenge.model import build_model
 
@@ -272,6 +281,61 @@ def test_batch_statistics_move_the_averages_at_every_step(normed):
     np.testing.assert_allclose(normed.layers[0].moving_mean, [0.5 * (1 - 0.9**3)], rtol=1e-6)
     for weight, old in zip(normed.trainable_weights, weights):
         np.testing.assert_array_equal(weight, old)
+
+
+# Formulations.
+
+
+def test_a_fast_model_is_prepared_once_an_attack_and_gives_the_same(noisy):
+    calls = []
+
+    def prepare():
+        calls.append("prepare")
+        return linear
+
+    options = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 3}
+    fast = PGD(FastModel(linear, prepare), **options)
+    for count in (7, 1):
+        x_nat, y = noisy[0][:count], noisy[1][:count]
+        expected = PGD(linear, **options).perturb(x_nat, y, seed=4)
+        np.testing.assert_array_equal(fast.perturb(x_nat, y, seed=4), expected)
+    assert len(calls) == 2  # as often as it was traced
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_xla_finds_the_same_and_needs_no_preparation(digits, random_start):
+    x_nat, y = digits
+    model = build_model(scale=1, seed=1)
+
+    def prepare():
+        raise AssertionError("not under XLA")
+
+    options = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 4, "random_start": random_start}
+    expected = PGD(model, **options, jit_compile="no").perturb(x_nat, y, seed=3)
+    fast = FastModel(model, prepare)
+    actual = PGD(fast, **options, jit_compile="yes").perturb(x_nat, y, seed=3)
+    assert np.mean(np.abs(actual - expected) > 1e-6) < 0.005
+
+
+def test_xla_is_for_accelerators_unless_told(monkeypatch):
+    devices = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices * (kind == "GPU"))
+    assert [attack.compiles_with_xla(word) for word in ("yes", "no", "auto")] == [
+        True,
+        False,
+        False,
+    ]
+    devices.append("a GPU")
+    assert [attack.compiles_with_xla(word) for word in ("yes", "no", "auto")] == [True, False, True]
+
+
+def test_each_example_may_have_a_seed_of_its_own(noisy):
+    x_nat, y = noisy
+    pgd = PGD(linear, epsilon=0.3, step_size=0.05, num_steps=3)
+    one, two = (pgd.perturb(x_nat, y, seed=(7, restart)).numpy() for restart in (0, 1))
+    seeds = np.array([[7, 0]] * 3 + [[7, 1]] * 4)
+    expected = np.concatenate([one[:3], two[3:]])
+    np.testing.assert_array_equal(pgd.perturb(x_nat, y, seed=seeds), expected)
 
 
 # Settings, right and wrong.

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from common import checkpoints
-from common.attack import PGD
+from common.attack import PGD, FastModel
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
@@ -83,6 +83,29 @@ def test_every_form_gives_the_same_model(model, saved, name, step):
     assert loaded.digest() == expected and len(expected) == 64
     other = build_model(scale=1, seed=2)
     assert expected != checkpoints.LoadedModel(other, other.weights, saved).digest()
+
+
+@pytest.mark.parametrize("name", ["SavedModel", "model.keras", "training"])
+def test_the_challenges_own_network_comes_as_a_keras_model_too(model, saved, name):
+    loaded = checkpoints.load_model(MNIST, saved / name)
+    assert isinstance(loaded.logits, FastModel)
+    assert len(loaded.model.trainable_weights) == 8
+    for weight, expected in zip(loaded.model.get_weights(), model.get_weights()):
+        np.testing.assert_array_equal(weight, expected)
+
+
+@pytest.mark.parametrize("name", ["SavedModel", "model.keras"])
+def test_another_function_of_the_same_weights_is_not_mistaken_for_it(tmp_path, name):
+    model = build_model(scale=1, seed=1)
+    model.get_layer("dense").activation = keras.activations.tanh
+    other = keras.models.clone_model(model)
+    if name == "SavedModel":
+        checkpoints.export(other, tmp_path / name)
+    else:
+        other.save(tmp_path / name)
+    loaded = checkpoints.load_model(MNIST, tmp_path / name)
+    assert loaded.model is None and not isinstance(loaded.logits, FastModel)
+    np.testing.assert_allclose(loaded.logits(tf.constant(X)), other(X), rtol=1e-5, atol=1e-6)
 
 
 def test_export_names_input_and_output_and_takes_any_batch(saved):

@@ -131,7 +131,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
     model = mnist_challenge.model.build_model(scale=1, seed=5)
     start = model.get_weights()
     mnist = recipe(MNIST)
-    update = training.make_update(mnist.config, model, mnist.optimizer, mnist.reduce_loss)
+    update = training.make_update(config_of(MNIST), model, mnist.optimizer, mnist.reduce_loss)
     means = [float(update(x, y)[0]) for _ in range(10)]
 
     with tf.Graph().as_default(), tf1.Session() as session:
@@ -157,7 +157,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
     gradients = tape.gradient(mean_xent, model.trainable_variables)
 
     cifar10 = recipe(CIFAR10)
-    update = training.make_update(cifar10.config, model, cifar10.optimizer, cifar10.reduce_loss)
+    update = training.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
     assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
     for variable, before, gradient in zip(model.trainable_variables, start, gradients):
         decay = 0.5 * before if variable.name == "kernel" else 0.0

@@ -1,0 +1,110 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import plain
+from cifar10_challenge.challenge import CIFAR10
+from cifar10_challenge.layers import BatchNorm
+from cifar10_challenge.model import build_model
+from cifar10_challenge.winograd import WinogradConv
+from common.attack import PGD
+from common.checkpoints import fast_model
+from tests.cifar10_challenge.test_model import pictures
+from tests.mnist_challenge.test_model import float64, input_gradient
+
+
+def network(width):
+    """A network with batch norms that do something, some with negative factors."""
+    model = build_model(width, seed=2)
+    random = np.random.default_rng(3)
+    for weight in model.weights:
+        if not weight.path.endswith("kernel"):
+            low, high = (0.5, 1.5) if weight.path.endswith("moving_variance") else (-0.5, 1.5)
+            weight.assign(random.uniform(low, high, weight.shape))
+    return model
+
+
+def compiled(model):
+    """The fast logits of a keras.Model as one graph, as attacks use them."""
+    prepare = fast_model(model, CIFAR10).prepare
+    return tf.function(lambda x: prepare()(x))
+
+
+# The wide network has Winograd's convolutions.
+@pytest.mark.parametrize("width, count", [("simple", 4), ("wide", 1)])
+def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
+    x, y = pictures(count)
+    x[-1] += 0.5
+    with float64():
+        model = network(width)
+    x = tf.constant(x, tf.float64)
+    logits = model(x, training=False).numpy()
+    np.testing.assert_allclose(compiled(model)(x), logits, atol=1e-10 * np.abs(logits).max())
+    expected = input_gradient(lambda x: model(x, training=False), x, y).numpy()
+    actual = input_gradient(compiled(model), x, y)
+    np.testing.assert_allclose(actual, expected, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("width, count", [("simple", 8), ("wide", 2)])
+def test_float32_gives_the_logits_to_rounding(width, count):
+    x, _ = pictures(count)
+    model = network(width)
+    expected = plain.cifar10_model(width, model.get_weights())(x, training=False).numpy()
+    actual = compiled(model)(tf.constant(x))
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_pgd_finds_what_the_plain_loop_finds(count):
+    x, y = pictures(count)
+    model = network("simple")
+    settings = {"epsilon": 8.0, "step_size": 2.0, "num_steps": 2, "bounds": (0.0, 255.0)}
+    expected = plain.pgd(plain.cifar10_model("simple", model.get_weights()), **settings)(x, y)
+    actual = PGD(fast_model(model, CIFAR10), random_start=False, **settings).perturb(x, y)
+    assert np.abs(actual - x).max() == 4.0
+    # Where a leaky ReLU or a gradient is all but zero, rounding decides its side.
+    assert np.mean(np.abs(actual - expected) > 1e-3) < 0.02
+
+
+def test_a_constant_image_has_a_finite_gradient():
+    model = network("simple")
+    x = tf.fill((1, 32, 32, 3), 7.0)
+    assert np.isfinite(input_gradient(compiled(model), x, [1])).all()
+
+
+def test_winograds_convolution_is_the_direct_one():
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(3, 12, 8, 160)), random.normal(size=(3, 3, 160, 130))
+    shift = random.normal(size=130)
+    exact = tf.nn.conv2d(x, kernel, 1, "SAME").numpy()
+    actual = WinogradConv(tf.constant(kernel))(tf.constant(x), tf.add, tf.constant(shift))
+    np.testing.assert_allclose(actual, exact + shift, atol=1e-11)
+
+    x, kernel = tf.constant(x, tf.float32), tf.constant(kernel, tf.float32)
+    direct = tf.nn.conv2d(x, kernel, 1, "SAME")
+    ours = WinogradConv(kernel)(x, tf.identity)
+    rounding, our_rounding = (np.sqrt(np.mean((y - exact) ** 2)) for y in (direct, ours))
+    assert our_rounding < 10 * rounding and our_rounding < 1e-5 * exact.std()
+
+
+def test_batch_norm_is_kerass_in_training_and_inference():
+    random = np.random.default_rng(0)
+    x, weight = random.normal(1, 2, (3, 4, 5, 6)).astype("f4"), random.normal(size=(3, 4, 5, 6))
+    ours = BatchNorm(momentum=0.9, epsilon=1e-3)
+    theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(-1, 1, 6))
+    for training in (True, True, False):
+        results = []
+        for layer in (ours, theirs):
+            pixels = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(pixels)
+                y = layer(pixels, training=training)
+                loss = tf.reduce_sum(y * weight)
+            results.append([y, *tape.gradient(loss, [pixels, layer.gamma, layer.beta])])
+            results[-1] += [layer.moving_mean, layer.moving_variance]
+        for actual, expected in zip(*results):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
