@@ -25,6 +25,7 @@ from benchmarks import measure, peers, plain
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
+from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
@@ -52,6 +53,8 @@ def define_flags():
 
 def main():
     """Times what the flags ask for."""
+    if FLAGS.output_json:
+        check_writable("--output_json", FLAGS.output_json)
     challenge, size, settings = MODELS[FLAGS.model]
     names = FLAGS.implementations or [OURS, PLAIN, *peers.importable()]
     known = [OURS, PLAIN, *peers.PEERS]

@@ -29,6 +29,7 @@ from benchmarks import measure, plain
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints, training
+from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
 from mnist_challenge import train as mnist
@@ -60,6 +61,8 @@ def define_flags():
 
 def main():
     """Times what the flags ask for."""
+    if FLAGS.output_json:
+        check_writable("--output_json", FLAGS.output_json)
     challenge, size, script, reduce_loss = MODELS[FLAGS.model]
     if not set(FLAGS.implementations) <= {OURS, PLAIN}:
         raise InputError(

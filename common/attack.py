@@ -127,7 +127,12 @@ def compiles_with_xla(jit_compile):
     """Whether to compile with XLA: "yes", "no", or "auto", which does so on a GPU or TPU.
 
     On a CPU TensorFlow's own convolutions are about four times as fast as XLA's.
+
+    Raises:
+        InputError: it is another word.
     """
+    if jit_compile not in ("auto", "yes", "no"):
+        raise InputError(f"jit_compile: expected auto, yes or no, got {jit_compile!r}")
     if jit_compile == "auto":
         return any(tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU"))
     return jit_compile == "yes"
@@ -189,7 +194,6 @@ class PGD:
         self.bounds = (float(bounds[0]), float(bounds[1]))
         loss = xent_loss if loss_func == "xent" else functools.partial(cw_loss, kappa=self.kappa)
         jit_compile = compiles_with_xla(jit_compile)
-
         is_fast = isinstance(model, FastModel) and not jit_compile
 
         def prepare():

@@ -67,6 +67,16 @@ def test_pgd_finds_what_the_plain_loop_finds(count):
     assert np.mean(np.abs(actual - expected) > 1e-3) < 0.02
 
 
+def test_the_attack_follows_averages_that_change():
+    x, y = pictures(2)
+    model = network("simple")
+    attack = PGD(fast_model(model, CIFAR10), epsilon=8, step_size=2, num_steps=1, bounds=(0, 255))
+    before = attack.perturb(x, y).numpy()
+    for weight in model.non_trainable_weights:
+        weight.assign(weight + 0.5)
+    assert np.mean(attack.perturb(x, y).numpy() != before) > 0.1
+
+
 def test_a_constant_image_has_a_finite_gradient():
     model = network("simple")
     x = tf.fill((1, 32, 32, 3), 7.0)

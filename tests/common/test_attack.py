@@ -365,6 +365,7 @@ def test_numbers_in_other_units_are_refused(epsilon, step_size, bounds, expected
     [
         ({"loss_func": "hinge"}, "loss_func: expected one of xent, cw, got 'hinge'"),
         ({"num_steps": -1}, "num_steps: expected 0 or more, got -1"),
+        ({"jit_compile": True}, "jit_compile: expected auto, yes or no, got True"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, expected):

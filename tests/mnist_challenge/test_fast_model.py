@@ -62,3 +62,15 @@ def test_pgd_finds_what_the_plain_loop_finds(count):
     assert np.abs(actual - x).max() == pytest.approx(0.3, abs=1e-6)
     # Where a gradient is all but zero, rounding decides its sign, and with it a whole step.
     assert np.mean(np.abs(actual - expected) > 1e-6) < 0.005
+
+
+def test_the_attack_follows_weights_that_change():
+    x, y = digits(4)
+    model, other = (build_model(1, seed=seed) for seed in (3, 4))
+    settings = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 3}
+    attack = PGD(fast_model(model, MNIST), **settings)
+    before = attack.perturb(x, y).numpy()
+    model.set_weights(other.get_weights())
+    after = attack.perturb(x, y).numpy()
+    assert np.mean(after != before) > 0.1
+    np.testing.assert_array_equal(after, PGD(fast_model(other, MNIST), **settings).perturb(x, y))
