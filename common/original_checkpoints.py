@@ -19,6 +19,8 @@ tf1 = tf.compat.v1
 
 # Left to the optimizers, beside their slots: those are named for a variable, as `Variable/Adam`.
 OPTIMIZER_NAMES = frozenset({"global_step", "beta1_power", "beta2_power"})
+# What TensorFlow raises for a damaged file.
+READ_ERRORS = (ValueError, IndexError, tf.errors.OpError)
 
 
 def is_original(directory):
@@ -71,7 +73,7 @@ def load_original(challenge, directory, step=None):
     _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model))))
     try:
         model.set_weights([reader.get_tensor(name) for name in names])
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
     return model, step
 
@@ -132,7 +134,7 @@ def _path(directory, step):
 def _open(path):
     try:
         return tf.train.load_checkpoint(str(path))
-    except (ValueError, tf.errors.OpError) as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model as build_cifar10
-from common import checkpoints
-from common.attack import PGD, FastModel
+from common import checkpoints, commands, training
+from common.attack import PGD, FastModel, xent_loss
+from common.config import make_config
 from common.errors import InputError
 from common.original_checkpoints import is_original, load_original, save_original
 from mnist_challenge.challenge import MNIST
@@ -21,7 +23,7 @@ from tests.cifar10_challenge import test_model as cifar10
 from tests.common.test_resume import run as train
 from tests.mnist_challenge import test_model as mnist
 from tests.mnist_challenge.test_model import float64, input_gradient, sum_xent
-from tests.test_scripts import ROOT, error_line
+from tests.test_scripts import ROOT
 from tests.test_scripts import run as run_script
 
 tf1 = tf.compat.v1
@@ -288,11 +290,20 @@ def test_pgd_finds_the_originals_examples(trained):
     x, y = case.images()
     loaded = checkpoints.load_model(case.challenge, trained.directory)
     assert isinstance(loaded.logits, FastModel)
-    attack = PGD(loaded.logits, num_steps=10, random_start=False, **case.attack)
-    x_adv = attack.perturb(x, y).numpy()
+    x_adv, x_adv_fast = (
+        PGD(model, num_steps=10, random_start=False, **case.attack).perturb(x, y).numpy()
+        for model in (loaded.model, loaded.logits)
+    )
     assert np.mean(trained.x_adv != x) > 0.2
     # The sign of a gradient that is nearly zero hangs on rounding.
     assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.01
+
+    # And each sign that differs changes all the later ones, so that here the losses are compared.
+    def losses(x):
+        return xent_loss(loaded.model(x, training=False), y).numpy()
+
+    assert np.all(losses(trained.x_adv) > 1.2 * losses(x))
+    np.testing.assert_allclose(losses(x_adv_fast), losses(trained.x_adv), rtol=0.02)
 
 
 def test_an_originals_directory_is_a_model(trained, tmp_path):
@@ -309,9 +320,6 @@ def test_an_originals_directory_is_a_model(trained, tmp_path):
         assert (loaded.step, loaded.path) == (3, directory)
         assert [w.shape for w in loaded.model.weights] == [w.shape for w in loaded.weights]
         assert_close(loaded.logits(tf.constant(x)), trained.logits)
-        checkpoints.export(loaded.model, tmp_path / "exported" / str(has_config))
-        exported = checkpoints.load_model(case.challenge, tmp_path / "exported" / str(has_config))
-        assert exported.digest() == loaded.digest()
 
 
 def test_an_older_checkpoint_by_its_number(trained):
@@ -482,15 +490,21 @@ def test_no_training_begins_in_an_originals_directory(tmp_path, has_config):
     assert content(directory) == before
 
 
-def test_the_scripts_take_an_originals_directory(tmp_path):
+def test_eval_takes_an_originals_directory(tmp_path):
     write_checkpoint(tmp_path / "run", mnist_shapes(scale=1), step=99900)
-    scripts = ROOT / "mnist_challenge"
     flags = ("--model_dir=run", "--num_eval_examples=10", "--num_steps=1")
-    out = run_script(scripts / "eval.py", *flags, cwd=tmp_path)
+    out = run_script(ROOT / "mnist_challenge" / "eval.py", *flags, cwd=tmp_path)
     assert "model: run, step 99900\n" in out and "\nadversarial: " in out
-    err = run_script(scripts / "eval.py", "--watch", *flags, cwd=tmp_path, code=1)
-    assert "--watch: expected a training directory" in error_line(err)
-    out = run_script(scripts / "train.py", "--export", *flags, cwd=tmp_path)
-    assert out.startswith("step 99900; SavedModel in run")
-    err = run_script(scripts / "train.py", *flags, cwd=tmp_path, code=1)
-    assert "got run, which holds a TensorFlow 1 checkpoint" in error_line(err)
+
+
+def test_what_else_the_scripts_do_with_it(tmp_path, capsys):
+    write_checkpoint(tmp_path, mnist_shapes(scale=1), step=99900)
+    config = make_config(MNIST, ("test", {"model_dir": str(tmp_path)}))
+    watch = types.SimpleNamespace(output_json=None, watch=True)
+    refused("--watch: expected a training directory", commands.evaluate, MNIST, config, watch)
+    training.export_newest(config, MNIST)
+    assert capsys.readouterr().out == f"step 99900; SavedModel in {tmp_path / 'saved_model'}\n"
+    exported, original = (
+        checkpoints.load_model(MNIST, path) for path in (tmp_path / "saved_model", tmp_path)
+    )
+    assert exported.digest() == original.digest() and original.step == 99900
