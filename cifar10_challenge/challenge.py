@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from cifar10_challenge.fast_model import fast_logits
-from cifar10_challenge.model import WIDTHS, build_model, size_of
+from cifar10_challenge.model import WIDTHS, build_model, original_names, size_of
 from common import config, data
 from common.challenge import Challenge
 
@@ -38,6 +38,7 @@ CIFAR10 = Challenge(
         settings.width, settings.weight_decay, seed=settings.random_seed
     ),
     size_of=size_of,
+    original_names=original_names,
     fast_logits=fast_logits,
     # White-box rows of the paper's Tables 2 and 5 and of the challenge's leaderboard. The paper's
     # PGD takes steps of 2, the leaderboard's of 1; the step of the paper's CW row is not stated.

@@ -97,3 +97,36 @@ def size_of(shapes):
         if shapes[-2:] == [(last, 10), (10,)]:
             return {"width": width}
     return None
+
+
+def original_names(model):
+    """The names of the weights in the original's checkpoints.
+
+    Args:
+        model: keras.Model of `build_model`.
+
+    Returns:
+        List of str, in the order of `keras.Model.weights`.
+    """
+    paths = [weight.path.split("/") for weight in model.weights]
+    kinds = {"kernel": "DW", "bias": "biases"}
+    return [f"{_original_scope(layer)}/{kinds.get(kind, kind)}" for layer, kind in paths]
+
+
+def _original_scope(layer):
+    scopes = {
+        "stem": "input/init_conv",
+        "unit1_0_pre_norm": "unit_1_0/shared_activation/BatchNorm",
+        "last_norm": "unit_last/BatchNorm",
+        "logits": "logit",
+    }
+    if layer in scopes:
+        return scopes[layer]
+    group, unit, part = layer.removeprefix("unit").split("_", 2)
+    parts = {
+        "pre_norm": "residual_only_activation/BatchNorm",
+        "conv1": "sub1/conv1",
+        "mid_norm": "sub2/BatchNorm",
+        "conv2": "sub2/conv2",
+    }
+    return f"unit_{group}_{unit}/{parts[part]}"

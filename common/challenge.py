@@ -21,6 +21,8 @@ class Challenge:
         build_model: function (config) to a new keras.Model.
         size_of: function from the shapes of a network's weights, in keras's order, to the settings
             of its size as a dict, or None where they are another network's.
+        original_names: function (keras.Model) to the names of its weights in the original's
+            checkpoints, in the order of `weights`.
         fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
             `common.attack.FastModel`.
         presets: published rows: name to the settings that give it.
@@ -36,5 +38,6 @@ class Challenge:
     to_pixels: Callable
     build_model: Callable
     size_of: Callable
+    original_names: Callable
     fast_logits: Callable
     presets: dict[str, dict]

@@ -1,4 +1,4 @@
-"""Models on disk: training directories, SavedModels and .keras files."""
+"""Models on disk: training directories, ours and the originals', SavedModels and .keras files."""
 
 import dataclasses
 import functools
@@ -15,6 +15,7 @@ import tensorflow as tf
 from common import config as config_lib
 from common.attack import FastModel
 from common.errors import InputError
+from common.original_checkpoints import is_original, load_original
 
 SHIPPED = "adv_trained"  # what is evaluated where no model is named and none was trained
 
@@ -98,8 +99,7 @@ class TrainingRun:
             status.expect_partial()  # evaluation leaves the optimizer's state unread
         except AssertionError as error:  # TensorFlow's, with a list of every variable
             raise self._unreadable(
-                "expected a checkpoint of the network that its config.json describes, "
-                "got another's, or one of TensorFlow 1"
+                "expected a checkpoint of the network that its config.json describes, got another's"
             ) from error
         except (ValueError, IndexError, tf.errors.OpError) as error:
             raise self._unreadable(error) from error
@@ -141,6 +141,8 @@ def find_model(challenge, model_dir):
 def load_model(challenge, path):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
+    The directory may be one of the original TensorFlow 1 code, as it is.
+
     Args:
         challenge: a `common.challenge.Challenge`; the model must take its images.
         path: from `find_model`.
@@ -159,7 +161,8 @@ def load_model(challenge, path):
             return _loaded(functools.partial(model, training=False), model.weights, path, challenge)
         if (path / "saved_model.pb").is_file():
             return _from_saved_model(path, challenge)
-        if (path / "checkpoint").is_file() and (path / "config.json").is_file():
+        is_own = (path / "checkpoint").is_file() and (path / "config.json").is_file()
+        if is_own or is_original(path):
             model, step = restore_training(challenge, path)
             logits = fast_model(model, challenge)
             return LoadedModel(logits, model.weights, path, step=step, model=model)
@@ -177,10 +180,16 @@ def load_model(challenge, path):
 def restore_training(challenge, directory):
     """The keras.Model of a training directory's newest checkpoint, and its step.
 
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        directory: of a training by `common.training.train` or by the original code.
+
     Raises:
         InputError: `directory` holds no training.
     """
     directory = pathlib.Path(directory)
+    if is_original(directory):
+        return load_original(challenge, directory)
     if not (directory / "checkpoint").is_file():
         raise InputError(f"--model_dir: expected a training with a checkpoint, got {directory}")
     own = directory / "config.json"

@@ -15,6 +15,7 @@ from common.attack import make_attack
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator
+from common.original_checkpoints import is_original
 from common.provenance import provenance
 
 POLL_SECONDS = 10
@@ -192,7 +193,7 @@ def _record(config, loaded, images, evaluator):
 def _watch(challenge, config, flag_values):
     """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
     path = pathlib.Path(config.model_dir)
-    if path.is_file() or (path / "saved_model.pb").exists():
+    if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
         raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
     images = _test_images(config, challenge)
     _wait_for_checkpoint(path, None)

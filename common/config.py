@@ -124,7 +124,9 @@ class Config:
     Distances (epsilon, step_size) are in the challenge's pixel units.
     """
 
-    model_dir: str = key("training directory, SavedModel, .keras file or shipped model", text)
+    model_dir: str = key(
+        "training directory (an original's too), SavedModel, .keras file or shipped model", text
+    )
     data_dir: str | None = key("TFDS directory, or one with the original data files", text_or_null)
     random_seed: int = key(
         "decides weights, data order, augmentation, random starts", integer(0, 2**31)

@@ -26,6 +26,7 @@ from common import config as config_lib
 from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError
+from common.original_checkpoints import is_original
 from common.provenance import provenance
 
 # A constant prediction has the loss ln 10; see `_PlateauWarning`.
@@ -288,6 +289,11 @@ def _check_directory(directory, config):
     """Refuses a `model_dir` that holds anything but a training with these settings."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--model_dir: expected a directory, got the file {directory}")
+    if is_original(directory):
+        raise InputError(
+            f"--model_dir: expected a new directory or one of a training, got {directory}, which "
+            "holds a TensorFlow 1 checkpoint: eval.py takes it, but no training can go on from it"
+        )
     if any(directory.glob("checkpoint-*.index")) and (directory / "config.json").exists():
         old = config_lib.read_json(directory / "config.json")
         differing = [

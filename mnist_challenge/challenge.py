@@ -6,7 +6,7 @@ import pathlib
 from common import config, data
 from common.challenge import Challenge
 from mnist_challenge.fast_model import fast_logits
-from mnist_challenge.model import build_model, size_of
+from mnist_challenge.model import build_model, original_names, size_of
 
 FGSM = {"epsilon": 0.3, "num_steps": 1, "step_size": 0.3, "random_start": False}
 PGD = {
@@ -36,6 +36,7 @@ MNIST = Challenge(
     to_pixels=data.mnist_pixels,
     build_model=lambda settings: build_model(settings.scale, seed=settings.random_seed),
     size_of=size_of,
+    original_names=original_names,
     fast_logits=fast_logits,
     # White-box rows of the paper's Table 1 and of the challenge's leaderboard. The paper does not
     # state the step of its 100-step rows; 0.01 is the leaderboard's.

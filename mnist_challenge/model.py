@@ -55,3 +55,16 @@ def size_of(shapes):
     """
     first = shapes[0] if shapes else ()
     return {"scale": first[3] // 2} if len(first) == 4 and first[3] >= 2 else None
+
+
+def original_names(model):
+    """The names of the weights in the original's checkpoints.
+
+    Args:
+        model: keras.Model of `build_model`.
+
+    Returns:
+        List of str, in the order of `keras.Model.weights`.
+    """
+    # The original named none, so that TensorFlow 1 counted them.
+    return ["Variable", *(f"Variable_{i}" for i in range(1, len(model.weights)))]

@@ -213,16 +213,6 @@ def test_a_training_whose_checkpoint_is_gone_is_refused(tmp_path, content):
     refused(tmp_path / "run", "checkpoint")
 
 
-def test_a_tensorflow_1_checkpoint_is_refused(tmp_path):
-    start_training(tmp_path / "run", scale=1)
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variable = tf.compat.v1.get_variable("Variable", [5, 5, 1, 32])
-        session.run(variable.initializer)
-        saver = tf.compat.v1.train.Saver()
-        saver.save(session, str(tmp_path / "run" / "checkpoint"), global_step=99900)
-    refused(tmp_path / "run", "cannot load")
-
-
 def test_restore_training_needs_a_checkpoint(tmp_path):
     with pytest.raises(InputError, match="expected a training with a checkpoint, got"):
         checkpoints.restore_training(MNIST, tmp_path)

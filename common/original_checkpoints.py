@@ -1,0 +1,198 @@
+"""Checkpoints of the original challenges' TensorFlow 1 code, read and written.
+
+Its Saver wrote checkpoint-N.index and checkpoint-N.data-*; the file `checkpoint` that names the
+newest, the graph in .meta and config.json lie beside them, and none of these is needed to read one.
+"""
+
+import os
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from common import config as config_lib
+from common.errors import InputError
+
+tf1 = tf.compat.v1
+
+# Left to the optimizers, beside their slots: those are named for a variable, as `Variable/Adam`.
+OPTIMIZER_NAMES = frozenset({"global_step", "beta1_power", "beta2_power"})
+
+
+def is_original(directory):
+    """Whether the newest checkpoint in `directory`, if there is one, is of TensorFlow 1's Saver.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    steps = _steps(directory)
+    if not steps:
+        return False
+    reader = _open(_path(directory, steps[-1]))
+    return not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+
+
+def load_original(challenge, directory, step=None):
+    """Loads a checkpoint of the original code; its shapes decide the network's size.
+
+    Optimizer state is left unread.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        directory: where checkpoint-N.index and checkpoint-N.data-* lie.
+        step: the N, or None for the highest.
+
+    Returns:
+        The keras.Model of the challenge's own network, and the N.
+
+    Raises:
+        InputError: there is no such checkpoint, it is damaged, or it is not one of this network;
+            the message lists every variable that is missing, left over or of another shape.
+    """
+    steps = _steps(directory)
+    if not steps:
+        raise InputError(
+            f"expected a TensorFlow 1 checkpoint (checkpoint-N.index and checkpoint-N.data-*) in "
+            f"{directory}, got none"
+        )
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        numbers = ", ".join(map(str, steps))
+        raise InputError(
+            f"expected the number of a checkpoint in {directory}: {numbers}; got {step}"
+        )
+    path = _path(directory, step)
+    reader = _open(path)
+    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    model = _network_of(challenge, shapes)
+    names = challenge.original_names(model)
+    _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model))))
+    try:
+        model.set_weights([reader.get_tensor(name) for name in names])
+    except tf.errors.OpError as error:
+        raise _unreadable(path, error) from error
+    return model, step
+
+
+def save_original(challenge, model, directory, step=0):
+    """Writes a checkpoint that the original code restores, and the file `checkpoint` naming it.
+
+    It holds the network's variables and global_step, all that the originals' run_attack.py and
+    eval.py look for.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        model: keras.Model of the challenge's own network.
+        directory: where to write; made if need be.
+        step: int, the number of the checkpoint.
+
+    Raises:
+        InputError: `model` is another network, `directory` holds checkpoints already or cannot be
+            written; nothing is changed then.
+    """
+    directory, step = pathlib.Path(directory), int(step)
+    if step < 0:
+        raise InputError(f"step: expected 0 or more, got {step}")
+    size = challenge.size_of(_shapes_of(model))
+    if size is None or _shapes_of(_build(challenge, size)) != _shapes_of(model):
+        raise InputError(f"expected the {challenge.name} challenge's network, got another")
+    if any(directory.glob("checkpoint*")):
+        raise InputError(f"expected a directory without checkpoints, got {directory}")
+    values = dict(zip(challenge.original_names(model), map(np.asarray, model.weights)))
+    values["global_step"] = np.int64(step)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".checkpoint.") as scratch:
+            _save(values, scratch, step)
+            # The index makes a checkpoint of its data, and `checkpoint` makes it the newest.
+            written = sorted(pathlib.Path(scratch).iterdir(), key=_order_of_writing)
+            for file in written:
+                os.replace(file, directory / file.name)
+    except (OSError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot write a checkpoint in {directory}: {reason}") from error
+
+
+def _steps(directory):
+    """The numbers of the checkpoints in `directory`, rising.
+
+    `checkpoint` would name the newest one, but often where it lay on the machine that wrote it.
+    """
+    names = [path.name for path in pathlib.Path(directory).glob("checkpoint-*.index")]
+    matches = [re.fullmatch(r"checkpoint-(\d+)\.index", name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _path(directory, step):
+    return pathlib.Path(directory) / f"checkpoint-{step}"
+
+
+def _open(path):
+    try:
+        return tf.train.load_checkpoint(str(path))
+    except (ValueError, tf.errors.OpError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, reason):
+    return InputError(f"cannot read the checkpoint {path}: {' '.join(str(reason).split())}")
+
+
+def _build(challenge, size):
+    return challenge.build_model(config_lib.make_config(challenge, ("checkpoint", size)))
+
+
+def _shapes_of(model):
+    return [tuple(weight.shape) for weight in model.weights]
+
+
+def _network_of(challenge, shapes):
+    """A new network of the size of a checkpoint's variables, of the default size if in doubt."""
+    model = _build(challenge, {})
+    found = [shapes.get(name, ()) for name in challenge.original_names(model)]
+    size = challenge.size_of(found)
+    if size is None or found == _shapes_of(model):
+        return model
+    return _build(challenge, size)
+
+
+def _check_variables(challenge, path, found, expected):
+    """Raises InputError where a checkpoint's shapes by name, `found`, are not as expected."""
+    missing = [name for name in expected if name not in found]
+    left_over = [
+        name
+        for name in sorted(found.keys() - expected.keys() - OPTIMIZER_NAMES)
+        if name.rpartition("/")[0] not in expected
+    ]
+    reshaped = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
+    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise InputError(
+            f"expected the variables of the original {challenge.name} network in {path}, "
+            f"got others; {'; '.join(problems)}"
+        )
+
+
+def _save(values, directory, step):
+    """Writes arrays by name as TensorFlow 1's Saver does."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        # Fed, because a graph can hold no more than two gigabytes.
+        fed = {name: tf1.placeholder(value.dtype, value.shape) for name, value in values.items()}
+        variables = {name: tf1.Variable(start) for name, start in fed.items()}
+        session.run(
+            tf1.variables_initializer(list(variables.values())),
+            {fed[name]: value for name, value in values.items()},
+        )
+        saver = tf1.train.Saver(variables, save_relative_paths=True)
+        saver.save(session, os.path.join(directory, "checkpoint"), step, write_meta_graph=False)
+
+
+def _order_of_writing(file):
+    return (file.name == "checkpoint", file.suffix == ".index")
