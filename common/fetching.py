@@ -62,7 +62,7 @@ def run_script(challenge, published):
 
     def main(words):
         from_file = flags.FLAGS.from_file
-        names = _names(words, published, flags.FLAGS.all, from_file)
+        names = chosen(words, published, flags.FLAGS.all, from_file)
         models_dir = flags.FLAGS.models_dir or _default_directory(challenge)
         try:
             for name in names:
@@ -204,8 +204,17 @@ def unpack(archive, directory, max_bytes):
         raise InputError(f"expected a zip file in {archive}: {reason}") from error
 
 
-def _names(words, published, fetch_all, from_file):
-    """The names of the models that a command line asks for."""
+def chosen(words, published, fetch_all, from_file):
+    """The names of the models that a command line asks for.
+
+    Args:
+        words: those of the command line that are no flags.
+        published: dict with the known names.
+        fetch_all, from_file: the flags.
+
+    Raises:
+        InputError: none is asked for, or one that is not known, or more than `from_file` can be.
+    """
     if from_file is not None:
         names = words or [pathlib.Path(from_file).stem]
         if fetch_all or len(names) > 1:
@@ -265,9 +274,7 @@ def _transfer(source, part):
         total = None if response.length is None else size + response.length
         with (
             part.open("ab" if size else "wb") as file,
-            tqdm(
-                total=total, initial=size, unit="B", unit_scale=True, desc=part.stem
-            ) as progress,
+            tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=part.stem) as progress,
         ):
             while size != total:
                 chunk = response.read1(_CHUNK)
@@ -310,7 +317,10 @@ def _make_model(challenge, name, source, archive, target):
             path.name: _describe(path) for path in sorted(directory.glob("checkpoint-*.data-*"))
         }
         _check_digest(source, archive, whole, data)
-        model, step = load_original(challenge, directory)
+        try:
+            model, step = load_original(challenge, directory)
+        except InputError as error:  # it names a directory that will be gone
+            raise InputError(str(error).replace(str(unpacked), str(archive))) from error
         checkpoints.export(model, new)
         card = {
             "name": name,
