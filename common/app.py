@@ -19,6 +19,21 @@ def run(main, challenge, define_flags=None):
     config_lib.define_flags(challenge, flags.FLAGS)
     if define_flags is not None:
         define_flags(challenge, flags.FLAGS)
+
+    def with_config(words):
+        if words:
+            raise InputError(f"expected flags only, got {' '.join(words)!r}")
+        main(challenge, config_lib.config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
+
+    run_words(with_config)
+
+
+def run_words(main):
+    """Calls `main(words)` with the command line's words that are no flags, then exits.
+
+    Args:
+        main: the work of a script whose flags are declared.
+    """
     for module, declared in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("common."):
             for flag in declared:  # so that --help shows it
@@ -26,19 +41,15 @@ def run(main, challenge, define_flags=None):
 
     def parse(argv):
         try:
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise flags.Error(f"expected flags only, got {' '.join(rest[1:])!r}")
+            return flags.FLAGS(argv)
         except flags.Error as error:
             fail(error)
-        return rest
 
     def guarded(argv):
-        del argv
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            main(challenge, config_lib.config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
+            main(argv[1:])
         except InputError as error:
             fail(error)
         except KeyboardInterrupt:

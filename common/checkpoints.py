@@ -121,16 +121,17 @@ def step_of(path):
 
 
 def find_model(challenge, model_dir):
-    """The path that `model_dir` means: a path, or the name of a shipped model.
+    """The path that `model_dir` means: a path, or the name of a shipped or fetched model.
 
     Raises:
-        InputError: there is neither; the message names the shipped models.
+        InputError: there is neither; the message names the shipped and the fetched models.
     """
     shipped = challenge.directory / "models"
     for path in (pathlib.Path(model_dir), shipped / model_dir):
         if path.exists():
             return path
-    names = ", ".join(sorted(path.parent.name for path in shipped.glob("*/saved_model.pb")))
+    found = [*shipped.glob("*/saved_model.pb"), *shipped.glob("published/*/saved_model.pb")]
+    names = ", ".join(sorted(path.parent.relative_to(shipped).as_posix() for path in found))
     raise InputError(
         f"--model_dir: expected a training directory, a SavedModel, a .keras file or a shipped "
         f"model ({names or 'none so far'}), got {model_dir}, which does not exist"

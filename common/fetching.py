@@ -1,0 +1,380 @@
+"""The networks that the original challenges published: downloaded, checked, made SavedModels."""
+
+import dataclasses
+import datetime
+import hashlib
+import http.client
+import json
+import pathlib
+import stat
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+
+import tensorflow as tf
+from absl import flags
+from tqdm import tqdm
+
+from common import app, checkpoints
+from common.errors import InputError
+from common.original_checkpoints import load_original
+
+_CHUNK = 1 << 20  # bytes read at a time
+_TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try may succeed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where an archive of the originals is, and what is known of it.
+
+    Attributes:
+        url: of a zip file that holds the directory of a TensorFlow 1 training.
+        sha256: the digest that the originals state, or None where they state none.
+        max_bytes: what the archive, and what is in it, may have at most.
+        timeout: seconds without a byte after which a transfer counts as broken.
+        pauses: seconds to wait before each further try; they begin anew after every byte won.
+    """
+
+    url: str
+    sha256: str | None = None
+    max_bytes: int
+    timeout: float = 30.0
+    pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+
+def run_script(challenge, published):
+    """Runs a challenge's fetch_model.py on its command line.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        published: dict from a model's name to its `Source`.
+    """
+    flags.DEFINE_bool("all", False, f"fetch all of them: {', '.join(published)}")
+    flags.DEFINE_string(
+        "from_file", None, "an archive already at hand, such as adv_trained.zip: no download"
+    )
+    flags.DEFINE_string(
+        "models_dir", None, f"where NAME/ is written (default: {_default_directory(challenge)})"
+    )
+
+    def main(words):
+        from_file = flags.FLAGS.from_file
+        names = chosen(words, published, flags.FLAGS.all, from_file)
+        models_dir = flags.FLAGS.models_dir or _default_directory(challenge)
+        try:
+            for name in names:
+                fetch(challenge, name, published[name], models_dir, from_file)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from there", file=sys.stderr)
+            sys.exit(130)
+
+    app.run_words(main)
+
+
+def fetch(challenge, name, source, models_dir, from_file=None):
+    """Writes a published network to `models_dir`/`name`, unless it is there already.
+
+    That directory is a SavedModel; in it, original/ holds the files of the TensorFlow 1 training,
+    and card.json says where they came from and what they are.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        name: of the model.
+        source: its `Source`.
+        models_dir: made if need be. A broken download leaves NAME.zip.part there, from which the
+            next call goes on.
+        from_file: path of the archive where it is at hand; None downloads it.
+
+    Returns:
+        The path of the model.
+
+    Raises:
+        InputError: the archive cannot be had, has another digest than the originals state or holds
+            no checkpoint of the challenge's network; `models_dir` cannot be written. Of a model
+            nothing is left then.
+    """
+    models_dir = pathlib.Path(models_dir)
+    target = models_dir / name
+    if (target / "saved_model.pb").is_file():
+        print(f"{name}: already in {target}; delete that to fetch it again")
+        return target
+    if target.exists():
+        raise InputError(f"expected a fetched model or nothing in {target}, got something else")
+    _make_directory(models_dir)
+    if from_file is None:
+        archive = models_dir / f"{name}.zip"
+        download(source, archive)
+    else:
+        archive = pathlib.Path(from_file)
+        if not archive.is_file():
+            raise InputError(f"--from_file: expected a zip file, got {archive}, which is none")
+    try:
+        _make_model(challenge, name, source, archive, target)
+    except InputError:
+        if from_file is None:
+            archive.unlink()  # so that the next call does not meet it again
+        raise
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(f"cannot make {target}: {error}") from error
+    if from_file is None:
+        archive.unlink()
+    return target
+
+
+def download(source, path):
+    """Downloads an archive, going on from what an earlier, broken download left in PATH.part.
+
+    Args:
+        source: a `Source`.
+        path: pathlib.Path of the file to write. It is there whole or not at all, and taken as it is
+            where it is there already.
+
+    Raises:
+        InputError: the server does not answer, has no such file or a larger one than
+            `source.max_bytes`.
+    """
+    if path.exists():
+        return
+    part = path.with_name(path.name + ".part")
+    longest, pauses = _size(part), list(source.pauses)
+    while True:
+        try:
+            _transfer(source, part)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            # HTTPError's own reason lacks its number.
+            reason = error.reason if type(error) is urllib.error.URLError else error
+            if _size(part) > longest:
+                longest, pauses = _size(part), list(source.pauses)
+            if not pauses:
+                raise InputError(
+                    f"cannot download {source.url}: {reason}; an archive from elsewhere can be "
+                    f"given with --from_file={path.name}"
+                ) from error
+            print(f"{path.name}: {reason}; next try in {pauses[0]:g} s", file=sys.stderr)
+            time.sleep(pauses.pop(0))
+    part.rename(path)
+
+
+def unpack(archive, directory, max_bytes):
+    """Unpacks a zip file that nobody vouches for.
+
+    Args:
+        archive: path of the zip file.
+        directory: pathlib.Path of a directory to make.
+        max_bytes: what its files may have together, counted as they are written.
+
+    Raises:
+        InputError: it is no zip file or a damaged one, or it holds more than `max_bytes`, a file
+            that would lie outside of `directory`, or anything but plain files and directories. What
+            was unpacked until then is left to the caller.
+    """
+    directory.mkdir()
+    written = 0
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = zipped.infolist()
+            for member in members:
+                _check_member(archive, member)
+            total = sum(member.file_size for member in members)
+            with tqdm(total=total, unit="B", unit_scale=True, desc="unpacking") as progress:
+                for member in members:
+                    if member.is_dir():
+                        continue
+                    path = directory / member.filename
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with zipped.open(member) as packed, path.open("xb") as file:
+                        while chunk := packed.read(_CHUNK):
+                            written += len(chunk)
+                            if written > max_bytes:
+                                raise InputError(
+                                    f"expected at most {max_bytes:,} bytes in {archive}, got more"
+                                )
+                            file.write(chunk)
+                            progress.update(len(chunk))
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"{archive} holds {member.filename!r} twice, or in a file") from error
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # a damaged archive may raise anything
+        reason = " ".join(str(error).split())
+        raise InputError(f"expected a zip file in {archive}: {reason}") from error
+
+
+def chosen(words, published, fetch_all, from_file):
+    """The names of the models that a command line asks for.
+
+    Args:
+        words: those of the command line that are no flags.
+        published: dict with the known names.
+        fetch_all, from_file: the flags.
+
+    Raises:
+        InputError: none is asked for, or one that is not known, or more than `from_file` can be.
+    """
+    if from_file is not None:
+        names = words or [pathlib.Path(from_file).stem]
+        if fetch_all or len(names) > 1:
+            raise InputError("--from_file: expected one model, got more")
+    else:
+        if fetch_all and words:
+            raise InputError(f"expected --all or names of models, got both: {' '.join(words)}")
+        names = list(published) if fetch_all else words
+    unknown = [name for name in names if name not in published]
+    if unknown or not names:
+        got = ", ".join(unknown) or "none"
+        raise InputError(f"expected a model out of {', '.join(published)}, or --all; got {got}")
+    return names
+
+
+def _default_directory(challenge):
+    return challenge.directory / "models" / "published"
+
+
+def _make_directory(directory):
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise InputError(f"--models_dir: cannot write {directory}: {error.strerror}") from None
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _transfer(source, part):
+    """Appends to `part` what it lacks, in one request; raises OSError where that may be repeated.
+
+    Should the server's file have changed since `part` was begun, its checksums will not fit.
+    """
+    size = _size(part)
+    headers = {"Range": f"bytes={size}-"} if size else {}
+    request = urllib.request.Request(source.url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=source.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            if error.headers["Content-Range"] == f"bytes */{size}":
+                return  # it lacks nothing
+            part.unlink(missing_ok=True)  # it is no part of that file
+        elif error.code < 500 and error.code not in _TRANSIENT:
+            raise InputError(f"cannot download {source.url}: {error}") from None
+        raise
+    with response:
+        if response.status != 206:
+            size = 0  # the server knows no ranges, and sends all
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
+            part.unlink()
+            raise ConnectionError("the server sent another range than asked for")
+        total = None if response.length is None else size + response.length
+        with (
+            part.open("ab" if size else "wb") as file,
+            tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=part.stem) as progress,
+        ):
+            while size != total:
+                chunk = response.read1(_CHUNK)
+                if not chunk:
+                    break
+                size += len(chunk)
+                if max(size, total or 0) > source.max_bytes:
+                    part.unlink()
+                    raise InputError(
+                        f"expected at most {source.max_bytes:,} bytes of {source.url}, "
+                        f"got {total or size:,} or more"
+                    )
+                file.write(chunk)
+                progress.update(len(chunk))
+    if total is not None and size != total:
+        raise ConnectionError(f"the connection ended after {size:,} of {total:,} bytes")
+
+
+def _check_member(archive, member):
+    """Raises InputError unless a zip file's member is a plain file or directory within it."""
+    # Windows's rules, since they know every separator, root and drive.
+    path = pathlib.PureWindowsPath(member.filename)
+    if path.anchor or ".." in path.parts or "\\" in member.filename:
+        raise InputError(f"expected paths within {archive}, got {member.filename!r}")
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise InputError(
+            f"expected plain files in {archive}, got a link or device: {member.filename!r}"
+        )
+
+
+def _make_model(challenge, name, source, archive, target):
+    """Makes the directory `target` from an archive, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
+        unpacked, new = pathlib.Path(scratch) / "unpacked", pathlib.Path(scratch) / "new"
+        unpack(archive, unpacked, source.max_bytes)
+        directory = _checkpoint_directory(unpacked, archive)
+        whole = _describe(archive)
+        data = {
+            path.name: _describe(path) for path in sorted(directory.glob("checkpoint-*.data-*"))
+        }
+        _check_digest(source, archive, whole, data)
+        try:
+            model, step = load_original(challenge, directory)
+        except InputError as error:  # it names a directory that will be gone
+            raise InputError(str(error).replace(str(unpacked), str(archive))) from error
+        checkpoints.export(model, new)
+        card = {
+            "name": name,
+            "challenge": challenge.name,
+            "url": source.url,
+            "fetched": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "archive": whole,
+            "data": data,
+            "published_sha256": source.sha256,
+            "step": step,
+            "network": challenge.size_of([tuple(weight.shape) for weight in model.weights]),
+            "parameters": model.count_params(),
+            "model_digest": checkpoints.LoadedModel(model, model.weights, target).digest(),
+        }
+        directory.rename(new / "original")
+        (new / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        new.rename(target)
+    network = ", ".join(f"{setting} {value}" for setting, value in card["network"].items())
+    known = "as published" if source.sha256 else "none is published"
+    print(f"{name}: step {step}, {network}, {card['parameters']:,} parameters")
+    print(f"sha256 of the archive: {whole['sha256']} ({known})")
+    print(f"SavedModel in {target}")
+
+
+def _checkpoint_directory(unpacked, archive):
+    found = sorted({path.parent for path in unpacked.rglob("checkpoint-*.index")})
+    if len(found) != 1:
+        places = ", ".join(str(path.relative_to(unpacked)) for path in found) or "none"
+        raise InputError(
+            f"expected one directory with a TensorFlow 1 checkpoint (checkpoint-N.index) in "
+            f"{archive}, got {places}"
+        )
+    return found[0]
+
+
+def _describe(path):
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def _check_digest(source, archive, whole, data):
+    """Raises InputError where neither an archive nor its data file has the published digest.
+
+    The originals call it the digest of their model file, which is the archive by what their own
+    fetch_model.py prints and could be the checkpoint's data file by the words.
+    """
+    digests = [whole["sha256"]]
+    if len(data) == 1:  # else the true file might lie beside the one that is used
+        digests += [file["sha256"] for file in data.values()]
+    if source.sha256 is not None and source.sha256 not in digests:
+        raise InputError(
+            f"expected the published sha256 {source.sha256} of {archive} or of the data file in "
+            f"it, got {' and '.join(digests)}"
+        )
