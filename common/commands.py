@@ -197,10 +197,7 @@ def make_evaluator(challenge, config, attack_name, loaded):
 
 
 def _evaluate_once(config, flag_values, loaded, images, evaluator):
-    record = {
-        **record_of(config, loaded, images),
-        "attack": attack_settings(evaluator),
-    }
+    record = {**record_of(config, loaded, images), "attack": attack_settings(evaluator)}
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
     summary = evaluator.run(images.images, images.labels).summary()
