@@ -28,8 +28,13 @@ setuptools.setup(
     packages=["common", "mnist_challenge", "cifar10_challenge", "paper"],
     package_data={
         "common": ["samples/*"],
-        "mnist_challenge": ["*.json", "models/adv_trained/*", "models/adv_trained/variables/*"],
-        "cifar10_challenge": ["*.json"],
+        "mnist_challenge": [
+            "*.json",
+            "*.csv",
+            "models/adv_trained/*",
+            "models/adv_trained/variables/*",
+        ],
+        "cifar10_challenge": ["*.json", "*.csv"],
         "paper": ["results/*.json"],
     },
     install_requires=[

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -80,7 +79,11 @@ def peak_memory(script, *flags):
 
 def own_peak_memory():
     """Peak resident memory of this process, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not getrusage, which on Linux counts the parent's memory at the time of its fork.
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    raise InputError("peak memory: expected VmHWM in /proc/self/status, which Linux has")
 
 
 def save(path, result, packages=()):

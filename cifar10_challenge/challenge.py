@@ -58,4 +58,12 @@ CIFAR10 = Challenge(
             "num_restarts": 10,
         },
     },
+    published={
+        "natural": 87.14,
+        "leaderboard_fgsm_xent": 55.55,
+        "leaderboard_fgsm_cw": 54.92,
+        "leaderboard_pgd_20_xent": 47.04,
+        "leaderboard_pgd_20_cw": 47.76,
+        "leaderboard_pgd_20x10_xent": 45.21,
+    },
 )

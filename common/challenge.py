@@ -26,6 +26,8 @@ class Challenge:
         fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
             `common.attack.FastModel`.
         presets: published rows: name to the settings that give it.
+        published: accuracy in percent of the original challenge's secret network: of "natural", the
+            images themselves, and of presets.
     """
 
     name: str
@@ -41,3 +43,4 @@ class Challenge:
     original_names: Callable
     fast_logits: Callable
     presets: dict[str, dict]
+    published: dict[str, float]

@@ -1,5 +1,6 @@
 """What eval.py, pgd_attack.py and run_attack.py do, in both challenges."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, submission
+from common import checkpoints, data, submission
 from common.attack import make_attack
 from common.config import read_json
 from common.errors import InputError
@@ -53,8 +54,8 @@ def evaluate(challenge, config, flag_values):
         _watch(challenge, config, flag_values)
         return
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
-    images = _test_images(config, challenge)
-    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
+    images = load_test_images(config, challenge)
+    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
     _evaluate_once(config, flag_values, loaded, images, evaluator)
 
 
@@ -67,11 +68,15 @@ def pgd_attack(challenge, config, flag_values):
     target = config.store_adv_path
     check_writable("--store_adv_path", target)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
-    images = _test_images(config, challenge)
-    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
+    images = load_test_images(config, challenge)
+    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
     result = evaluator.run(images.images, images.labels)
     summary = result.summary()
-    note = {**_record(config, loaded, images, evaluator), **summary}
+    note = {
+        **record_of(config, loaded, images),
+        "attack": attack_settings(evaluator),
+        **summary,
+    }
     submission.save(target, result.x_adv, challenge, note)
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
     print(f"Examples stored at {target}, their description at {target}.json")
@@ -84,16 +89,50 @@ def run_attack(challenge, config, flag_values):
         InputError: the file breaks a rule; nothing is written then.
     """
     check_writable("pred.npy", "pred.npy")
-    x_adv = submission.load(config.store_adv_path)
+    scored = score(challenge, config, config.store_adv_path)
+    print(f"Accuracy: {scored.accuracy:.2f}%")
+    buffer = io.BytesIO()
+    np.save(buffer, scored.predictions)
+    checkpoints.write_atomically("pred.npy", buffer.getvalue())
+    print("Output saved at pred.npy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """An attack file that obeys the rules, and what the model takes its images for.
+
+    Attributes:
+        predictions: int64 classes (n,).
+        accuracy: of these, in percent.
+        loaded: the `LoadedModel`.
+        images: the `common.data.Split` that the file was checked against.
+    """
+
+    predictions: np.ndarray
+    accuracy: float
+    loaded: checkpoints.LoadedModel
+    images: data.Split
+
+
+def score(challenge, config, path):
+    """Checks an attack file by the challenge's rules and classifies its images.
+
+    Returns:
+        A `Scored`.
+
+    Raises:
+        InputError: no model, no data, or the file breaks a rule.
+    """
+    x_adv = submission.load(path)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
-    images = _test_images(config, challenge)
+    images = load_test_images(config, challenge)
     if images.is_sample and len(x_adv) > len(images.images):
         raise InputError(
             f"scoring {len(x_adv):,} images needs the full test set: {images.place}; "
             "give the place with --data_dir or TFDS_DATA_DIR"
         )
     submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
-    made_on = submission.load_note(config.store_adv_path)
+    made_on = submission.load_note(path)
     if made_on.get("model_digest", loaded.digest()) != loaded.digest():
         print(
             f"note: these examples were made on another model, {made_on.get('model')}: "
@@ -107,11 +146,8 @@ def run_attack(challenge, config, flag_values):
             for i in range(0, len(x_adv), config.eval_batch_size)
         ]
     )
-    print(f"Accuracy: {100 * np.mean(predictions == images.labels):.2f}%")
-    buffer = io.BytesIO()
-    np.save(buffer, predictions)
-    checkpoints.write_atomically("pred.npy", buffer.getvalue())
-    print("Output saved at pred.npy")
+    accuracy = 100 * float(np.mean(predictions == images.labels))
+    return Scored(predictions, accuracy, loaded, images)
 
 
 def model_path(config, challenge):
@@ -139,14 +175,16 @@ def check_writable(name, path):
         raise InputError(f"{name}: cannot write {path}: {error.strerror}") from None
 
 
-def _test_images(config, challenge):
+def load_test_images(config, challenge):
+    """The first `num_eval_examples` test images, or those of the sample; prints which."""
     images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     images = images.head(config.num_eval_examples)
     print(images.source)
     return images
 
 
-def _make_evaluator(challenge, config, attack_name, loaded):
+def make_evaluator(challenge, config, attack_name, loaded):
+    """An `Evaluator` of a `LoadedModel` under the attack that the config describes."""
     attack = make_attack(attack_name, loaded.logits, config, challenge.bounds)
     return Evaluator(
         loaded.logits,
@@ -160,7 +198,7 @@ def _make_evaluator(challenge, config, attack_name, loaded):
 
 
 def _evaluate_once(config, flag_values, loaded, images, evaluator):
-    record = _record(config, loaded, images, evaluator)
+    record = {**record_of(config, loaded, images), "attack": attack_settings(evaluator)}
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
     summary = evaluator.run(images.images, images.labels).summary()
@@ -174,19 +212,24 @@ def _evaluate_once(config, flag_values, loaded, images, evaluator):
     return summary
 
 
-def _record(config, loaded, images, evaluator):
+def record_of(config, loaded, images):
+    """What was evaluated and on what, as a dict for JSON."""
     return {
         "model": loaded.name,
         "model_digest": loaded.digest(),
         "step": loaded.step,
         "data": images.name,
-        "attack": {
-            **evaluator.attack.settings(),
-            "num_restarts": evaluator.num_restarts,
-            "round_to_8_bits": config.round_to_8_bits,
-        },
         "seed": config.random_seed,
         **provenance(),
+    }
+
+
+def attack_settings(evaluator):
+    """The attack of an `Evaluator`, as a dict for JSON."""
+    return {
+        **evaluator.attack.settings(),
+        "num_restarts": evaluator.num_restarts,
+        "round_to_8_bits": evaluator.eight_bits,
     }
 
 
@@ -195,10 +238,10 @@ def _watch(challenge, config, flag_values):
     path = pathlib.Path(config.model_dir)
     if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
         raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
-    images = _test_images(config, challenge)
+    images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    evaluator = _make_evaluator(challenge, config, flag_values.attack, loaded)
+    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:
         summary = _evaluate_once(config, flag_values, loaded, images, evaluator)

@@ -1,6 +1,10 @@
 """Natural and adversarial accuracy over every image, in the worst case over restarts."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import pathlib
 import time
 
 import numpy as np
@@ -8,6 +12,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from common.attack import round_to_8_bits, xent_loss
+from common.checkpoints import write_atomically
+from common.errors import InputError
+from common.interruption import Interruption
+
+SAVE_SECONDS = 60  # between two writings of a `State`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,86 @@ class Result:
         }
 
 
+@dataclasses.dataclass
+class _Found:
+    """What an evaluation has found so far: see `Result`, and how far it is.
+
+    Attributes:
+        num_natural: how many of the images themselves have been classified.
+        turn: the next of `Evaluator._attack_batches`.
+    """
+
+    natural_correct: np.ndarray
+    natural_losses: np.ndarray
+    adversarial_correct: np.ndarray
+    adversarial_losses: np.ndarray
+    x_adv: np.ndarray
+    num_natural: int = 0
+    turn: int = 0
+    num_attacks: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def nothing(cls, images):
+        """Nothing yet about uint8 `images`."""
+        count = len(images)
+        return cls(
+            natural_correct=np.zeros(count, bool),
+            natural_losses=np.zeros(count, np.float32),
+            adversarial_correct=np.ones(count, bool),
+            adversarial_losses=np.full(count, -np.inf, np.float32),
+            x_adv=np.zeros(images.shape, np.float32),
+        )
+
+
+class State:
+    """A file that keeps what an evaluation has found so far.
+
+    Args:
+        path: the .npz file; it need not exist.
+        key: dict for JSON, all that decides the result: model, data, attack, seed. The file holds
+            it, so that no evaluation goes on from another's.
+    """
+
+    def __init__(self, path, key):
+        self.path = pathlib.Path(path)
+        self._key = json.dumps(key, sort_keys=True)
+        self._last = time.monotonic()
+
+    def read(self, found):
+        """Puts what the file holds into `found`; there need not be a file.
+
+        Raises:
+            InputError: it is damaged, or another evaluation's.
+        """
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+        except Exception as error:  # a damaged file may raise anything
+            raise self._unusable(error) from error
+        if str(arrays.pop("key", "")) != self._key:
+            raise self._unusable("it is of another model, attack, seed or data")
+        for name, empty in vars(found).items():
+            value, expected = arrays.get(name), np.asarray(empty)
+            if value is None or (value.shape, value.dtype) != (expected.shape, expected.dtype):
+                raise self._unusable(f"expected {name} of {expected.dtype} {expected.shape}")
+            setattr(found, name, value if value.shape else value.item())
+
+    def keep(self, found, at_once=False):
+        """Writes `found`, atomically, where `at_once` or when the last time is a minute ago."""
+        if at_once or time.monotonic() - self._last >= SAVE_SECONDS:
+            buffer = io.BytesIO()
+            np.savez(buffer, key=self._key, **vars(found))
+            write_atomically(self.path, buffer.getbuffer())
+            self._last = time.monotonic()
+
+    def _unusable(self, reason):
+        reason = " ".join(str(reason).split())
+        return InputError(f"cannot go on from {self.path}: {reason}; without it all begins anew")
+
+
 class Evaluator:
     """Evaluates one model under one attack, compiled once and used for any number of checkpoints.
 
@@ -54,7 +143,8 @@ class Evaluator:
         attack: object with `perturb(x_nat, y, seed, index)`, such as `common.attack.PGD`.
         to_pixels: function from uint8 images to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
-        num_restarts: an example counts as correct if the model is right in every restart.
+        num_restarts: an example counts as correct if the model is right in every restart; 0
+            leaves the attack out.
         seed: int; the result depends on it, and not on `batch_size`.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         show_progress: a bar with the remaining time, on stderr.
@@ -89,7 +179,7 @@ class Evaluator:
 
         self._classify = classify
 
-    def run(self, images, labels):
+    def run(self, images, labels, state=None):
         """Evaluates uint8 images (n, height, width, channels) with int labels (n,).
 
         An example that a restart has broken is not attacked again, and batches stay full for as
@@ -97,59 +187,92 @@ class Evaluator:
         example's random start depends on its number and the restart's, and not on its batch, that
         changes nothing but the time.
 
+        With a `state` Ctrl-C and SIGTERM end the evaluation after the batch in hand, and the next
+        call goes on from there to the same result as without a break.
+
+        Args:
+            images, labels: the examples.
+            state: a `State`, or None to start anew and keep nothing.
+
         Returns:
             A `Result`.
-        """
-        begin = time.perf_counter()
-        count = len(images)
-        natural_correct = np.zeros(count, bool)
-        natural_losses = np.zeros(count, np.float32)
-        for batch in self._batches(np.arange(count)):
-            x = tf.convert_to_tensor(self.to_pixels(images[batch]))
-            correct, losses = self._classify(x, tf.constant(labels[batch], tf.int32))
-            natural_correct[batch], natural_losses[batch] = correct, losses
 
-        standing = np.ones(count, bool)
-        losses = np.full(count, -np.inf, np.float32)
-        x_adv = np.empty(images.shape, np.float32)
-        num_attacks = 0
-        with tqdm(unit="image", disable=not self.show_progress) as progress:
-            for batch, restarts in self._attack_batches(standing):
+        Raises:
+            InputError: `state` is damaged, or another evaluation's.
+            KeyboardInterrupt: it was ended; `state` is up to date.
+        """
+        found = _Found.nothing(images)
+        if state is not None:
+            state.read(found)
+        begin = time.perf_counter() - found.seconds
+        with contextlib.nullcontext() if state is None else Interruption() as interruption:
+            for _ in self._steps(images, labels, found):
+                found.seconds = time.perf_counter() - begin
+                if state is not None:
+                    state.keep(found, at_once=interruption.requested)
+                    if interruption.requested:
+                        raise KeyboardInterrupt
+        return Result(
+            found.natural_correct,
+            found.adversarial_correct,
+            found.natural_losses,
+            found.adversarial_losses,
+            found.x_adv,
+            found.num_attacks,
+            found.seconds,
+        )
+
+    def _steps(self, images, labels, found):
+        """Updates `found` batch by batch, and yields after each."""
+        count = len(images)
+        with self._progress("natural", initial=found.num_natural, total=count) as progress:
+            for batch in self._batches(np.arange(found.num_natural, count)):
+                x = tf.convert_to_tensor(self.to_pixels(images[batch]))
+                correct, losses = self._classify(x, tf.constant(labels[batch], tf.int32))
+                found.natural_correct[batch], found.natural_losses[batch] = correct, losses
+                found.num_natural += len(batch)
+                progress.update(len(batch))
+                yield
+
+        standing, losses = found.adversarial_correct, found.adversarial_losses
+        if not self.num_restarts:
+            return
+        with self._progress("attack", initial=found.num_attacks) as progress:
+            for batch, restarts in self._attack_batches(standing, found.turn):
                 x, correct, new = self._attack(images[batch], labels[batch], batch, restarts)
                 better = ~correct | (new > losses[batch])
-                x_adv[batch[better]] = x[better]
+                found.x_adv[batch[better]] = x[better]
                 losses[batch[better]] = new[better]
                 standing[batch] = correct
-                num_attacks += len(batch)
+                found.num_attacks += len(batch)
+                found.turn = int(restarts[-1] * count + batch[-1] + 1)
                 left = np.count_nonzero(standing) * (self.num_restarts - 1 - restarts[-1])
                 left += np.count_nonzero(standing[batch[-1] + 1 :])
-                progress.total = num_attacks + left
+                progress.total = found.num_attacks + left
                 progress.update(len(batch))
                 progress.set_postfix(standing=f"{100 * np.mean(standing):.2f}%")
-            progress.total = num_attacks
-        return Result(
-            natural_correct,
-            standing,
-            natural_losses,
-            losses,
-            x_adv,
-            num_attacks,
-            time.perf_counter() - begin,
-        )
+                yield
+            progress.total = found.num_attacks
+
+    def _progress(self, what, **options):
+        return tqdm(desc=what, unit="image", disable=not self.show_progress, **options)
 
     def _batches(self, numbers):
         return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
 
-    def _attack_batches(self, standing):
-        """Yields batches as (examples, the restart of each), for as long as examples stand."""
+    def _attack_batches(self, standing, first_turn=0):
+        """Yields batches as (examples, the restart of each), for as long as examples stand.
+
+        The turns are the examples of the first restart, then those of the second, and so on.
+        """
         batch = {}  # example to restart
-        for restart in range(self.num_restarts):
-            for example in range(len(standing)):
-                if len(batch) == self.batch_size or example in batch:
-                    yield np.array(list(batch)), np.array(list(batch.values()))
-                    batch = {}
-                if standing[example]:
-                    batch[example] = restart
+        for turn in range(first_turn, self.num_restarts * len(standing)):
+            restart, example = divmod(turn, len(standing))
+            if len(batch) == self.batch_size or example in batch:
+                yield np.array(list(batch)), np.array(list(batch.values()))
+                batch = {}
+            if standing[example]:
+                batch[example] = restart
         if batch:
             yield np.array(list(batch)), np.array(list(batch.values()))
 

@@ -11,7 +11,6 @@ import datetime
 import json
 import math
 import pathlib
-import signal
 import sys
 import time
 
@@ -26,6 +25,7 @@ from common import config as config_lib
 from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError
+from common.interruption import Interruption
 from common.original_checkpoints import is_original
 from common.provenance import provenance
 
@@ -134,7 +134,7 @@ def train(
     plateau = _PlateauWarning()
     clock = _Clock(config.training_batch_size)
     xent = 0.0
-    with _Interruption() as interruption, tqdm(total=total, initial=step, unit="step") as progress:
+    with Interruption() as interruption, tqdm(total=total, initial=step, unit="step") as progress:
         for x_nat, y in batches:
             if step % config.num_checkpoint_steps == 0:
                 _check_finite(xent, step)
@@ -335,30 +335,6 @@ def _write_records(directory, config):
     text = json.dumps([*starts, now], indent=2) + "\n"
     for name, content in zip(_RECORDS, (config.to_json(), text)):
         checkpoints.write_atomically(directory / name, content.encode())
-
-
-class _Interruption:
-    """Within it Ctrl-C and SIGTERM only set `requested`; a second one acts as ever."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._before:
-            signal.signal(number, self._request)
-        return self
-
-    def _request(self, number, frame):
-        self.requested = True
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *error):
-        self._restore()
 
 
 @dataclasses.dataclass

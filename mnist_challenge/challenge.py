@@ -61,4 +61,13 @@ MNIST = Challenge(
             "kappa": 50,
         },
     },
+    published={
+        "natural": 98.53,
+        "leaderboard_fgsm_xent": 96.36,
+        "leaderboard_fgsm_cw": 96.40,
+        "leaderboard_pgd_100_xent": 92.52,
+        "leaderboard_pgd_100_cw": 93.04,
+        "leaderboard_pgd_100x50_xent": 89.62,
+        "leaderboard_pgd_100x50_cw": 89.71,
+    },
 )

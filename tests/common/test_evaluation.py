@@ -1,10 +1,14 @@
+import dataclasses
+import signal
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import data
+from common import data, evaluation
 from common.attack import PGD
-from common.evaluation import Evaluator
+from common.errors import InputError
+from common.evaluation import Evaluator, State
 
 # Three classes of 2x2 images, labelled as the model sees them but for one. The start decides
 # which of them two small steps break.
@@ -27,7 +31,9 @@ def constant(x):
 PGD_2 = PGD(linear, epsilon=0.2, step_size=0.05, num_steps=2)
 
 
-def evaluate(model=linear, attack=PGD_2, images=IMAGES, labels=LABELS, batch_size=16, **options):
+def evaluate(
+    model=linear, attack=PGD_2, images=IMAGES, labels=LABELS, batch_size=16, state=None, **options
+):
     evaluator = Evaluator(
         model,
         attack,
@@ -36,7 +42,7 @@ def evaluate(model=linear, attack=PGD_2, images=IMAGES, labels=LABELS, batch_siz
         show_progress=False,
         **options,
     )
-    return evaluator.run(images, labels)
+    return evaluator.run(images, labels, state)
 
 
 def correct_and_losses(x, y):
@@ -173,3 +179,116 @@ def test_eight_bits_gives_256_levels_within_the_ball():
     assert np.abs(np.rint(levels) - IMAGES).max() <= 51  # 0.2 * 255
     correct, _ = correct_and_losses(result.x_adv, LABELS)
     np.testing.assert_array_equal(result.adversarial_correct, correct)
+
+
+# Going on after a break.
+
+
+class Interrupted(PGD):
+    """PGD that is sent the signal of Ctrl-C while it is in its `after`-th batch."""
+
+    after = None
+
+    def perturb(self, *arguments, **options):
+        self.after -= 1
+        if self.after == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().perturb(*arguments, **options)
+
+
+def same(result, other):
+    for field in dataclasses.fields(result):
+        if field.name != "seconds":
+            ours, theirs = getattr(result, field.name), getattr(other, field.name)
+            np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16])
+def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_path):
+    options = {"batch_size": batch_size, "num_restarts": 4, "seed": 3}
+    whole = evaluate(**options)
+    attack = Interrupted(linear, epsilon=0.2, step_size=0.05, num_steps=2)
+    state = State(tmp_path / "state.npz", {"seed": 3})
+    stops = 0
+    while True:
+        attack.after = 3
+        try:
+            result = evaluate(attack=attack, state=state, **options)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            assert (tmp_path / "state.npz").exists()
+    assert stops >= whole.num_attacks // batch_size // 3 > 0
+    same(result, whole)
+    assert 0 < whole.adversarial_correct.sum() < COUNT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_images_themselves_are_gone_on_with_too(tmp_path):
+    seen = []
+
+    def to_pixels(images):
+        seen.append(len(images))
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return data.mnist_pixels(images)
+
+    state = State(tmp_path / "state.npz", {})
+    evaluator = Evaluator(
+        linear,
+        None,
+        to_pixels=to_pixels,
+        batch_size=16,
+        num_restarts=0,
+        show_progress=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.run(IMAGES, LABELS, state)
+    assert seen == [16, 16]
+    result = evaluator.run(IMAGES, LABELS, state)
+    assert seen == [16, 16, 8]
+    np.testing.assert_array_equal(result.natural_correct, evaluate().natural_correct)
+    assert result.num_attacks == 0
+
+
+def test_what_was_found_is_written_as_time_passes(tmp_path, monkeypatch):
+    class Killed:
+        def perturb(self, x_nat, y, seed, index):
+            raise SystemError
+
+    for seconds, written in ((60, False), (0, True)):
+        monkeypatch.setattr(evaluation, "SAVE_SECONDS", seconds)
+        with pytest.raises(SystemError):
+            evaluate(attack=Killed(), state=State(tmp_path / "state.npz", {}))
+        assert (tmp_path / "state.npz").exists() is written
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as file:
+        assert file["num_natural"] == COUNT and file["num_attacks"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_a_state_is_not_mixed_up_with_anothers(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    path = tmp_path / "state.npz"
+    evaluate(state=State(path, {"seed": 1, "model": "a"}))
+    before = path.read_bytes()
+    evaluate(state=State(path, {"model": "a", "seed": 1}))
+    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: it is of another model"):
+        evaluate(state=State(path, {"seed": 2, "model": "a"}))
+    with pytest.raises(InputError, match=r"expected natural_correct of bool \(7,\)"):
+        evaluate(images=IMAGES[:7], labels=LABELS[:7], state=State(path, {"seed": 1, "model": "a"}))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04", "pickle", "cut"])
+def test_a_damaged_state_is_refused(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    path = tmp_path / "state.npz"
+    if content == "pickle":
+        np.savez(path, key=np.array([{}], object))
+    elif content == "cut":
+        evaluate(state=State(path, {}))
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz"):
+        evaluate(state=State(path, {}))

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from cifar10_challenge.challenge import CIFAR10
-from common import submission
+from common import checkpoints, config, submission
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
+from tests.test_scripts import ROOT, run
 
 BOTH = pytest.mark.parametrize(
     "challenge, epsilon", [(MNIST, 0.3), (CIFAR10, 8.0)], ids=["mnist", "cifar10"]
@@ -188,3 +189,83 @@ def test_images_are_counted_through_a_long_file():
 def test_wrong_shapes_and_dtypes_are_refused(x_adv, expected):
     with pytest.raises(InputError, match=expected):
         submission.check(x_adv, grey(MNIST)[0], MNIST, 0.3)
+
+
+# The originals' own check, in NumPy.
+
+
+def originals_accept(path, x_nat, challenge, epsilon):
+    """Whether the original run_attack.py takes a file: shape, range, MNIST's NaN, distance."""
+    x_adv = np.load(path)
+    low, high = challenge.bounds
+    x_nat = x_nat.reshape(-1, *challenge.submission_shape)
+    if x_adv.shape != x_nat.shape or np.amin(x_adv) < low - 1e-4 or np.amax(x_adv) > high + 1e-4:
+        return False
+    if challenge is MNIST and np.isnan(np.amax(x_adv)):
+        return False
+    distance = max(
+        np.amax(np.abs(x_nat[i : i + 64] - x_adv[i : i + 64])) for i in range(0, len(x_nat), 64)
+    )
+    return bool(distance <= epsilon + 1e-4)
+
+
+@BOTH
+def test_the_originals_accept_what_pgd_attack_writes(challenge, epsilon, tmp_path):
+    size = {"scale": 1} if challenge is MNIST else {"width": "simple"}
+    model = challenge.build_model(config.make_config(challenge, ("test", size)))
+    checkpoints.export(model, tmp_path / "model")
+    run(
+        challenge.directory / "pgd_attack.py",
+        "--model_dir=model",
+        "--num_eval_examples=70",
+        "--num_steps=3",
+        f"--step_size={epsilon / 2}",
+        cwd=tmp_path,
+    )
+    path = tmp_path / "attack.npy"
+    sample = np.load(ROOT / "common" / "samples" / f"{challenge.name.lower().replace('-', '')}.npz")
+    x_nat = challenge.to_pixels(sample["images"][:70].reshape(70, *challenge.image_shape))
+    x_adv = submission.load(path)
+    assert path.read_bytes()[6:8] == b"\x01\x00"  # the format that NumPy always knew
+    assert x_adv.dtype == np.float32 and x_adv.flags.c_contiguous
+    distance = np.abs(x_adv.reshape(x_nat.shape) - x_nat).max()
+    assert distance == pytest.approx(epsilon, abs=1e-4)  # the ball is used to its edge
+    assert originals_accept(path, x_nat, challenge, epsilon)
+    assert not originals_accept(path, x_nat, challenge, epsilon / 2)
+    submission.check(x_adv, x_nat, challenge, epsilon)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_the_originals_accept_passes(challenge, epsilon, dtype, order, tmp_path):
+    rng = np.random.default_rng(0)
+    low, high = challenge.bounds
+    x_nat = challenge.to_pixels(rng.integers(256, size=(70, *challenge.image_shape)).astype("u1"))
+    x_adv = x_nat + rng.uniform(-epsilon, epsilon, x_nat.shape) + 0.5e-4
+    x_adv = np.clip(x_adv, low - 0.5e-4, high + 0.5e-4).reshape(70, *challenge.submission_shape)
+    path = tmp_path / "attack.npy"
+    np.save(path, np.asarray(x_adv.astype(dtype), order=order))
+    assert originals_accept(path, x_nat, challenge, epsilon)
+    loaded = submission.load(path)
+    np.testing.assert_array_equal(loaded, np.load(path))
+    submission.check(loaded, x_nat, challenge, epsilon)
+
+
+@BOTH
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_the_originals_refuse_does_not_pass(challenge, epsilon, order, tmp_path):
+    x_nat, x_adv = grey(challenge)
+    path = tmp_path / "attack.npy"
+    low, high = challenge.bounds
+    spoilt = [x_adv[:2]]
+    for value in (low - 1e-3, high + 1e-3, np.mean(challenge.bounds) + epsilon + 1e-3, np.nan):
+        spoilt.append(x_adv.copy())
+        spoilt[-1].flat[-1] = value
+    for array in spoilt:
+        np.save(path, np.asarray(array, order=order))
+        # The original CIFAR-10 challenge does not look for NaN.
+        if challenge is MNIST or not np.isnan(array).any():
+            assert not originals_accept(path, x_nat, challenge, epsilon)
+        with pytest.raises(InputError, match="Invalid"):
+            submission.check(submission.load(path), x_nat, challenge, epsilon)

@@ -1,0 +1,17 @@
+"""The original leaderboard's numbers beside those of a CIFAR-10 model under the same attacks.
+
+python cifar10_challenge/compare.py [--model_dir=...] [--long] [--rows=...] [--output_json=...]
+python cifar10_challenge/compare.py --attack_file=attack.npy [--model_dir=...]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from cifar10_challenge.challenge import CIFAR10
+from common import app, comparison
+
+if __name__ == "__main__":
+    app.run(comparison.compare, CIFAR10, comparison.define_flags)

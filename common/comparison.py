@@ -1,0 +1,361 @@
+"""What compare.py does, in both challenges: our numbers beside the original leaderboards'."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+
+from absl import flags
+
+from common import checkpoints, commands
+from common import config as config_lib
+from common.errors import InputError
+from common.evaluation import Evaluator, State
+
+# A row's own settings decide these.
+ATTACK_SETTINGS = (
+    "epsilon",
+    "num_steps",
+    "step_size",
+    "random_start",
+    "num_restarts",
+    "loss_func",
+    "kappa",
+    "round_to_8_bits",
+)
+NUM_TEST_IMAGES = 10000  # that the leaderboards count, on MNIST and on CIFAR-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A published number and ours, in percent and points.
+
+    Attributes:
+        name: "natural", or a preset of the challenge.
+        published: accuracy of the original challenge's secret network.
+        accuracy: of the model that is compared.
+        num_examples: the images that `accuracy` counts.
+    """
+
+    name: str
+    published: float
+    accuracy: float
+    num_examples: int
+
+    @property
+    def difference(self):
+        """Ours less the published accuracy, in points."""
+        return self.accuracy - self.published
+
+    @property
+    def sampling_error(self):
+        """Standard error of the published accuracy p over n images: 100 sqrt(p (1 - p) / n)."""
+        p = self.published / 100
+        return 100 * math.sqrt(p * (1 - p) / self.num_examples)
+
+    @property
+    def is_beyond(self):
+        """Whether the difference is more than two sampling errors."""
+        return abs(self.difference) > 2 * self.sampling_error
+
+    def to_dict(self):
+        """The row for JSON."""
+        return {
+            "row": self.name,
+            "published": self.published,
+            "accuracy": self.accuracy,
+            "difference": round(self.difference, 4),
+            "sampling_error": round(self.sampling_error, 4),
+            "beyond_two_sampling_errors": self.is_beyond,
+            "num_examples": self.num_examples,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of an original leaderboard; `accuracy` in percent, `links` apart by spaces."""
+
+    board: str
+    attack: str
+    submitted_by: str
+    accuracy: float
+    date: str
+    links: str
+
+    def __str__(self):
+        by = "" if self.submitted_by == "(initial entry)" else f" by {self.submitted_by}"
+        return f"{self.attack}{by} ({self.accuracy:.2f})"
+
+
+def define_flags(challenge, flag_values):
+    """Declares the flags of compare.py beside the config's."""
+    flags.DEFINE_string(
+        "rows",
+        None,
+        f"rows to compare, in place of all but the long ones: {', '.join(challenge.published)}",
+        flag_values,
+    )
+    flags.DEFINE_bool(
+        "long", False, f"the long rows too: {', '.join(long_rows(challenge))}", flag_values
+    )
+    flags.DEFINE_string(
+        "attack_file", None, "score this attack file, and rank it on the leaderboards", flag_values
+    )
+    flags.DEFINE_string(
+        "output_json",
+        "comparison.json",
+        "file to write the result to; that of an attack file is written only where this is given",
+        flag_values,
+    )
+    flags.DEFINE_string(
+        "state_dir",
+        None,
+        "directory that an interrupted comparison goes on from (default: OUTPUT_JSON.state)",
+        flag_values,
+    )
+
+
+def compare(challenge, config, flag_values):
+    """compare.py: a model under the leaderboard's own attacks, or an attack file on a model.
+
+    Ctrl-C ends it after the batch in hand, and the same command goes on from there.
+
+    Raises:
+        InputError: no model, no data, no such row, or an attack file that breaks a rule.
+    """
+    for name in ATTACK_SETTINGS:
+        if flag_values[name].present:
+            raise InputError(
+                f"--{name}: expected none, as the leaderboard's own attacks are compared, "
+                f"got {flag_values[name].value}; eval.py evaluates any attack"
+            )
+    if flag_values.attack_file is None:
+        _compare_rows(challenge, config, flag_values)
+        return
+    for name in ("rows", "long", "state_dir"):
+        if flag_values[name].present:
+            raise InputError(f"--{name}: expected none beside --attack_file, which is one number")
+    _rank_attack_file(challenge, config, flag_values)
+
+
+def long_rows(challenge):
+    """Names of the rows that take hours on a CPU: those with restarts."""
+    return [
+        name
+        for name in challenge.published
+        if challenge.presets.get(name, {}).get("num_restarts", 1) > 1
+    ]
+
+
+def choose_rows(challenge, names, long):
+    """The rows to compare, in the order of `challenge.published`.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        names: names apart by commas, or None for all but the long ones.
+        long: whether None means the long ones too.
+
+    Raises:
+        InputError: there is no row of such a name.
+    """
+    if names is None:
+        return [row for row in challenge.published if long or row not in long_rows(challenge)]
+    asked = {name.strip() for name in names.split(",")}
+    unknown = sorted(asked - set(challenge.published))
+    if unknown:
+        raise InputError(
+            f"--rows: expected some of {', '.join(challenge.published)}, "
+            f"got {', '.join(map(repr, unknown))}"
+        )
+    return [row for row in challenge.published if row in asked]
+
+
+def read_leaderboard(challenge):
+    """The original challenge's boards: name to its entries, lowest accuracy first."""
+    boards = {}
+    with open(challenge.directory / "leaderboard.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            entry = Entry(accuracy=float(line.pop("accuracy_pct")), **line)
+            boards.setdefault(entry.board, []).append(entry)
+    return {
+        board: sorted(entries, key=lambda entry: entry.accuracy)
+        for board, entries in boards.items()
+    }
+
+
+def rank(entries, accuracy):
+    """The place on a board, from 1; lower accuracy is better, and of equals the older stands first.
+
+    Args:
+        entries: list of `Entry`, lowest accuracy first.
+        accuracy: in percent; as on the boards, two decimals count.
+    """
+    return 1 + sum(entry.accuracy <= round(accuracy, 2) for entry in entries)
+
+
+def standing(board, entries, accuracy):
+    """The place on a board in words."""
+    place = rank(entries, accuracy)
+    text = f"would be {_ordinal(place)} of {len(entries) + 1} on the {board} board"
+    if place > 1:
+        text += f", after {entries[place - 2]}"
+    if place <= len(entries):
+        text += f", before {entries[place - 1]}"
+    return text
+
+
+def _ordinal(number):
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+def _compare_rows(challenge, config, flag_values):
+    names = choose_rows(challenge, flag_values.rows, flag_values.long)
+    output = pathlib.Path(flag_values.output_json)
+    commands.check_writable("--output_json", output)
+    loaded = checkpoints.load_model(challenge, commands.model_path(config, challenge))
+    images = commands.load_test_images(config, challenge)
+    state_dir = _make_state_dir(flag_values.state_dir or f"{output}.state")
+    record = commands.record_of(config, loaded, images)
+    print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
+    width = max(map(len, names))
+    print(f"{'row':{width}}  published   ours  difference  sampling error")
+    rows = []
+    for name in names:
+        found = _evaluate_row(challenge, config, name, loaded, images, state_dir)
+        row = Row(name, challenge.published[name], found.pop("accuracy"), len(images.images))
+        rows.append({**row.to_dict(), **found})
+        print(
+            f"{name:{width}}  {row.published:9.2f}  {row.accuracy:5.2f}  {row.difference:+10.2f}  "
+            f"{row.sampling_error:14.2f}"
+            + ("  difference beyond two sampling errors" if row.is_beyond else ""),
+            flush=True,
+        )
+    note = (
+        f"published: the original {challenge.name} challenge's secret network on all "
+        f"{NUM_TEST_IMAGES:,} test images; another network has its own numbers"
+    )
+    print(note)
+    left_out = [name for name in long_rows(challenge) if name not in names]
+    if left_out and flag_values.rows is None:
+        print(f"left out, as they take long: {', '.join(left_out)}; --long runs them")
+    _write_json(output, {**record, "note": note, "rows": rows})
+    print(f"written to {output}")
+
+
+def _evaluate_row(challenge, config, name, loaded, images, state_dir):
+    """What a row gave, in this run or an earlier one: accuracy, attack (None: natural), time."""
+    if name == "natural":
+        evaluator = Evaluator(
+            loaded.logits,
+            attack=None,
+            to_pixels=challenge.to_pixels,
+            batch_size=config.eval_batch_size,
+            num_restarts=0,
+        )
+        attack = None
+    else:
+        settings = {"round_to_8_bits": False, **challenge.presets[name]}
+        config = dataclasses.replace(config, **settings)
+        evaluator = commands.make_evaluator(challenge, config, "pgd", loaded)
+        attack = commands.attack_settings(evaluator)
+    key = {
+        "model_digest": loaded.digest(),
+        "attack": attack,
+        "seed": config.random_seed,
+        "data_sha256": _digest(images),
+        "num_examples": len(images.images),
+    }
+    text = json.dumps(key, sort_keys=True)
+    path = state_dir / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
+    found = _read_finished(finished, key)
+    if found is None:
+        if state.path.exists():
+            print(f"{name}: going on with {state.path}", flush=True)
+        try:
+            result = evaluator.run(images.images, images.labels, state)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from there", flush=True)
+            raise
+        summary = result.summary()
+        which = "natural_accuracy" if attack is None else "adversarial_accuracy"
+        found = {
+            "accuracy": summary[which],
+            "attack": attack,
+            "num_attacks": summary["num_attacks"],
+            "seconds": summary["seconds"],
+        }
+        _write_json(finished, {"key": key, "found": found})
+    # It may be there still where a run ended between the two.
+    state.path.unlink(missing_ok=True)
+    return found
+
+
+def _read_finished(path, key):
+    """What a row gave that was finished, or None."""
+    try:
+        kept = json.loads(path.read_text())
+        return kept["found"] if kept["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(images):
+    digest = hashlib.sha256(images.images.tobytes())
+    digest.update(images.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _make_state_dir(path):
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--state_dir: cannot make {path}: {error.strerror}") from None
+    commands.check_writable("--state_dir", path / "row")
+    return path
+
+
+def _rank_attack_file(challenge, config, flag_values):
+    is_asked = flag_values["output_json"].present
+    if is_asked:
+        commands.check_writable("--output_json", flag_values.output_json)
+    # The leaderboard's radius, whatever a --config says.
+    config = dataclasses.replace(config, epsilon=config_lib.make_config(challenge).epsilon)
+    scored = commands.score(challenge, config, flag_values.attack_file)
+    accuracy, count = scored.accuracy, len(scored.predictions)
+    print(f"Accuracy: {accuracy:.2f}%")
+    boards = read_leaderboard(challenge)
+    texts = {board: standing(board, entries, accuracy) for board, entries in boards.items()}
+    for text in texts.values():
+        print(text)
+    print(
+        f"The boards are of the original {challenge.name} challenge's secret network and count all "
+        f"{NUM_TEST_IMAGES:,} test images; this is {scored.loaded.path} on {count:,}. An attack is "
+        "black-box if it was made without access to the network."
+    )
+    if is_asked:
+        result = {
+            **commands.record_of(config, scored.loaded, scored.images),
+            "attack_file": flag_values.attack_file,
+            "accuracy": accuracy,
+            "num_examples": count,
+            "boards": {
+                board: {
+                    "rank": rank(entries, accuracy),
+                    "of": len(entries) + 1,
+                    "text": texts[board],
+                }
+                for board, entries in boards.items()
+            },
+        }
+        _write_json(pathlib.Path(flag_values.output_json), result)
+        print(f"written to {flag_values.output_json}")
+
+
+def _write_json(path, values):
+    checkpoints.write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
