@@ -90,7 +90,7 @@ def uniform_start(x_nat, epsilon, bounds, seed, index):
     shape = tf.shape(x_nat)[1:]
 
     def uniform(seed_and_index):
-        # Philox gives the same numbers on every device and under XLA.
+        # Philox gives the same numbers on every device, though not under XLA.
         example_seed = tf.random.fold_in(*seed_and_index, alg="philox")
         return tf.random.stateless_uniform(shape, example_seed, -1.0, 1.0, alg="philox")
 
@@ -213,22 +213,29 @@ class PGD:
             gradient = tf.ensure_shape(gradient, x.shape)
             return project(x + step_size * tf.sign(gradient), x_nat, epsilon, self.bounds)
 
-        @tf.function(reduce_retracing=not jit_compile, jit_compile=jit_compile)
-        def perturb(x_nat, y, seed, index, scale):
+        def climb(x, x_nat, y, epsilon, step_size):
             logits = prepare()
-            epsilon, step_size = scale * self.epsilon, scale * self.step_size
-            x = x_nat
-            if self.random_start:
-                x = uniform_start(x_nat, epsilon, self.bounds, seed, index)
             # Two halves of the batch side by side keep the cores busy: while one waits for memory
             # or for an op of a single thread, the other one computes.
-            count = x_nat.shape[0] or tf.shape(x_nat)[0]
-            parts = [count // 2, count - count // 2] if is_fast else [count]
+            count = x_nat.shape[0] or 0  # None where it is not known
+            parts = [count // 2, count - count // 2] if is_fast and count > 1 else 1
             x, x_nat, y = (tf.split(tensor, parts) for tensor in (x, x_nat, y))
             for _ in tf.range(self.num_steps):
                 tf.autograph.experimental.set_loop_options(maximum_iterations=self.num_steps)
                 x = [ascend(logits, *part, epsilon, step_size) for part in zip(x, x_nat, y)]
             return tf.concat(x, axis=0)
+
+        if jit_compile:
+            climb = tf.function(climb, jit_compile=True)
+
+        # The halves of a batch, and XLA, need its size.
+        @tf.function(reduce_retracing=not (is_fast or jit_compile))
+        def perturb(x_nat, y, seed, index, scale):
+            epsilon, step_size = scale * self.epsilon, scale * self.step_size
+            x = x_nat
+            if self.random_start:
+                x = uniform_start(x_nat, epsilon, self.bounds, seed, index)
+            return climb(x, x_nat, y, epsilon, step_size)
 
         self._perturb = perturb
 
