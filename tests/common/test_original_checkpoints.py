@@ -348,16 +348,25 @@ def test_the_scale_of_an_mnist_network_is_found(tmp_path, scale):
 
 
 def test_the_wide_cifar10_network(tmp_path):
-    x, _ = cifar10.pictures(1)
+    x, y = cifar10.pictures(1)
     with tf.Graph().as_default(), tf1.Session() as session:
         variables = original_cifar10_variables((16, 160, 320, 640))
         logits, _ = cifar10.original_logits(tf.constant(x), variables, training=False)
+        exact = {name: tf.cast(variable, tf.float64) for name, variable in variables.items()}
+        pixels = tf.constant(x, tf.float64)
+        exact_logits, _ = cifar10.original_logits(pixels, exact, training=False)
+        gradient = tf.gradients(sum_xent(exact_logits, y), pixels)[0]
         session.run(tf1.global_variables_initializer())
         tf1.train.Saver().save(session, str(tmp_path / "checkpoint"), global_step=70000)
-        logits = session.run(logits)
+        logits, gradient = session.run([logits, gradient])
     model, step = load_original(CIFAR10, tmp_path)
     assert step == 70000 and model.name == "cifar10_wide"
     assert_close(model(x, training=False), logits)
+    with float64():
+        exact = CIFAR10.build_model(make_config(CIFAR10))
+    exact.set_weights(model.get_weights())
+    pixels = tf.constant(x, tf.float64)
+    assert_close(input_gradient(lambda x: exact(x, training=False), pixels, y), gradient)
 
 
 def test_a_checkpoint_of_the_originals_own_code(tmp_path):
