@@ -109,6 +109,11 @@ def attack_speed_table():
         f"{_machine('attack_mnist')}, matrix products at {min(matmul):.0f} to {max(matmul):.0f} "
         "GFLOP/s; "
         + ", ".join(f"{name} {versions[package]}" for package, name in packages.items())
+        + ". Peak memory of the wide network's: "
+        + ", ".join(
+            f"{name} {entry['peak_memory_gib']:.1f} GiB"
+            for name, entry in columns["CIFAR-10 wide, 100"].items()
+        )
         + ".",
     ]
     return "\n".join(lines)
