@@ -58,6 +58,41 @@ CIFAR10 = Challenge(
             "num_restarts": 10,
         },
     },
+    validation_preset="paper_pgd_20",
+    card_rows=(
+        "natural",
+        "paper_fgsm",
+        "paper_pgd_7",
+        "paper_pgd_20",
+        "leaderboard_pgd_20_xent",
+        "paper_cw_30",
+        "leaderboard_pgd_20_cw",
+    ),
+    transfer_rows=("paper_fgsm", "paper_pgd_7"),
+    # Of the wide network: Table 2, and Figure 4.
+    paper={
+        "pgd": {
+            ("natural", None): 87.3,
+            ("paper_fgsm", None): 56.1,
+            ("paper_pgd_7", None): 50.0,
+            ("paper_pgd_20", None): 45.8,
+            ("paper_cw_30", None): 46.8,
+            ("paper_fgsm", "pgd"): 67.0,
+            ("paper_pgd_7", "pgd"): 64.2,
+            ("paper_fgsm", "none"): 85.6,
+            ("paper_pgd_7", "none"): 86.0,
+        },
+        "fgsm": {
+            ("natural", None): 90.3,
+            ("paper_fgsm", None): 95.1,
+            ("paper_pgd_20", None): 0.0,
+        },
+        "none": {
+            ("natural", None): 95.2,
+            ("paper_fgsm", None): 32.7,
+            ("paper_pgd_20", None): 3.5,
+        },
+    },
     published={
         "natural": 87.14,
         "leaderboard_fgsm_xent": 55.55,

@@ -28,6 +28,8 @@ def train(config):
         The trained keras.Model.
     """
     images = CIFAR10.load("train", data_dir=config.data_dir)
+    # Every training image is trained on; the original watched the test images too.
+    validation_images = CIFAR10.load("test", data_dir=config.data_dir)
     print(images.source)
 
     linear = config.step_size_interpolation == "linear"
@@ -41,6 +43,7 @@ def train(config):
         reduce_loss=tf.reduce_mean,
         augment=augment,
         batch_statistics=config.batch_statistics,
+        validation_images=validation_images,
     )
 
 

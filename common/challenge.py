@@ -26,6 +26,12 @@ class Challenge:
         fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
             `common.attack.FastModel`.
         presets: published rows: name to the settings that give it.
+        validation_preset: the preset that trainings are watched under, see `common.validation`.
+        card_rows: what a shipped model is evaluated under, "natural" and presets.
+        transfer_rows: presets whose examples, made on another model, are tried on it.
+        paper: the paper's accuracies in percent: of `Config.adversary`, what the network was trained
+            against, to a dict of (row, adversary of the network that the examples were made on, or
+            None for the same network).
         published: accuracy in percent of the original challenge's secret network: of "natural", the
             images themselves, and of presets.
     """
@@ -43,4 +49,8 @@ class Challenge:
     original_names: Callable
     fast_logits: Callable
     presets: dict[str, dict]
+    validation_preset: str
+    card_rows: tuple[str, ...]
+    transfer_rows: tuple[str, ...]
+    paper: dict[str, dict]
     published: dict[str, float]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import tempfile
@@ -290,6 +291,11 @@ def export(model, path):
         if path.exists():
             path.rename(old)
         new.rename(path)
+
+
+def write_json(path, values):
+    """Writes `values` as indented JSON to a file, whole or not at all."""
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_atomically(path, data):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import pathlib
 import tempfile
 import time
@@ -183,9 +182,12 @@ def load_test_images(config, challenge):
     return images
 
 
-def make_evaluator(challenge, config, attack_name, loaded):
-    """An `Evaluator` of a `LoadedModel` under the attack that the config describes."""
-    attack = make_attack(attack_name, loaded.logits, config, challenge.bounds)
+def make_evaluator(challenge, config, attack_name, loaded, source=None):
+    """An `Evaluator` of a `LoadedModel` under the attack that the config describes.
+
+    The attack is on the `LoadedModel` `source`, by default on the same.
+    """
+    attack = make_attack(attack_name, (source or loaded).logits, config, challenge.bounds)
     return Evaluator(
         loaded.logits,
         attack,
@@ -207,8 +209,7 @@ def _evaluate_once(config, flag_values, loaded, images, evaluator):
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
     if flag_values.output_json:
-        text = json.dumps({**record, **summary}, indent=2) + "\n"
-        checkpoints.write_atomically(flag_values.output_json, text.encode())
+        checkpoints.write_json(flag_values.output_json, {**record, **summary})
     return summary
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 
@@ -12,7 +10,7 @@ from absl import flags
 from common import checkpoints, commands
 from common import config as config_lib
 from common.errors import InputError
-from common.evaluation import Evaluator, State
+from common.rows import evaluate_row, make_state_dir
 
 # A row's own settings decide these.
 ATTACK_SETTINGS = (
@@ -218,14 +216,14 @@ def _compare_rows(challenge, config, flag_values):
     commands.check_writable("--output_json", output)
     loaded = checkpoints.load_model(challenge, commands.model_path(config, challenge))
     images = commands.load_test_images(config, challenge)
-    state_dir = _make_state_dir(flag_values.state_dir or f"{output}.state")
+    state_dir = make_state_dir(flag_values.state_dir or f"{output}.state")
     record = commands.record_of(config, loaded, images)
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
     width = max(map(len, names))
     print(f"{'row':{width}}  published   ours  difference  sampling error")
     rows = []
     for name in names:
-        found = _evaluate_row(challenge, config, name, loaded, images, state_dir)
+        found = evaluate_row(challenge, config, name, loaded, images, state_dir)
         row = Row(name, challenge.published[name], found.pop("accuracy"), len(images.images))
         rows.append({**row.to_dict(), **found})
         print(
@@ -242,82 +240,8 @@ def _compare_rows(challenge, config, flag_values):
     left_out = [name for name in long_rows(challenge) if name not in names]
     if left_out and flag_values.rows is None:
         print(f"left out, as they take long: {', '.join(left_out)}; --long runs them")
-    _write_json(output, {**record, "note": note, "rows": rows})
+    checkpoints.write_json(output, {**record, "note": note, "rows": rows})
     print(f"written to {output}")
-
-
-def _evaluate_row(challenge, config, name, loaded, images, state_dir):
-    """What a row gave, in this run or an earlier one: accuracy, attack (None: natural), time."""
-    if name == "natural":
-        evaluator = Evaluator(
-            loaded.logits,
-            attack=None,
-            to_pixels=challenge.to_pixels,
-            batch_size=config.eval_batch_size,
-            num_restarts=0,
-        )
-        attack = None
-    else:
-        settings = {"round_to_8_bits": False, **challenge.presets[name]}
-        config = dataclasses.replace(config, **settings)
-        evaluator = commands.make_evaluator(challenge, config, "pgd", loaded)
-        attack = commands.attack_settings(evaluator)
-    key = {
-        "model_digest": loaded.digest(),
-        "attack": attack,
-        "seed": config.random_seed,
-        "data_sha256": _digest(images),
-        "num_examples": len(images.images),
-    }
-    text = json.dumps(key, sort_keys=True)
-    path = state_dir / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
-    found = _read_finished(finished, key)
-    if found is None:
-        if state.path.exists():
-            print(f"{name}: going on with {state.path}", flush=True)
-        try:
-            result = evaluator.run(images.images, images.labels, state)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from there", flush=True)
-            raise
-        summary = result.summary()
-        which = "natural_accuracy" if attack is None else "adversarial_accuracy"
-        found = {
-            "accuracy": summary[which],
-            "attack": attack,
-            "num_attacks": summary["num_attacks"],
-            "seconds": summary["seconds"],
-        }
-        _write_json(finished, {"key": key, "found": found})
-    # It may be there still where a run ended between the two.
-    state.path.unlink(missing_ok=True)
-    return found
-
-
-def _read_finished(path, key):
-    """What a row gave that was finished, or None."""
-    try:
-        kept = json.loads(path.read_text())
-        return kept["found"] if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _digest(images):
-    digest = hashlib.sha256(images.images.tobytes())
-    digest.update(images.labels.tobytes())
-    return digest.hexdigest()
-
-
-def _make_state_dir(path):
-    path = pathlib.Path(path)
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--state_dir: cannot make {path}: {error.strerror}") from None
-    commands.check_writable("--state_dir", path / "row")
-    return path
 
 
 def _rank_attack_file(challenge, config, flag_values):
@@ -353,9 +277,5 @@ def _rank_attack_file(challenge, config, flag_values):
                 for board, entries in boards.items()
             },
         }
-        _write_json(pathlib.Path(flag_values.output_json), result)
+        checkpoints.write_json(pathlib.Path(flag_values.output_json), result)
         print(f"written to {flag_values.output_json}")
-
-
-def _write_json(path, values):
-    checkpoints.write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())

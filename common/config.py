@@ -136,6 +136,10 @@ class Config:
     num_output_steps: int = key("steps between printed accuracies", integer(1))
     num_summary_steps: int = key("steps between TensorBoard summaries", integer(1))
     num_checkpoint_steps: int = key("steps between checkpoints, three are kept", integer(1))
+    num_validation_steps: int = key(
+        "steps between evaluations on 500 held-out images under a strong PGD, 0 for none",
+        integer(0),
+    )
     training_batch_size: int = key("images in a training step", integer(1))
     step_size_schedule: tuple = key("learning rates: [[from step, rate], ...]", schedule)
     step_size_interpolation: str = key(
@@ -175,6 +179,7 @@ NOT_OF_TRAINING = frozenset(
         "num_output_steps",
         "num_summary_steps",
         "num_checkpoint_steps",
+        "num_validation_steps",
         "num_eval_examples",
         "eval_batch_size",
         "num_restarts",

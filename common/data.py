@@ -86,7 +86,8 @@ def load_mnist(split: str, *, data_dir: str | None = None, allow_sample: bool = 
     """Loads MNIST, split as TensorFlow's tutorial reader split it for the original challenge.
 
     Args:
-        split: "train" (the last 55,000 training images), "validation" (the first 5,000) or "test".
+        split: "train" (the last 55,000 training images), "validation" (the first 5,000), "test", or
+            "sample" (the 1,000 images that come with the project).
         data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
             environment, or else ~/tensorflow_datasets.
         allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
@@ -100,7 +101,9 @@ def load_mnist(split: str, *, data_dir: str | None = None, allow_sample: bool = 
             they are not the original ones; the message names the file or directory.
     """
     parts = {"train": slice(5000, None), "validation": slice(0, 5000), "test": slice(None)}
-    _check_split(split, parts)
+    _check_split(split, (*parts, "sample"))
+    if split == "sample":
+        return _from_sample(_MNIST, "part of the project")
     whole = _load(_MNIST, "test" if split == "test" else "train", split, data_dir, allow_sample)
     if split == "test":
         return whole
@@ -118,7 +121,8 @@ def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool 
     """Loads CIFAR-10.
 
     Args:
-        split: "train" (50,000 images) or "test" (10,000).
+        split: "train" (50,000 images), "test" (10,000), or "sample" (the 1,000 images that come with
+            the project).
         data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
             environment, or else ~/tensorflow_datasets.
         allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
@@ -131,7 +135,9 @@ def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool 
         InputError: the split is unknown, `data_dir` does not exist, the data cannot be had, or
             they are not the original ones; the message names the file or directory.
     """
-    _check_split(split, ("train", "test"))
+    _check_split(split, ("train", "test", "sample"))
+    if split == "sample":
+        return _from_sample(_CIFAR10, "part of the project")
     return _load(_CIFAR10, split, split, data_dir, allow_sample)
 
 

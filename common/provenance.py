@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 
 import keras
@@ -11,9 +12,10 @@ import tensorflow as tf
 
 
 def provenance():
-    """Command, hardware and library versions, as a dict for JSON."""
+    """Command, commit of this project, hardware and library versions, as a dict for JSON."""
     return {
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "commit": _commit(),
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -38,3 +40,19 @@ def _processor():
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _commit():
+    """The commit of this project's clone, with -dirty where files differ; None outside a clone."""
+    project = pathlib.Path(__file__).resolve().parents[1]
+
+    def git(*words):
+        command = ["git", "-C", str(project), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != project:
+            return None  # installed below somebody else's repository
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None

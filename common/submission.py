@@ -27,7 +27,7 @@ def save(path, x_adv, challenge, note):
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
     note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
     checkpoints.write_atomically(path, buffer.getvalue())
-    checkpoints.write_atomically(_note_path(path), (json.dumps(note, indent=2) + "\n").encode())
+    checkpoints.write_json(_note_path(path), note)
 
 
 def load(path):

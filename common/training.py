@@ -27,7 +27,8 @@ from common.data import training_batches
 from common.errors import InputError
 from common.interruption import Interruption
 from common.original_checkpoints import is_original
-from common.provenance import provenance
+from common.runs import Runs
+from common.validation import Validation
 
 # A constant prediction has the loss ln 10; see `_PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
@@ -81,14 +82,23 @@ class Momentum(keras.optimizers.SGD):
 
 
 def train(
-    config, challenge, images, *, optimizer, reduce_loss, augment=None, batch_statistics=False
+    config,
+    challenge,
+    images,
+    *,
+    optimizer,
+    reduce_loss,
+    augment=None,
+    batch_statistics=False,
+    validation_images=None,
 ):
     """Trains the challenge's network, or goes on with the training found in `config.model_dir`.
 
-    Writes there: config.json, versions.json (the command and the hardware too), checkpoint-N every
-    `num_checkpoint_steps`, TensorBoard summaries, and at the end saved_model/. Ctrl-C or SIGTERM
-    ends it after the current step, with a checkpoint. What it prints of a batch is from before its
-    step: adversarial numbers in training mode, the natural accuracy in inference mode.
+    Writes there: config.json, runs.json (see `Runs`), checkpoint-N every `num_checkpoint_steps`,
+    validation.json every `num_validation_steps` (see `Validation`), TensorBoard summaries, and at
+    the end saved_model/. Ctrl-C or SIGTERM ends it after the current step, with a checkpoint. What
+    it prints of a batch is from before its step: adversarial numbers in training mode, the natural
+    accuracy in inference mode.
 
     Args:
         config: the challenge's config.
@@ -98,6 +108,7 @@ def train(
         reduce_loss: from the cross-entropies of a batch to its loss: tf.reduce_sum or reduce_mean.
         augment: see `common.data.training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
+        validation_images: a `common.data.Split` to watch the training on, or None.
 
     Returns:
         The keras.Model, with the weights it ended with.
@@ -108,7 +119,8 @@ def train(
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config)
     model = challenge.build_model(config)
-    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    fast = checkpoints.fast_model(model, challenge)
+    attacked = model if batch_statistics else fast
     perturb = make_adversary(config, challenge.bounds, attacked, batch_statistics)
     update = make_update(config, model, optimizer, reduce_loss)
     natural_accuracy = tf.function(
@@ -126,7 +138,11 @@ def train(
         to_pixels=challenge.to_pixels,
         augment=augment,
     )
-    _write_records(directory, config)
+    _write_config(directory, config)
+    runs = Runs(directory, step, images.name)
+    validation = None
+    if config.num_validation_steps and validation_images is not None:
+        validation = Validation(config, challenge, fast, validation_images, directory)
     if step:
         print(f"resuming at step {step} of {total}")
     summaries = tf.summary.create_file_writer(str(directory))
@@ -139,6 +155,7 @@ def train(
             if step % config.num_checkpoint_steps == 0:
                 _check_finite(xent, step)
                 run.save(step)
+                runs.update(step)
             is_output, is_summary = (
                 step % every == 0 for every in (config.num_output_steps, config.num_summary_steps)
             )
@@ -158,10 +175,17 @@ def train(
             step += 1
             clock.count += 1
             progress.update()
+            if validation is not None and step % config.num_validation_steps == 0:
+                _check_finite(xent, step)
+                clock.pause()
+                progress.write(validation.run(step, runs.seconds), file=sys.stdout)
+                sys.stdout.flush()
+                clock.start()
             if interruption.requested:
                 break
     _check_finite(xent, step)
     run.save(step)
+    runs.update(step)
     if step < total:
         print(f"stopped after step {step}; the same command goes on from there")
         return model
@@ -316,25 +340,15 @@ def _check_directory(directory, config):
             )
 
 
-_RECORDS = ("config.json", "versions.json")
+_RECORDS = ("config.json", "runs.json")
 
 
-def _write_records(directory, config):
-    """Writes config.json, and appends command, hardware and versions to versions.json."""
+def _write_config(directory, config):
     directory.mkdir(parents=True, exist_ok=True)
     data_dir = None if config.data_dir is None else str(pathlib.Path(config.data_dir).resolve())
     # Paths in a config file are relative to it.
     config = dataclasses.replace(config, model_dir=".", data_dir=data_dir)
-    now = provenance()
-    try:
-        starts = json.loads((directory / "versions.json").read_text())
-    except (OSError, ValueError):
-        starts = []
-    if starts and starts[-1]["versions"] != now["versions"]:
-        print(f"note: this training began with other versions, {starts[-1]['versions']}")
-    text = json.dumps([*starts, now], indent=2) + "\n"
-    for name, content in zip(_RECORDS, (config.to_json(), text)):
-        checkpoints.write_atomically(directory / name, content.encode())
+    checkpoints.write_atomically(directory / "config.json", config.to_json().encode())
 
 
 @dataclasses.dataclass

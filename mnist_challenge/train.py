@@ -26,13 +26,21 @@ def train(config):
         The trained keras.Model.
     """
     images = MNIST.load("train", data_dir=config.data_dir)
+    validation_images = MNIST.load("validation", data_dir=config.data_dir)
     print(images.source)
 
     linear = config.step_size_interpolation == "linear"
     rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
     # TensorFlow 1's epsilon; Keras's own default is 1e-7.
     optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
-    return training.train(config, MNIST, images, optimizer=optimizer, reduce_loss=tf.reduce_sum)
+    return training.train(
+        config,
+        MNIST,
+        images,
+        optimizer=optimizer,
+        reduce_loss=tf.reduce_sum,
+        validation_images=validation_images,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
-from common import training
+from common import commands, runs, training
 from common.checkpoints import load_model
 from common.config import make_config
 from common.errors import InputError
@@ -23,10 +23,11 @@ TINY = {
     "num_summary_steps": 3,
     "num_checkpoint_steps": 2,
     "epsilon_warmup_steps": 4,
+    "num_validation_steps": 3,
 }
 
 
-def run(challenge, model_dir, **settings):
+def run(challenge, model_dir, watched=False, **settings):
     """Trains on the shipped sample with the optimizers of the challenges' train.py."""
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
     sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
@@ -44,6 +45,7 @@ def run(challenge, model_dir, **settings):
         reduce_loss=tf.reduce_sum,
         augment=cifar10_train.augment if challenge is CIFAR10 else None,
         batch_statistics=challenge is CIFAR10,
+        validation_images=sample if watched else None,
     )
 
 
@@ -86,7 +88,7 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
         "checkpoint-6.index",
     ]
     assert json.loads((tmp_path / "config.json").read_text())["scale"] == 1
-    versions = json.loads((tmp_path / "versions.json").read_text())[0]["versions"]
+    versions = json.loads((tmp_path / "runs.json").read_text())[0]["versions"]
     assert versions["tensorflow"] == tf.__version__
     x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
     for path in (tmp_path, tmp_path / "saved_model"):
@@ -168,9 +170,48 @@ def test_saved_config_reproduces_the_run(tmp_path):
     run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model_dir"] == "." and saved["scale"] == 1
-    starts = json.loads((tmp_path / "run" / "versions.json").read_text())
+    starts = json.loads((tmp_path / "run" / "runs.json").read_text())
     run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
-    assert len(json.loads((tmp_path / "run" / "versions.json").read_text())) == len(starts) + 1
+    assert len(json.loads((tmp_path / "run" / "runs.json").read_text())) == len(starts) + 1
+
+
+def test_runs_add_up(tmp_path):
+    run(MNIST, tmp_path, scale=1, max_num_training_steps=4)
+    run(MNIST, tmp_path, scale=1)
+    first, second = json.loads((tmp_path / "runs.json").read_text())
+    assert [first["first_step"], first["last_step"]] == [0, 4]
+    assert [second["first_step"], second["last_step"]] == [4, 6]
+    assert first["seconds"] > 0 and second["seconds"] > 0
+    assert first["hardware"]["processor"] and "commit" in first
+    assert runs.Runs(tmp_path, 6, "none").seconds() >= first["seconds"] + second["seconds"]
+
+
+def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, capsys):
+    run(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
+    run(MNIST, tmp_path, watched=True, scale=1)
+    at_3, at_6 = json.loads((tmp_path / "validation.json").read_text())
+    assert (at_3["step"], at_6["step"]) == (3, 6) and 0 < at_3["seconds"] < at_6["seconds"]
+    loaded = load_model(MNIST, tmp_path)
+    config = make_config(MNIST, ("test", MNIST.presets["paper_pgd_40"]))
+    sample = MNIST.load("test", data_dir=None, allow_sample=True).head(50)
+    summary = (
+        commands.make_evaluator(MNIST, config, "pgd", loaded)
+        .run(sample.images, sample.labels)
+        .summary()
+    )
+    for name in ("natural_accuracy", "adversarial_accuracy"):
+        assert at_6[name] == summary[name]
+    assert f"natural {at_6['natural_accuracy']:.2f}%, paper_pgd_40" in capsys.readouterr().out
+
+
+def test_validation_beyond_the_checkpoint_that_a_training_goes_on_from_is_replaced(tmp_path):
+    run(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
+    (entry,) = json.loads((tmp_path / "validation.json").read_text())
+    lost = [entry, {**entry, "step": 6, "natural_accuracy": -1}, {**entry, "step": 9}]
+    (tmp_path / "validation.json").write_text(json.dumps(lost))
+    run(MNIST, tmp_path, watched=True, scale=1)
+    entries = json.loads((tmp_path / "validation.json").read_text())
+    assert [entry["step"] for entry in entries] == [3, 6] and entries[1]["natural_accuracy"] >= 0
 
 
 def test_natural_training_names_its_numbers_so(tmp_path, capsys):

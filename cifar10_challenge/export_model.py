@@ -1,0 +1,16 @@
+"""Makes a shipped model of a CIFAR-10 training: SavedModel, card.json, README.md.
+
+python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=models/NAME [--sources=...]
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import app, cards
+from cifar10_challenge.challenge import CIFAR10
+
+if __name__ == "__main__":
+    app.run(cards.export_model, CIFAR10, cards.define_flags)

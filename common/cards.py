@@ -1,0 +1,274 @@
+"""Model cards: what export_model.py does, in both challenges.
+
+A shipped model is a directory with a SavedModel, its card.json and a README.md made from that. The
+card says what the network was trained on and how, and holds its accuracy under the challenge's
+`card_rows`, each with attack, number of images, time, hardware and commit.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from common import checkpoints, commands, runs, validation
+from common.errors import InputError
+from common.rows import evaluate_row, make_state_dir
+
+CARD = "card.json"
+# What `config.adversary` means, in words.
+TRAINING = {
+    "pgd": "trained against PGD",
+    "fgsm": "trained against FGSM",
+    "none": "trained on natural images",
+}
+
+
+def define_flags(challenge, flag_values):
+    """Declares the flags of export_model.py beside the config's."""
+    flags.DEFINE_string(
+        "output_dir", None, "directory of the model, such as models/mine", flag_values
+    )
+    flags.DEFINE_list(
+        "rows",
+        list(challenge.card_rows),
+        f"what to evaluate, of natural, {', '.join(challenge.presets)}",
+        flag_values,
+    )
+    flags.DEFINE_list(
+        "sources", [], "models whose examples are tried on this one (transfer)", flag_values
+    )
+    flags.DEFINE_list(
+        "transfer_rows",
+        list(challenge.transfer_rows),
+        "what to evaluate with the examples of --sources",
+        flag_values,
+    )
+
+
+def export_model(challenge, config, flag_values):
+    """export_model.py: writes a training's SavedModel, its card and README.
+
+    Rows that the card holds for as many images are not evaluated again. Ctrl-C ends an evaluation
+    after the batch in hand, and the same command goes on from there.
+
+    Raises:
+        InputError: no training, no data, no such row or source, or another model in the directory.
+    """
+    if flag_values.output_dir is None:
+        raise InputError("--output_dir: expected the directory to write the model to, got none")
+    known = ("natural", *challenge.presets)
+    for flag in ("rows", "transfer_rows"):
+        unknown = sorted(set(flag_values[flag].value) - set(known))
+        if unknown:
+            raise InputError(f"--{flag}: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    training, output = pathlib.Path(config.model_dir), pathlib.Path(flag_values.output_dir)
+    loaded = checkpoints.load_model(challenge, training)
+    if not runs.read(training):
+        raise InputError(
+            f"--model_dir: expected a training directory with runs.json, got {training}"
+        )
+    sources = [load_source(challenge, name) for name in flag_values.sources]
+    images = commands.load_test_images(config, challenge)
+    if images.is_sample:
+        raise InputError("a card needs the full test set; give its place with TFDS_DATA_DIR")
+    if output.exists():
+        if checkpoints.load_model(challenge, output).digest() != loaded.digest():
+            raise InputError(
+                f"--output_dir: expected a new directory or the model of {training}, got another "
+                f"model in {output}"
+            )
+    else:
+        checkpoints.export(loaded.model, output)
+    card = {**describe(challenge, training, loaded), "results": _kept_results(output, loaded)}
+    card["name"] = output.resolve().name
+    write(challenge, output, card)
+    state_dir = make_state_dir(training / "rows")
+    tasks = [(row, None, None) for row in flag_values.rows]
+    tasks += [(row, *source) for source in sources for row in flag_values.transfer_rows]
+    for row, source_card, source in tasks:
+        place = {"row": row, "source": source_card and source_card["name"]}
+        number = {"num_examples": len(images.images)}
+        if source is not None:
+            number["source_digest"] = source.digest()
+        if any(entry.items() >= {**place, **number}.items() for entry in card["results"]):
+            continue
+        found = evaluate_row(challenge, config, row, loaded, images, state_dir, source)
+        entry = {**place, **number, **found}
+        if source is not None:
+            entry["source_adversary"] = source_card["training"]["config"]["adversary"]
+        record = commands.record_of(config, loaded, images)
+        names = ("data", "seed", "command", "commit", "hardware", "versions")
+        entry.update({name: record[name] for name in names})
+        others = [old for old in card["results"] if {**old, **place} != old]
+        card["results"] = sorted(
+            [*others, entry], key=lambda entry: (entry["source"] or "", known.index(entry["row"]))
+        )
+        write(challenge, output, card)
+        print(f"{_title(challenge, entry)}: {found['accuracy']:.2f}%", flush=True)
+    print(f"SavedModel, {CARD} and README.md in {output}")
+
+
+def load_source(challenge, name):
+    """The card of a shipped model and its `LoadedModel`.
+
+    Raises:
+        InputError: there is no such model, or it has no card.
+    """
+    path = checkpoints.find_model(challenge, name)
+    if not (path / CARD).is_file():
+        raise InputError(f"--sources: expected models with {CARD}, got {path}")
+    return json.loads((path / CARD).read_text()), checkpoints.load_model(challenge, path)
+
+
+def describe(challenge, training, loaded):
+    """The part of a card that tells what the network is and how it was trained."""
+    own_runs = runs.read(training)
+    config = json.loads((training / "config.json").read_text())
+    parameters = int(sum(np.prod(weight.shape) for weight in loaded.model.trainable_weights))
+    sample = challenge.load("sample")
+    logits = loaded.logits(challenge.to_pixels(sample.images))
+    accuracy = 100 * float(np.mean(np.argmax(logits, axis=-1) == sample.labels))
+    return {
+        "name": None,
+        "challenge": challenge.name,
+        "parameters": parameters,
+        "weights_digest": loaded.digest(),
+        "training": {
+            "data": own_runs[-1]["data"],
+            "config": config,
+            "steps": loaded.step,
+            "seconds": round(sum(run["seconds"] for run in own_runs), 1),
+            "runs": own_runs,
+            "validation": validation.read(training),
+        },
+        "sample": {"natural_accuracy": accuracy, "num_examples": len(sample.images)},
+    }
+
+
+def read(challenge, name):
+    """The card of a shipped model, as a dict."""
+    return json.loads((challenge.directory / "models" / name / CARD).read_text())
+
+
+def write(challenge, directory, card):
+    """Writes card.json and README.md."""
+    checkpoints.write_json(directory / CARD, card)
+    checkpoints.write_atomically(directory / "README.md", readme(challenge, card).encode())
+
+
+def find(card, row, source=None):
+    """The card's result of a row, or None."""
+    for entry in card["results"]:
+        if (entry["row"], entry["source"]) == (row, source):
+            return entry
+    return None
+
+
+def readme(challenge, card):
+    """A model's README, as Markdown."""
+    training = card["training"]
+    config, run = training["config"], training["runs"][-1]
+    shape = ", ".join(str(n) for n in ("batch", *challenge.image_shape))
+    low, high = challenge.bounds
+    minutes = training["seconds"] / 60
+    commands = dict.fromkeys(run["command"] for run in training["runs"])
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"The paper's {challenge.name} network ({card['parameters']:,} parameters), "
+        f"{TRAINING[config['adversary']]}, on: {training['data']}. A SavedModel: signature "
+        f"`serving_default`, input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
+        "output `logits` (float32, (batch, 10)).",
+        "",
+        "```",
+        *(f"python {command}" for command in commands),
+        "```",
+        "",
+        f"{training['steps']:,} steps of {config['training_batch_size']} images in {minutes:.0f} "
+        f"minutes on {_machine(run)}; seed {config['random_seed']}, commit `{run['commit']}`. All "
+        f"settings, and all that is below, are in [{CARD}]({CARD}).",
+        "",
+        f"Accuracy in percent on the {challenge.name} test set, in its order:",
+        "",
+        *table(challenge, card),
+        "",
+        f"Attacks have epsilon {config['epsilon']:g}. An example counts as correct if it withstands "
+        'every restart. "paper" is its number for a network trained in the same way, "leaderboard" '
+        "the original challenge's for its secret network under the same attack.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(challenge, card):
+    """The table of a card's results, as lines of Markdown."""
+    adversary = card["training"]["config"]["adversary"]
+    lines = [
+        "| attack | made on | accuracy | paper | leaderboard | images | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in card["results"]:
+        is_natural = entry["row"] == "natural"
+        white_box = "" if is_natural else "itself"
+        lines.append(
+            f"| {_title(challenge, entry)} | {entry['source'] or white_box} | "
+            f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, adversary, entry)} | "
+            f"{leaderboard_accuracy(challenge, adversary, entry)} | {entry['num_examples']:,} | "
+            f"{_duration(entry['seconds'])} |"
+        )
+    return lines
+
+
+def paper_accuracy(challenge, adversary, entry):
+    """The paper's number for a result, for a network trained against `adversary`; "" for none."""
+    return challenge.paper.get(adversary, {}).get((entry["row"], entry.get("source_adversary")), "")
+
+
+def leaderboard_accuracy(challenge, adversary, entry):
+    """The original leaderboard's number for the same attack on its robust network; "" for none."""
+    if adversary != "pgd" or entry["source"]:
+        return ""
+    same = challenge.presets.get(entry["row"])
+    for name, accuracy in challenge.published.items():
+        if name == entry["row"] or (same is not None and challenge.presets.get(name) == same):
+            return accuracy
+    return ""
+
+
+def title(settings):
+    """An attack's settings in words, as the paper's tables name them: "CW+, 40 steps of 0.01"."""
+    if settings is None:
+        return "none: natural images"
+    is_cw = settings["loss_func"] == "cw"
+    name = ("CW+" if settings["kappa"] else "CW") if is_cw else ""
+    if settings["num_steps"] == 1:
+        start = " from a random start" if settings["random_start"] else ""
+        return f"FGSM{start}" + (f" on the {name} loss" if name else "")
+    text = f"{name or 'PGD'}, {settings['num_steps']} steps of {settings['step_size']:g}"
+    restarts = settings.get("num_restarts", 1)
+    return text + (f", {restarts} restarts" if restarts > 1 else "")
+
+
+def _title(challenge, entry):
+    text = title(entry["attack"])
+    return f"{text}, made on {entry['source']}" if entry["source"] else text
+
+
+def _kept_results(output, loaded):
+    """The results that a card at `output` holds for these weights."""
+    try:
+        card = json.loads((output / CARD).read_text())
+    except OSError:
+        return []
+    return card["results"] if card["weights_digest"] == loaded.digest() else []
+
+
+def _machine(run):
+    hardware = run["hardware"]
+    where = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['processor']}"
+    return f"{where}, TensorFlow {run['versions']['tensorflow']}"
+
+
+def _duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,52 @@
+"""runs.json of a training directory: what each start of the training ran on, and for how long."""
+
+import json
+import pathlib
+import time
+
+from common.checkpoints import write_json
+from common.provenance import provenance
+
+FILE = "runs.json"
+
+
+class Runs:
+    """Appends a run to runs.json, and keeps its step and time up to date.
+
+    The file holds a list of {"command", "commit", "hardware", "versions", "data",
+    "first_step", "last_step", "seconds"}; steps and time are as of the run's newest checkpoint.
+
+    Args:
+        directory: of the training.
+        step: that the run begins with.
+        data: name of the images that are trained on.
+    """
+
+    def __init__(self, directory, step, data):
+        self._path = pathlib.Path(directory) / FILE
+        self._runs = read(directory)
+        before = self._runs[-1]["versions"] if self._runs else None
+        self._earlier = sum(run["seconds"] for run in self._runs)
+        self._begin = time.monotonic()
+        self._runs.append({**provenance(), "data": data, "first_step": step})
+        if before not in (None, self._runs[-1]["versions"]):
+            print(f"note: this training began with other versions, {before}")
+        self.update(step)
+
+    def update(self, step):
+        """Writes that the run has come to `step`."""
+        seconds = round(time.monotonic() - self._begin, 1)
+        self._runs[-1].update(last_step=step, seconds=seconds)
+        write_json(self._path, self._runs)
+
+    def seconds(self):
+        """The time of all runs so far."""
+        return self._earlier + time.monotonic() - self._begin
+
+
+def read(directory):
+    """The entries of a training directory's runs.json; none where there is no such file."""
+    try:
+        return json.loads((pathlib.Path(directory) / FILE).read_text())
+    except (OSError, ValueError):
+        return []

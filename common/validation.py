@@ -1,0 +1,78 @@
+"""Accuracy on images that no training sees, under a strong attack, while a training runs.
+
+A training against few or weak steps may look robust to its own attack and not be so (label
+leaking, sudden collapse); an attack of many small steps shows it.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from common.attack import make_attack
+from common.checkpoints import write_json
+from common.evaluation import Evaluator
+
+NUM_EXAMPLES = 500
+FILE = "validation.json"
+
+
+class Validation:
+    """Evaluates a network in training, and keeps what it finds in validation.json.
+
+    That file holds a list of {"step", "seconds", "natural_accuracy", "adversarial_accuracy"}, in
+    percent, under the attack `challenge.validation_preset`; seconds are the training's so far.
+
+    Args:
+        config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
+        logits: the network, a `common.attack.FastModel`.
+        images: a `common.data.Split`; its first 500 images are taken.
+        directory: of the training.
+    """
+
+    def __init__(self, config, challenge, logits, images, directory):
+        strong = dataclasses.replace(config, **challenge.presets[challenge.validation_preset])
+        self._images = images.head(NUM_EXAMPLES)
+        self._attack_name = challenge.validation_preset
+        self._evaluator = Evaluator(
+            logits,
+            make_attack("pgd", logits, strong, challenge.bounds),
+            to_pixels=challenge.to_pixels,
+            batch_size=config.eval_batch_size,
+            seed=config.random_seed,
+            show_progress=False,
+        )
+        self._path = pathlib.Path(directory) / FILE
+
+    def run(self, step, seconds):
+        """Evaluates the network as it is after `step` steps, and writes that down.
+
+        Args:
+            step: of the training.
+            seconds: function without arguments to the time that the training has taken.
+
+        Returns:
+            The numbers as one line of text.
+        """
+        summary = self._evaluator.run(self._images.images, self._images.labels).summary()
+        entry = {
+            "step": step,
+            "seconds": round(seconds(), 1),
+            "natural_accuracy": summary["natural_accuracy"],
+            "adversarial_accuracy": summary["adversarial_accuracy"],
+        }
+        # A training that was killed goes on from before its last entries.
+        entries = [entry for entry in read(self._path.parent) if entry["step"] < step] + [entry]
+        write_json(self._path, entries)
+        return (
+            f"    validation after {step} steps: natural {entry['natural_accuracy']:.2f}%, "
+            f"{self._attack_name} {entry['adversarial_accuracy']:.2f}%"
+        )
+
+
+def read(directory):
+    """The entries of a training directory's validation.json; none where there is no such file."""
+    try:
+        return json.loads((pathlib.Path(directory) / FILE).read_text())
+    except OSError:
+        return []
