@@ -1,6 +1,6 @@
 """Makes a shipped model of a CIFAR-10 training: SavedModel, card.json, README.md.
 
-python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=models/NAME [--sources=...]
+python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
 """
 
 import pathlib
@@ -9,8 +9,8 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from common import app, cards
 from cifar10_challenge.challenge import CIFAR10
+from common import app, cards
 
 if __name__ == "__main__":
     app.run(cards.export_model, CIFAR10, cards.define_flags)

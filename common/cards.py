@@ -105,7 +105,7 @@ def export_model(challenge, config, flag_values):
             [*others, entry], key=lambda entry: (entry["source"] or "", known.index(entry["row"]))
         )
         write(challenge, output, card)
-        print(f"{_title(challenge, entry)}: {found['accuracy']:.2f}%", flush=True)
+        print(f"{full_title(entry)}: {found['accuracy']:.2f}%", flush=True)
     print(f"SavedModel, {CARD} and README.md in {output}")
 
 
@@ -193,9 +193,9 @@ def readme(challenge, card):
         "",
         *table(challenge, card),
         "",
-        f"Attacks have epsilon {config['epsilon']:g}. An example counts as correct if it withstands "
-        'every restart. "paper" is its number for a network trained in the same way, "leaderboard" '
-        "the original challenge's for its secret network under the same attack.",
+        f"Attacks have epsilon {config['epsilon']:g}. An example counts as correct if it "
+        'withstands every restart. "paper" is its number for a network trained in the same way, '
+        '"leaderboard" the original challenge\'s for its secret network under the same attack.',
         "",
     ]
     return "\n".join(lines)
@@ -212,7 +212,7 @@ def table(challenge, card):
         is_natural = entry["row"] == "natural"
         white_box = "" if is_natural else "itself"
         lines.append(
-            f"| {_title(challenge, entry)} | {entry['source'] or white_box} | "
+            f"| {full_title(entry)} | {entry['source'] or white_box} | "
             f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, adversary, entry)} | "
             f"{leaderboard_accuracy(challenge, adversary, entry)} | {entry['num_examples']:,} | "
             f"{_duration(entry['seconds'])} |"
@@ -250,7 +250,8 @@ def title(settings):
     return text + (f", {restarts} restarts" if restarts > 1 else "")
 
 
-def _title(challenge, entry):
+def full_title(entry):
+    """A result's attack in words, and whose examples it is where they are another model's."""
     text = title(entry["attack"])
     return f"{text}, made on {entry['source']}" if entry["source"] else text
 

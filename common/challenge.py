@@ -29,9 +29,9 @@ class Challenge:
         validation_preset: the preset that trainings are watched under, see `common.validation`.
         card_rows: what a shipped model is evaluated under, "natural" and presets.
         transfer_rows: presets whose examples, made on another model, are tried on it.
-        paper: the paper's accuracies in percent: of `Config.adversary`, what the network was trained
-            against, to a dict of (row, adversary of the network that the examples were made on, or
-            None for the same network).
+        paper: the paper's accuracies in percent, for each `Config.adversary` that a network was
+            trained against a dict by (row, adversary of the network that the examples were made on,
+            or None for the same network).
         published: accuracy in percent of the original challenge's secret network: of "natural", the
             images themselves, and of presets.
     """

@@ -121,8 +121,8 @@ def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool 
     """Loads CIFAR-10.
 
     Args:
-        split: "train" (50,000 images), "test" (10,000), or "sample" (the 1,000 images that come with
-            the project).
+        split: "train" (50,000 images), "test" (10,000), or "sample" (the 1,000 images that come
+            with the project).
         data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
             environment, or else ~/tensorflow_datasets.
         allow_sample: whether, where the data cannot be had, the shipped sample may stand in for

@@ -1,28 +1,23 @@
-"""Writes the tables of the READMEs from paper/results/*.json and benchmarks/results/*.json.
+"""Writes the tables of the READMEs from the models' cards and from benchmarks/results/*.json.
 
-    python paper/readme_tables.py
-
-Each result in paper/ is what `mnist_challenge/eval.py --output_json` wrote for the preset that
-names it; those of benchmarks/ are what its scripts wrote.
+python paper/readme_tables.py
 """
 
 import json
 import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import cards
+from mnist_challenge.challenge import MNIST
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "paper" / "results"
 SPEED = ROOT / "benchmarks" / "results"
 
-# Preset, attack as the paper names it, the paper's Table 1 (source A), and the leaderboard's number
-# for the published secret network.
-MNIST_ROWS = (
-    ("paper_fgsm", "FGSM", 95.6, 96.36),
-    ("paper_pgd_40", "PGD, 40 steps of 0.01", 93.2, None),
-    ("paper_pgd_100", "PGD, 100 steps of 0.01", 91.8, 92.52),
-    ("paper_pgd_40x20", "PGD, 40 steps, 20 restarts", 90.4, None),
-    ("paper_cw", "CW, 40 steps of 0.01", 94.0, None),
-    ("paper_cw_plus", "CW+, 40 steps of 0.01", 93.9, None),
-)
+# The shipped models, in the order of the columns.
+MNIST_MODELS = ("adv_trained", "adv_trained_b", "fgsm_trained", "natural")
 
 # Network as the benchmarks name it, as the README does.
 SPEED_COLUMNS = {
@@ -32,55 +27,44 @@ SPEED_COLUMNS = {
 }
 
 
-def read(name):
-    """A file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
 def read_speed(name):
     """A file of a benchmark's results."""
     return json.loads((SPEED / f"{name}.json").read_text())
 
 
 def mnist_table():
-    """The table of attacks on the shipped MNIST network, as Markdown."""
+    """The table of attacks on the shipped MNIST networks, as Markdown."""
+    return results_table(MNIST, MNIST_MODELS)
+
+
+def results_table(challenge, names):
+    """A table of the cards' results, as Markdown; paper and leaderboard are of robust networks."""
+    own = [cards.read(challenge, name) for name in names]
+    rows = {}
+    for card in own:
+        for entry in card["results"]:
+            rows.setdefault((entry["row"], entry["source"]), entry)
+    links = [f"[{name}]({challenge.directory.name}/models/{name}/README.md)" for name in names]
     lines = [
-        "| attack, epsilon 0.3 | paper | published net | shipped net | images | flags of eval.py |",
-        "|---|---|---|---|---|---|",
+        f"| attack | paper | leaderboard | {' | '.join(links)} |",
+        "|---" * (3 + len(names)) + "|",
     ]
-    for preset, name, paper, published in MNIST_ROWS:
-        result = read(f"mnist_{preset}")
-        count = result["num_examples"]
-        if len(lines) == 2:
-            lines.append(
-                f"| none: natural images | 98.8 | 98.53 | {result['natural_accuracy']:.2f} | "
-                f"{count:,} | |"
-            )
-        flags = f"`--preset={preset}" + (f" --num_eval_examples={count}`" if count < 10000 else "`")
-        lines.append(
-            f"| {name} | {paper} | {published or ''} | {result['adversarial_accuracy']:.2f} | "
-            f"{count:,} | {flags} |"
-        )
-    hardware = result["hardware"]
-    lines += [
-        "",
-        f"Seed {result['seed']}, {hardware['cores']} cores of {hardware['processor']}, "
-        f"TensorFlow {result['versions']['tensorflow']}; "
-        "each command and its time are in paper/results/.",
-    ]
+    for (row, source), entry in rows.items():
+        cells = [
+            cards.full_title(entry),
+            str(cards.paper_accuracy(challenge, "pgd", entry)),
+            str(cards.leaderboard_accuracy(challenge, "pgd", entry)),
+            *(_accuracy(cards.find(card, row, source)) for card in own),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def mnist_natural_table():
-    """The table of attacks on a naturally trained MNIST network, as Markdown."""
-    fgsm, pgd = read("mnist_natural_paper_fgsm"), read("mnist_natural_paper_pgd_40")
-    lines = ["| attack, epsilon 0.3 | paper | ours |", "|---|---|---|"]
-    lines += [
-        f"| none: natural images | 99.2 | {fgsm['natural_accuracy']:.2f} |",
-        f"| FGSM | 6.4 | {fgsm['adversarial_accuracy']:.2f} |",
-        f"| PGD, 40 steps of 0.01 | 0 | {pgd['adversarial_accuracy']:.2f} |",
-    ]
-    return "\n".join(lines)
+def _accuracy(entry):
+    if entry is None:
+        return ""
+    count = entry["num_examples"]
+    return f"{entry['accuracy']:.2f}" + (f" ({count:,})" if count < 10000 else "")
 
 
 def attack_speed_table():
@@ -151,11 +135,7 @@ def _machine(name):
     return f"{hardware['threads']} threads on {hardware['cores']} cores of {hardware['processor']}"
 
 
-TABLES = {
-    ROOT / "README.md": (mnist_table, attack_speed_table, training_speed_table),
-    ROOT / "mnist_challenge" / "models" / "adv_trained" / "README.md": (mnist_table,),
-    ROOT / "mnist_challenge" / "README.md": (mnist_natural_table,),
-}
+TABLES = {ROOT / "README.md": (mnist_table, attack_speed_table, training_speed_table)}
 START, END = "<!-- table -->\n", "<!-- end -->"
 
 

@@ -1,0 +1,64 @@
+"""Draws a shipped model's accuracy on held-out images over the time that its training took.
+
+    python paper/training_curve.py --model_dir=adv_trained --output=curve.png
+
+The numbers are those of the model's card: natural, and under the challenge's strong PGD.
+"""
+
+import json
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from absl import flags
+
+from common import app, cards, checkpoints, commands
+from common.errors import InputError
+from common.validation import NUM_EXAMPLES
+from mnist_challenge.challenge import MNIST
+
+
+def draw(challenge, config, flag_values):
+    """Writes the figure to --output."""
+    output = pathlib.Path(flag_values.output)
+    commands.check_writable("--output", output)
+    path = checkpoints.find_model(challenge, config.model_dir) / cards.CARD
+    if not path.is_file():
+        raise InputError(f"--model_dir: expected a model with {cards.CARD}, got {path.parent}")
+    card = json.loads(path.read_text())
+    entries = card["training"]["validation"]
+    minutes = [entry["seconds"] / 60 for entry in entries]
+    attack = cards.title(challenge.presets[challenge.validation_preset])
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for name, label, colour in (
+        ("natural_accuracy", "natural", "tab:blue"),
+        ("adversarial_accuracy", attack, "tab:red"),
+    ):
+        axes.plot(
+            minutes, [entry[name] for entry in entries], "o-", ms=3, color=colour, label=label
+        )
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel(f"accuracy on {NUM_EXAMPLES} held-out images, %")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(0, None)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(output, dpi=110)
+    print(f"figure in {output}")
+
+
+def define_flags(challenge, flag_values):
+    """Declares --output."""
+    flags.DEFINE_string("output", "training_curve.png", "image to write", flag_values)
+
+
+if __name__ == "__main__":
+    app.run(draw, MNIST, define_flags)

@@ -1,0 +1,140 @@
+"""The shipped models' cards say what is so; export_model.py makes them."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from cifar10_challenge.challenge import CIFAR10
+from common import cards, checkpoints, commands
+from common.config import make_config
+from mnist_challenge.challenge import MNIST
+from tests.test_scripts import error_line, run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHIPPED = [
+    pytest.param(challenge, path.parent, id=f"{challenge.name}-{path.parent.name}")
+    for challenge in (MNIST, CIFAR10)
+    for path in sorted((challenge.directory / "models").glob("*/card.json"))
+]
+
+
+def card_of(directory):
+    return json.loads((directory / "card.json").read_text())
+
+
+@pytest.mark.parametrize("challenge, directory", SHIPPED)
+def test_a_card_is_of_the_weights_beside_it(challenge, directory):
+    card, loaded = card_of(directory), checkpoints.load_model(challenge, directory)
+    assert card["weights_digest"] == loaded.digest() and card["name"] == directory.name
+    sample = challenge.load("sample")
+    assert card["sample"]["num_examples"] == len(sample.images) == 1000
+    guesses = np.argmax(loaded.logits(challenge.to_pixels(sample.images)), axis=-1)
+    # An image on the boundary may fall on either side on another processor.
+    accuracy = 100 * np.mean(guesses == sample.labels)
+    assert abs(accuracy - card["sample"]["natural_accuracy"]) <= 0.1 + 1e-9
+
+
+@pytest.mark.parametrize("challenge, directory", SHIPPED)
+def test_a_card_tells_how_every_number_came_about(challenge, directory):
+    card = card_of(directory)
+    assert (directory / "README.md").read_text() == cards.readme(challenge, card)
+    assert card["training"]["seconds"] > 0 and card["training"]["runs"][-1]["commit"]
+    rows = [entry["row"] for entry in card["results"] if entry["source"] is None]
+    assert rows == list(challenge.card_rows)
+    for entry in card["results"]:
+        assert entry["seconds"] > 0 and entry["commit"] and entry["hardware"]["processor"]
+        assert entry["command"].startswith(f"{challenge.directory.name}/export_model.py ")
+        if entry["row"] != "natural":
+            expected = challenge.presets[entry["row"]]
+            assert (
+                entry["attack"].items()
+                >= {
+                    name: value for name, value in expected.items() if name in entry["attack"]
+                }.items()
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("challenge, directory", SHIPPED)
+def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, directory, tfds_dir):
+    row = challenge.validation_preset
+    entry = cards.find(card_of(directory), row)
+    layers = (("row", challenge.presets[row]), ("seed", {"random_seed": entry["seed"]}))
+    config = make_config(challenge, *layers)
+    loaded = checkpoints.load_model(challenge, directory)
+    test = challenge.load("test", data_dir=tfds_dir).head(entry["num_examples"])
+    evaluator = commands.make_evaluator(challenge, config, "pgd", loaded)
+    summary = evaluator.run(test.images, test.labels).summary()
+    assert abs(summary["adversarial_accuracy"] - entry["accuracy"]) <= 0.1
+
+
+@pytest.fixture(scope="module")
+def training(tfds_dir, tmp_path_factory):
+    """A network trained a little."""
+    directory = tmp_path_factory.mktemp("training") / "run"
+    run(
+        ROOT / "mnist_challenge" / "train.py",
+        f"--model_dir={directory}",
+        "--scale=1",
+        "--adversary=none",
+        "--step_size_schedule=[[0,0.003]]",
+        "--max_num_training_steps=40",
+        cwd=directory.parent,
+        data_dir=tfds_dir,
+    )
+    return directory
+
+
+def export(training, output, tfds_dir, *flags, **kwargs):
+    return run(
+        ROOT / "mnist_challenge" / "export_model.py",
+        f"--model_dir={training}",
+        f"--output_dir={output}",
+        *flags,
+        cwd=output.parent,
+        data_dir=tfds_dir,
+        **kwargs,
+    )
+
+
+def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
+    output = tmp_path / "mine"
+    few = "--num_eval_examples=200"
+    out = export(training, output, tfds_dir, few, "--rows=paper_fgsm,natural")
+    card = card_of(output)
+    assert [entry["row"] for entry in card["results"]] == ["natural", "paper_fgsm"]
+    assert card["parameters"] == 13514 and card["training"]["steps"] == 40
+    assert card["training"]["config"]["adversary"] == "none"
+    loaded = checkpoints.load_model(MNIST, output)
+    test = MNIST.load("test", data_dir=tfds_dir).head(200)
+    guesses = np.argmax(loaded.logits(MNIST.to_pixels(test.images)), axis=-1)
+    natural, fgsm = card["results"]
+    assert natural["accuracy"] == pytest.approx(100 * np.mean(guesses == test.labels))
+    assert f"none: natural images: {natural['accuracy']:.2f}%" in out
+    assert fgsm["accuracy"] < natural["accuracy"] and natural["num_examples"] == 200
+    assert f"| FGSM | itself | {fgsm['accuracy']:.2f} | 6.4 |" in (output / "README.md").read_text()
+
+    # A second call adds what is missing, and evaluates nothing twice.
+    rows = ("--rows=natural,paper_fgsm", f"--sources={output}", "--transfer_rows=paper_fgsm")
+    out = export(training, output, tfds_dir, few, *rows)
+    assert "natural images:" not in out and out.count("FGSM") == 1
+    *own, transfer = card_of(output)["results"]
+    assert own == card["results"]
+    # Its own examples, as a transfer from itself, fool it as much.
+    assert transfer["source"] == "mine" and transfer["accuracy"] == fgsm["accuracy"]
+
+
+def test_export_model_refuses(training, tfds_dir, tmp_path):
+    def refused(reason, *flags, model_dir=training, output=tmp_path / "out"):
+        err = export(model_dir, output, tfds_dir, *flags, code=1)
+        assert reason in error_line(err) and not (tmp_path / "out").exists()
+
+    shipped = MNIST.directory / "models" / "adv_trained"
+    before = (shipped / "card.json").read_bytes()
+    refused("--rows: expected some of natural, paper_fgsm,", "--rows=paper_pgd_39")
+    refused("got another model in", output=shipped)
+    refused("expected a training directory with runs.json", model_dir=shipped)
+    refused("--sources: expected models with card.json", f"--sources={training}")
+    assert (shipped / "card.json").read_bytes() == before
