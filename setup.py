@@ -35,7 +35,6 @@ setuptools.setup(
             "models/adv_trained/variables/*",
         ],
         "cifar10_challenge": ["*.json", "*.csv"],
-        "paper": ["results/*.json"],
     },
     install_requires=[
         "tensorflow>=2.20,<2.22",
