@@ -6,7 +6,7 @@ import setuptools
 
 setuptools.setup(
     name="madry-challenges",
-    version="0.2.0",
+    version="0.3.0",
     description=(
         "Towards Deep Learning Models Resistant to Adversarial Attacks (Madry et al.) and its "
         "MNIST and CIFAR-10 challenges, in TensorFlow 2 / Keras 3"
