@@ -194,11 +194,11 @@ def read_json(path):
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise InputError(f"--config: cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"--config: {path} is no JSON: {error}") from None
+        raise InputError(f"{path} is no JSON: {error}") from None
     if not isinstance(values, dict):
-        raise InputError(f"--config: expected a JSON object in {path}, got {type(values).__name__}")
+        raise InputError(f"expected a JSON object in {path}, got {type(values).__name__}")
     if "a" in values and "step_size" in values:
         # The files beside some published MNIST networks: there it is Adam's learning rate.
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
