@@ -28,7 +28,7 @@ from absl import flags
 from benchmarks import measure, plain
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
-from common import checkpoints, training
+from common import training
 from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
@@ -122,8 +122,7 @@ def main():
 def our_step(challenge, config, reduce_loss, x, y):
     """A training step as `training.train` takes it, as function without arguments."""
     model, optimizer = challenge.build_model(config), _optimizer(challenge, config)
-    attacked = model if _batch_statistics(config) else checkpoints.fast_model(model, challenge)
-    perturb = training.make_adversary(config, challenge.bounds, attacked, _batch_statistics(config))
+    perturb = training.make_adversary(config, challenge, model, _batch_statistics(config))
     update = training.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(perturb(x, y, 0), y)[0])
 

@@ -108,8 +108,7 @@ def train(
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config)
     model = challenge.build_model(config)
-    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
-    perturb = make_adversary(config, challenge.bounds, attacked, batch_statistics)
+    perturb = make_adversary(config, challenge, model, batch_statistics)
     update = make_update(config, model, optimizer, reduce_loss)
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
@@ -199,18 +198,19 @@ def export_newest(config, challenge):
     print(f"step {step}; SavedModel in {directory / 'saved_model'}")
 
 
-def make_adversary(config, bounds, model, batch_statistics=False):
+def make_adversary(config, challenge, model, batch_statistics=False):
     """The inner maximisation, as function (x_nat, y, step) to x_adv.
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none".
-        bounds: (lowest, highest) pixel value.
-        model: what is attacked, see `PGD`; with `batch_statistics` a keras.Model.
+        challenge: a `common.challenge.Challenge`.
+        model: keras.Model of its network.
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
         return lambda x_nat, y, step: x_nat
-    attack = make_attack(config.adversary, model, config, bounds, batch_statistics)
+    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    attack = make_attack(config.adversary, attacked, config, challenge.bounds, batch_statistics)
 
     def perturb(x_nat, y, step):
         scale = min(1.0, (step + 1) / (config.epsilon_warmup_steps or 1))
