@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, plain
+from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common import training
@@ -41,7 +42,6 @@ MODELS = {
     "cifar_simple": (CIFAR10, {"width": "simple"}, cifar10, tf.reduce_mean),
     "cifar_wide": (CIFAR10, {"width": "wide"}, cifar10, tf.reduce_mean),
 }
-OURS, PLAIN = "ours", "plain tf.function"
 
 FLAGS = flags.FLAGS
 
@@ -129,11 +129,7 @@ def our_step(challenge, config, reduce_loss, x, y):
 
 def plain_step(challenge, config, reduce_loss, x, y):
     """The same by hand; it starts at the image, as its attack has no random start."""
-    weights = challenge.build_model(config).get_weights()
-    if challenge is MNIST:
-        model = plain.mnist_model(weights)
-    else:
-        model = plain.cifar10_model(config.width, weights)
+    model = plain.build_model(challenge, challenge.build_model(config).get_weights())
     perturb = plain.pgd(
         model,
         epsilon=config.epsilon,
