@@ -8,6 +8,7 @@ machine's float32 matrix product rate, measured in the same rounds, that this am
 two passes of two operations for each multiplication and addition of the network.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -22,6 +23,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, peers, plain
+from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
@@ -30,13 +32,16 @@ from common.config import make_config
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 
-# Challenge, size, settings of PGD, millions of operations of an example-step.
+# Challenge, size, settings of PGD.
 MODELS = {
-    "mnist": (MNIST, {"scale": 16}, (0.3, 0.01, 40)),
-    "cifar_simple": (CIFAR10, {"width": "simple"}, (8.0, 2.0, 10)),
-    "cifar_wide": (CIFAR10, {"width": "wide"}, (8.0, 2.0, 1)),
+    "mnist": (MNIST, {"scale": 16}, {"epsilon": 0.3, "step_size": 0.01, "num_steps": 40}),
+    "cifar_simple": (
+        CIFAR10,
+        {"width": "simple"},
+        {"epsilon": 8.0, "step_size": 2.0, "num_steps": 10},
+    ),
+    "cifar_wide": (CIFAR10, {"width": "wide"}, {"epsilon": 8.0, "step_size": 2.0, "num_steps": 1}),
 }
-OURS, PLAIN = "ours", "plain tf.function"
 
 FLAGS = flags.FLAGS
 
@@ -56,6 +61,35 @@ def main():
     if FLAGS.output_json:
         check_writable("--output_json", FLAGS.output_json)
     challenge, size, settings = MODELS[FLAGS.model]
+    names, sizes = _implementations(), _batch_sizes(challenge)
+    model, test = _network(challenge, size), challenge.load("test", allow_sample=True)
+    make_attack = _attacks(challenge, model, settings)
+    batches = []
+    for count in sizes:
+        numbers = np.arange(count) % len(test.images)
+        x_nat, y = challenge.to_pixels(test.images[numbers]), test.labels[numbers].astype(np.int64)
+        attacks = {name: make_attack(name, x_nat, y) for name in names}
+        if FLAGS.print_peak_memory:
+            for attack in attacks.values():
+                attack()
+        else:
+            batches.append(_measure(attacks, model, y, settings["num_steps"]))
+    if FLAGS.print_peak_memory:
+        print(measure.own_peak_memory())
+    elif FLAGS.output_json:
+        result = {
+            "model": FLAGS.model,
+            "num_steps": settings["num_steps"],
+            "megaflop_per_example_step": _operations(model) / 1e6,
+            "rounds": FLAGS.rounds,
+            "batches": batches,
+        }
+        used = {package for name in names if name in peers.PEERS for package in peers.PEERS[name]}
+        measure.save(FLAGS.output_json, result, sorted(used))
+
+
+def _implementations():
+    """The names of what is timed."""
     names = FLAGS.implementations or [OURS, PLAIN, *peers.importable()]
     known = [OURS, PLAIN, *peers.PEERS]
     for name in names:
@@ -65,85 +99,53 @@ def main():
             )
         if name in peers.PEERS and name not in peers.importable():
             raise InputError(f"--implementations: {name} needs {' and '.join(peers.PEERS[name])}")
+    return names
+
+
+def _batch_sizes(challenge):
     sizes = FLAGS.batch_size or (["50", "200", "500"] if challenge is MNIST else ["100"])
     if not all(text.isdigit() and int(text) for text in sizes):
         raise InputError(f"--batch_size: expected whole numbers, got {','.join(sizes)}")
-    model, test = _network(challenge, size), challenge.load("test", allow_sample=True)
-    if FLAGS.print_peak_memory:
-        for count in sizes:
-            for attack in _attacks(
-                names, challenge, size, model, test, int(count), settings
-            ).values():
-                attack()
-        print(measure.own_peak_memory())
-        return
-    operations = 2 * 2 * _multiplications(model)
-    result = {
-        "model": FLAGS.model,
-        "num_steps": settings[2],
-        "megaflop_per_example_step": operations / 1e6,
-        "rounds": FLAGS.rounds,
-        "batches": [
-            _measure(names, challenge, size, model, test, int(count), settings, operations)
-            for count in sizes
-        ],
-    }
-    if FLAGS.output_json:
-        used = {package for name in names if name in peers.PEERS for package in peers.PEERS[name]}
-        measure.save(FLAGS.output_json, result, sorted(used))
+    return [int(text) for text in sizes]
 
 
 def _network(challenge, size):
     """The shipped network where there is one of this size, else one with initial weights."""
     shipped = challenge.directory / "models" / checkpoints.SHIPPED
     if shipped.exists():
-        return checkpoints.load_model(challenge, shipped).model
+        model = checkpoints.load_model(challenge, shipped).model
+        if challenge.size_of([tuple(weight.shape) for weight in model.weights]) == size:
+            return model
     return challenge.build_model(make_config(challenge, ("size", size)))
 
 
-def _attacks(names, challenge, size, model, test, count, settings):
-    """Name to a function that attacks the first images of the test set."""
-    epsilon, step_size, num_steps = settings
-    numbers = np.arange(count) % len(test.images)
-    x_nat = challenge.to_pixels(test.images[numbers])
-    y = test.labels[numbers].astype(np.int64)
-    x_tf, y_tf = tf.constant(x_nat), tf.constant(y, tf.int32)
-    pgd = {
-        "epsilon": epsilon,
-        "step_size": step_size,
-        "num_steps": num_steps,
-        "bounds": challenge.bounds,
-    }
-    weights = model.get_weights()
-    if challenge is MNIST:
-        plain_model = plain.mnist_model(weights)
-    else:
-        plain_model = plain.cifar10_model(size["width"], weights)
-    attacks = {}
-    for name in names:
-        if name == OURS:
-            ours = PGD(checkpoints.fast_model(model, challenge), random_start=False, **pgd)
-            attacks[name] = lambda: ours.perturb(x_tf, y_tf)
-        elif name == PLAIN:
-            perturb = plain.pgd(plain_model, **pgd)
-            attacks[name] = lambda: perturb(x_tf, y_tf)
-        else:
-            attacks[name] = peers.make(name, plain_model, x_nat, y, **pgd)
-    return attacks
+def _attacks(challenge, model, settings):
+    """A function from a name, NumPy images and labels to a function that attacks these."""
+    settings = {**settings, "bounds": challenge.bounds}
+    plain_model = plain.build_model(challenge, model.get_weights())
+    ours = PGD(checkpoints.fast_model(model, challenge), random_start=False, **settings)
+    perturbs = {OURS: ours.perturb, PLAIN: plain.pgd(plain_model, **settings)}
+
+    def make(name, x_nat, y):
+        if name in perturbs:
+            return functools.partial(perturbs[name], tf.constant(x_nat), tf.constant(y, tf.int32))
+        return peers.make(name, plain_model, x_nat, y, **settings)
+
+    return make
 
 
-def _measure(names, challenge, size, model, test, count, settings, operations):
-    attacks = _attacks(names, challenge, size, model, test, count, settings)
-    labels = test.labels[np.arange(count) % len(test.labels)]
+def _measure(attacks, model, y, num_steps):
+    """Times the attacks on a batch in turn; returns the result as a dict."""
+    count, operations = len(y), _operations(model)
     multiply, multiply_operations = measure.matmul_rate()
     seconds = measure.in_turn({"matmul": multiply, **attacks}, FLAGS.rounds)
     matmul = measure.rates(seconds.pop("matmul"), multiply_operations)
     print(f"batch {count}: matmul {matmul['median'] / 1e9:.0f} GFLOP/s")
     result = {"batch_size": count, "matmul_flop_per_second": matmul, "implementations": {}}
     for name, attack in attacks.items():
-        rate = measure.rates(seconds[name], count * settings[2])
+        rate = measure.rates(seconds[name], count * num_steps)
         x_adv = tf.constant(peers.to_images(attack()), tf.float32)
-        correct = np.argmax(model(x_adv, training=False), axis=-1) == labels
+        correct = np.argmax(model(x_adv, training=False), axis=-1) == y
         entry = {
             "example_steps_per_second": rate,
             "share": rate["median"] * operations / matmul["median"],
@@ -167,14 +169,14 @@ def _measure(names, challenge, size, model, test, count, settings, operations):
     return result
 
 
-def _multiplications(model):
-    """Multiplications and additions of convolutions and dense layers for one image."""
+def _operations(model):
+    """Of an example-step: two passes of two for each multiplication and addition of the network."""
     total = 0
     for layer in model.layers:
         if hasattr(layer, "kernel"):
             height, width = layer.output.shape[1:3] if len(layer.output.shape) == 4 else (1, 1)
             total += height * width * int(np.prod(layer.kernel.shape))
-    return total
+    return 2 * 2 * total
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from common.checkpoints import write_atomically
 from common.errors import InputError
 from common.provenance import provenance
 
+OURS, PLAIN = "ours", "plain tf.function"  # what is compared, beside the peers
+
 
 def run(main, define_flags):
     """Runs a benchmark: parses its flags; an InputError is one line and exit code 1."""

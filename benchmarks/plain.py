@@ -8,6 +8,15 @@ import tensorflow as tf
 from keras import layers
 
 from cifar10_challenge.model import build_model as build_cifar10_model
+from mnist_challenge.challenge import MNIST
+
+
+def build_model(challenge, weights):
+    """The challenge's network, of the size of these weights and with them."""
+    if challenge is MNIST:
+        return mnist_model(weights)
+    width = challenge.size_of([weight.shape for weight in weights])["width"]
+    return cifar10_model(width, weights)
 
 
 def mnist_model(weights):

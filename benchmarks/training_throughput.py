@@ -26,9 +26,10 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, plain
+from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
-from common import checkpoints, training
+from common import training
 from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
@@ -41,7 +42,6 @@ MODELS = {
     "cifar_simple": (CIFAR10, {"width": "simple"}, cifar10, tf.reduce_mean),
     "cifar_wide": (CIFAR10, {"width": "wide"}, cifar10, tf.reduce_mean),
 }
-OURS, PLAIN = "ours", "plain tf.function"
 
 FLAGS = flags.FLAGS
 
@@ -122,19 +122,14 @@ def main():
 def our_step(challenge, config, reduce_loss, x, y):
     """A training step as `training.train` takes it, as function without arguments."""
     model, optimizer = challenge.build_model(config), _optimizer(challenge, config)
-    attacked = model if _batch_statistics(config) else checkpoints.fast_model(model, challenge)
-    perturb = training.make_adversary(config, challenge.bounds, attacked, _batch_statistics(config))
+    perturb = training.make_adversary(config, challenge, model, _batch_statistics(config))
     update = training.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(perturb(x, y, 0), y)[0])
 
 
 def plain_step(challenge, config, reduce_loss, x, y):
     """The same by hand; it starts at the image, as its attack has no random start."""
-    weights = challenge.build_model(config).get_weights()
-    if challenge is MNIST:
-        model = plain.mnist_model(weights)
-    else:
-        model = plain.cifar10_model(config.width, weights)
+    model = plain.build_model(challenge, challenge.build_model(config).get_weights())
     perturb = plain.pgd(
         model,
         epsilon=config.epsilon,

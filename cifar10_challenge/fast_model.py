@@ -12,10 +12,10 @@ is a multiplication and an addition. What differs is the way:
 
 import tensorflow as tf
 
+from cifar10_challenge.model import SLOPE
 from cifar10_challenge.winograd import WinogradConv
 from common.fused import fused
 
-SLOPE = 0.1  # of the leaky ReLU
 WINOGRAD_CHANNELS = 128  # from here on it is faster than a direct convolution
 
 
@@ -31,12 +31,10 @@ def fast_logits(model):
         A function from float32 images (batch, 32, 32, 3) to float32 logits (batch, 10), with a
         gradient for the images and none for the weights.
     """
-    names = {layer.name for layer in model.layers}
     units = [
-        _residual_unit(model, f"unit{group}_{number}")
-        for group in range(1, 10)
-        for number in range(10)
-        if f"unit{group}_{number}_conv1" in names
+        _residual_unit(model, layer.name.removesuffix("_conv1"))
+        for layer in model.layers
+        if layer.name.endswith("_conv1")
     ]
     stem = tf.convert_to_tensor(model.get_layer("stem").kernel)
     last = _normalise(*_scale_and_offset(model.get_layer("last_norm")))

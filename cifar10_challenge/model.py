@@ -7,6 +7,7 @@ from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 
 WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
 UNITS_PER_GROUP = 5
+SLOPE = 0.1  # of the leaky ReLU
 
 
 def build_model(width="wide", weight_decay=2e-4, seed=None):
@@ -52,7 +53,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
 
     def normalise(x, name):
         x = BatchNorm(momentum=0.9, epsilon=1e-3, name=f"{name}_norm")(x)
-        return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_relu")(x)
+        return layers.LeakyReLU(negative_slope=SLOPE, name=f"{name}_relu")(x)
 
     def residual_unit(x, filters, stride, name, activate_before_residual):
         shortcut, x = x, normalise(x, f"{name}_pre")

@@ -117,6 +117,22 @@ def schedule(value, pixel_range):
         return _fail("[[0, rate], [step, rate], ...] with rising steps and no rate below 0", value)
 
 
+def attacks_or_null(value, pixel_range):
+    """Parses [[0, num_steps, step_size], [from step, ...], ...], also as JSON text, or null."""
+    try:
+        rows = json.loads(value) if isinstance(value, str) else value
+        if rows is None:
+            return None
+        steps = schedule([row[:2] for row in rows], pixel_range)
+        count = integer(0)
+        return tuple(
+            (step, count(num_steps, None), pixels(step_size, pixel_range))
+            for (step, _), (_, num_steps, step_size) in zip(steps, rows)
+        )
+    except (TypeError, ValueError, OverflowError):
+        return _fail("[[0, num_steps, step_size], ...] with rising first steps, or null", value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Every setting of a challenge; the field's metadata holds its help text and parser.
@@ -153,6 +169,10 @@ class Config:
     eval_batch_size: int = key("images evaluated at a time", integer(1))
     epsilon: float = key("radius of the ball, in pixel units or as 8/255", pixels)
     num_steps: int = key("PGD steps", integer(0))
+    attack_schedule: tuple | None = key(
+        "training: PGD by [[from step, num_steps, step_size], ...]; null: num_steps and step_size",
+        attacks_or_null,
+    )
     step_size: float = key("length of a PGD step, in pixel units or as 2/255", pixels)
     random_start: bool = key("start PGD at a random point of the ball", boolean)
     num_restarts: int = key("evaluation: an example must withstand this many runs", integer(1))
@@ -199,11 +219,11 @@ def read_json(path):
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise InputError(f"--config: cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"--config: {path} is no JSON: {error}") from None
+        raise InputError(f"{path} is no JSON: {error}") from None
     if not isinstance(values, dict):
-        raise InputError(f"--config: expected a JSON object in {path}, got {type(values).__name__}")
+        raise InputError(f"expected a JSON object in {path}, got {type(values).__name__}")
     if "a" in values and "step_size" in values:
         # The files beside some published MNIST networks: there it is Adam's learning rate.
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
@@ -242,7 +262,9 @@ def make_config(challenge, *layers):
                 config[name] = fields[name].metadata["parse"](value, pixel_range)
             except ValueError as error:
                 raise InputError(f"{source}: {name}: {error}") from None
-    check_radius(config["epsilon"], config["step_size"], challenge.bounds)
+    scheduled = [step_size for _, _, step_size in config["attack_schedule"] or ()]
+    for step_size in (config["step_size"], *scheduled):
+        check_radius(config["epsilon"], step_size, challenge.bounds)
     return challenge.config_class(**config)
 
 

@@ -119,9 +119,7 @@ def train(
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config)
     model = challenge.build_model(config)
-    fast = checkpoints.fast_model(model, challenge)
-    attacked = model if batch_statistics else fast
-    perturb = make_adversary(config, challenge.bounds, attacked, batch_statistics)
+    perturb = make_adversary(config, challenge, model, batch_statistics)
     update = make_update(config, model, optimizer, reduce_loss)
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
@@ -142,7 +140,7 @@ def train(
     runs = Runs(directory, step, images.name)
     validation = None
     if config.num_validation_steps and validation_images is not None:
-        validation = Validation(config, challenge, fast, validation_images, directory)
+        validation = Validation(config, challenge, model, validation_images, directory)
     if step:
         print(f"resuming at step {step} of {total}")
     summaries = tf.summary.create_file_writer(str(directory))
@@ -223,20 +221,32 @@ def export_newest(config, challenge):
     print(f"step {step}; SavedModel in {directory / 'saved_model'}")
 
 
-def make_adversary(config, bounds, model, batch_statistics=False):
+def make_adversary(config, challenge, model, batch_statistics=False):
     """The inner maximisation, as function (x_nat, y, step) to x_adv.
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none".
-        bounds: (lowest, highest) pixel value.
-        model: what is attacked, see `PGD`; with `batch_statistics` a keras.Model.
+        challenge: a `common.challenge.Challenge`.
+        model: keras.Model of its network.
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
         return lambda x_nat, y, step: x_nat
-    attack = make_attack(config.adversary, model, config, bounds, batch_statistics)
+    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    schedule = config.attack_schedule or ((0, config.num_steps, config.step_size),)
+    attacks = {
+        first: make_attack(
+            config.adversary,
+            attacked,
+            dataclasses.replace(config, num_steps=num_steps, step_size=step_size),
+            challenge.bounds,
+            batch_statistics,
+        )
+        for first, num_steps, step_size in schedule
+    }
 
     def perturb(x_nat, y, step):
+        attack = attacks[max(first for first in attacks if first <= step)]
         scale = min(1.0, (step + 1) / (config.epsilon_warmup_steps or 1))
         return attack.perturb(x_nat, y, seed=(config.random_seed, step), scale=scale)
 

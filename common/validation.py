@@ -9,7 +9,7 @@ import json
 import pathlib
 
 from common.attack import make_attack
-from common.checkpoints import write_json
+from common.checkpoints import fast_model, write_json
 from common.evaluation import Evaluator
 
 NUM_EXAMPLES = 500
@@ -25,12 +25,13 @@ class Validation:
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        logits: the network, a `common.attack.FastModel`.
+        model: keras.Model of its network.
         images: a `common.data.Split`; its first 500 images are taken.
         directory: of the training.
     """
 
-    def __init__(self, config, challenge, logits, images, directory):
+    def __init__(self, config, challenge, model, images, directory):
+        logits = fast_model(model, challenge)
         strong = dataclasses.replace(config, **challenge.presets[challenge.validation_preset])
         self._images = images.head(NUM_EXAMPLES)
         self._attack_name = challenge.validation_preset

@@ -110,10 +110,8 @@ def training_speed_table():
         "attack and update, part of the time |",
         "|---|---|---|---|---|---|---|",
     ]
-    for model, name in SPEED_COLUMNS.items():
-        if not (SPEED / f"training_{model}.json").exists():
-            continue
-        result = read_speed(f"training_{model}")
+    for model in ("mnist", "cifar_simple"):  # the wide network's training has not been timed
+        name, result = SPEED_COLUMNS[model], read_speed(f"training_{model}")
         plain, ours = (result["implementations"][key] for key in ("plain tf.function", "ours"))
         rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]
         lines.append(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import peers, plain
+from benchmarks import attack_throughput, peers, plain
+from cifar10_challenge.challenge import CIFAR10
 from common.attack import PGD
 from common.checkpoints import fast_model
 from mnist_challenge.challenge import MNIST
@@ -71,6 +72,29 @@ def test_wrong_flags(script, flag, expected):
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: {expected}")
+
+
+@pytest.mark.parametrize("scale", [2, 16])
+def test_the_shipped_network_is_taken_where_it_has_the_size(scale):
+    model = attack_throughput._network(MNIST, {"scale": scale})
+    assert MNIST.size_of([tuple(weight.shape) for weight in model.weights]) == {"scale": scale}
+    x, y = digits(100)
+    is_trained = np.mean(np.argmax(model(x), axis=-1) == y) > 0.9
+    assert is_trained == (scale == 16)
+
+
+@pytest.mark.parametrize(
+    "challenge, make, images",
+    [
+        (MNIST, lambda: build_model(2, seed=1), digits),
+        (CIFAR10, lambda: network("simple"), pictures),
+    ],
+    ids=["mnist", "cifar10"],
+)
+def test_plain_networks_are_the_challenges(challenge, make, images):
+    model, (x, _) = make(), images(3)
+    logits = plain.build_model(challenge, model.get_weights())(x, training=False)
+    np.testing.assert_allclose(logits, model(x, training=False), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

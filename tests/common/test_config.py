@@ -331,11 +331,15 @@ def test_unknown_names_are_refused(write):
 
 @pytest.mark.parametrize(
     "content, expected",
-    [(None, "cannot read .*No such file"), ("{", "is no JSON"), ("[1]", "JSON object .*got list")],
+    [
+        (None, "cannot read .*missing.json: No such file"),
+        ("{", ".*given.json is no JSON"),
+        ("[1]", "expected a JSON object in .*given.json, got list"),
+    ],
 )
 def test_what_is_no_config_file_is_refused(tmp_path, write, content, expected):
     path = tmp_path / "missing.json" if content is None else write(content)
-    with pytest.raises(InputError, match=f"^--config: .*{expected}"):
+    with pytest.raises(InputError, match=f"^{expected}"):
         parse(MNIST, f"--config={path}")
 
 

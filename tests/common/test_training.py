@@ -195,7 +195,8 @@ LABEL = np.array([0], "i4")
 
 
 def adversary(model, **settings):
-    return training.make_adversary(config_of(MNIST, **settings), (0.0, 1.0), model)
+    challenge = dataclasses.replace(MNIST, fast_logits=lambda model: model)
+    return training.make_adversary(config_of(MNIST, **settings), challenge, model)
 
 
 def test_no_adversary_leaves_the_images_alone(linear):
@@ -243,7 +244,7 @@ def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistic
     else:
         expected = before
     config = config_of(CIFAR10, random_start=False, num_steps=1)
-    perturb = training.make_adversary(config, CIFAR10.bounds, model, batch_statistics)
+    perturb = training.make_adversary(config, CIFAR10, model, batch_statistics)
     x_adv = perturb(x, y, 0)
 
     assert np.abs(x_adv - x).max() == 2.0
