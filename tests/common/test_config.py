@@ -255,12 +255,15 @@ def test_flags_take_every_kind():
         "--loss_func=cw",
         "--data_dir=/data",
         "--step_size_schedule=[[0, 0.1], [5, 0.01]]",
+        '--attack_schedule=[[0, 7, 2], [5, 10, "2/255"]]',
         "--width=simple",
     )
     assert not settings.random_start and settings.round_to_8_bits
     assert (settings.epsilon, settings.step_size) == (4.0, pytest.approx(2.0))
     assert (settings.loss_func, settings.data_dir, settings.width) == ("cw", "/data", "simple")
     assert settings.step_size_schedule == ((0, 0.1), (5, 0.01))
+    assert settings.attack_schedule == ((0, 7, 2.0), (5, 10, pytest.approx(2.0)))
+    assert parse(CIFAR10, "--attack_schedule=null").attack_schedule is None
 
 
 @pytest.mark.parametrize("challenge, epsilon", [(MNIST, 8 / 255), (CIFAR10, 8.0)], ids=CHALLENGES)
@@ -307,6 +310,20 @@ def test_an_absolute_model_dir_stays(write):
             "step_size_schedule",
             ["x", 3, [], [[0]], [[1, 0.1]], [[0, 0.1], [0, 0.2]], [[0, 0.1], [float("inf"), 0.2]]],
             r"\[\[0, rate\], \[step, rate\], ...\] with rising steps",
+        ),
+        (
+            "attack_schedule",
+            [
+                "x",
+                3,
+                [],
+                [[0]],
+                [[0, 5]],
+                [[1, 5, 0.1]],
+                [[0, 5, 0.1], [0, 5, 0.1]],
+                [[0, -1, 0.1]],
+            ],
+            r"\[\[0, num_steps, step_size\], ...\] with rising first steps",
         ),
     ],
 )

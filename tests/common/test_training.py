@@ -209,6 +209,14 @@ def test_fgsm_moves_every_pixel_by_epsilon_within_the_pixel_range(linear):
     np.testing.assert_allclose(np.ravel(x_adv), [0.8, 0.2, 1.0, 0.0], rtol=1e-6)
 
 
+def test_the_attack_follows_its_schedule(linear):
+    schedule = [[0, 1, 0.05], [2, 3, 0.02], [5, 0, 0.1]]
+    perturb = adversary(linear, attack_schedule=schedule, random_start=False, num_steps=40)
+    for step, moved in ((0, 0.05), (1, 0.05), (2, 0.06), (4, 0.06), (5, 0), (900, 0)):
+        expected = np.ravel(IMAGE) + moved * np.array([1, -1, 1, -1])
+        np.testing.assert_allclose(np.ravel(perturb(IMAGE, LABEL, step)), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_warm_up_shrinks_the_ball(linear, name):
     settings = {"step_size": 0.02, "random_start": False}
