@@ -4,6 +4,12 @@ import pathlib
 
 import setuptools
 
+# Every shipped model, and nothing of a training or a fetched network that lies beside them.
+MODELS = [
+    f"models/*/{name}"
+    for name in ("saved_model.pb", "fingerprint.pb", "variables/*", "card.json", "README.md")
+]
+
 setuptools.setup(
     name="madry-challenges",
     version="0.3.0",
@@ -28,13 +34,8 @@ setuptools.setup(
     packages=["common", "mnist_challenge", "cifar10_challenge", "paper"],
     package_data={
         "common": ["samples/*"],
-        "mnist_challenge": [
-            "*.json",
-            "*.csv",
-            "models/adv_trained/*",
-            "models/adv_trained/variables/*",
-        ],
-        "cifar10_challenge": ["*.json", "*.csv"],
+        "mnist_challenge": ["*.json", "*.csv", *MODELS],
+        "cifar10_challenge": ["*.json", "*.csv", *MODELS],
     },
     install_requires=[
         "tensorflow>=2.20,<2.22",
@@ -50,6 +51,11 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        "peers": [
+            "foolbox>=3.3.4,<4",
+            "cleverhans>=4,<5",
+            "adversarial-robustness-toolbox>=1.20,<2",
+        ],
         "test": ["pytest>=8,<10"],
         "dev": ["pytest>=8,<10", "ruff>=0.15,<0.18"],
     },

@@ -139,22 +139,22 @@ def find_model(challenge, model_dir):
     )
 
 
-def load_model(challenge, path):
+def load_model(challenge, model_dir):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
     The directory may be one of the original TensorFlow 1 code, as it is.
 
     Args:
         challenge: a `common.challenge.Challenge`; the model must take its images.
-        path: from `find_model`.
+        model_dir: what --model_dir takes: a path, or the name of a shipped or fetched model.
 
     Returns:
         A `LoadedModel`.
 
     Raises:
-        InputError: `path` holds no such thing, or a model for other images.
+        InputError: `model_dir` is no such thing, or a model for other images.
     """
-    path = pathlib.Path(path)
+    path = find_model(challenge, model_dir)
     try:
         if path.is_file() and path.suffix == ".keras":
             model = keras.models.load_model(path)
@@ -176,6 +176,28 @@ def load_model(challenge, path):
         f"--model_dir: expected a training directory with a checkpoint, a SavedModel or a .keras "
         f"file, got {path}"
     )
+
+
+def load_keras_model(challenge, model_dir):
+    """Loads a model as the challenge's own network in Keras, to train it further or to attack it.
+
+    Args:
+        challenge, model_dir: as in `load_model`.
+
+    Returns:
+        A keras.Model from float32 images (batch, height, width, channels), pixels in
+        `challenge.bounds`, to float32 logits (batch, 10), with trainable weights.
+
+    Raises:
+        InputError: as in `load_model`, or the model is another network.
+    """
+    loaded = load_model(challenge, model_dir)
+    if loaded.model is None:
+        raise InputError(
+            f"--model_dir: expected the {challenge.name} challenge's own network, which comes as a "
+            f"keras.Model, got another one in {loaded.path}"
+        )
+    return loaded.model
 
 
 def restore_training(challenge, directory):

@@ -1,5 +1,6 @@
 """What eval.py, pgd_attack.py and run_attack.py do, in both challenges."""
 
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -150,17 +151,13 @@ def score(challenge, config, path):
 
 
 def model_path(config, challenge):
-    """Where the configured model lies: the shipped one where none is named and none was trained.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """The configured model: the shipped one where none is named and none was trained."""
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / checkpoints.SHIPPED
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
         print(f"no model of your own in {own}: taking the shipped {checkpoints.SHIPPED}")
         return shipped
-    return checkpoints.find_model(challenge, config.model_dir)
+    return config.model_dir
 
 
 def check_writable(name, path):
@@ -237,6 +234,8 @@ def attack_settings(evaluator):
 def _watch(challenge, config, flag_values):
     """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
     path = pathlib.Path(config.model_dir)
+    with contextlib.suppress(InputError):  # it may be yet to be made
+        path = checkpoints.find_model(challenge, path)
     if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
         raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
     images = load_test_images(config, challenge)

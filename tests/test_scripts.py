@@ -180,6 +180,11 @@ def test_cifar10_trains_resumes_evaluates_and_is_attacked(tfds_dir, tmp_path):
         ("mnist_challenge/eval.py", ("--preset=paper",), "--preset: expected one of paper_fgsm"),
         ("mnist_challenge/run_attack.py", (), "cannot read the attack file attack.npy"),
         ("mnist_challenge/eval.py", ("--num_step=3",), "Unknown command line flag 'num_step'"),
+        (
+            "mnist_challenge/eval.py",
+            ("--watch", "--model_dir=adv_trained"),
+            "--watch: expected a training directory",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_1(script, flags, message, tmp_path):
@@ -195,3 +200,18 @@ def test_the_readme_command_without_data_or_network(tmp_path):
     assert "shipped sample: 1,000 images" in out
     assert float(lines[-4].removeprefix("natural: ").rstrip("%")) > 95
     assert float(lines[-3].removeprefix("adversarial: ").rstrip("%")) > 80
+
+
+def test_a_shipped_name_is_taken_by_every_script(tmp_path):
+    few = ("--model_dir=adv_trained", "--num_eval_examples=20")
+    folder = ROOT / "mnist_challenge"
+    out = run(folder / "eval.py", "--num_steps=1", *few, cwd=tmp_path)
+    assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
+    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path)
+    accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
+    assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, cwd=tmp_path)
+    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
+    assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
+    picture = ROOT / "paper" / "adversarial_digits.py"
+    run(picture, "--model_dir=adv_trained", "--num_steps=1", cwd=tmp_path)
+    assert (tmp_path / "adversarial_digits.png").stat().st_size > 1000

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD, FastModel
 from common.errors import InputError
@@ -14,6 +15,11 @@ from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 
 X = np.random.default_rng(0).random((5, 28, 28, 1), np.float32)
+SHIPPED = [
+    pytest.param(challenge, path.parent.name, id=f"{challenge.name}-{path.parent.name}")
+    for challenge in (MNIST, CIFAR10)
+    for path in sorted(challenge.directory.glob("models/*/saved_model.pb"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,21 @@ def test_the_challenges_own_network_comes_as_a_keras_model_too(model, saved, nam
         np.testing.assert_array_equal(weight, expected)
 
 
+@pytest.mark.parametrize("name", ["SavedModel", "model.keras", "training"])
+def test_load_keras_model_gives_a_network_that_trains_on(model, saved, name):
+    network, y = checkpoints.load_keras_model(MNIST, saved / name), np.arange(5)
+    logits, before = model(X).numpy(), network.get_weights()
+    np.testing.assert_allclose(network(X), logits, rtol=1e-5, atol=1e-6)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(keras.optimizers.SGD(0.1), loss)
+    network.train_on_batch(X, y)
+    after = network.get_weights()
+    assert all(np.any(old != new) for old, new in zip(before, after))
+    # Cross-entropy's gradient for the last bias: the mean of the probabilities less the labels.
+    gradient = np.mean(tf.nn.softmax(logits) - np.eye(10)[y], axis=0)
+    np.testing.assert_allclose(after[-1], before[-1] - 0.1 * gradient, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["SavedModel", "model.keras"])
 def test_another_function_of_the_same_weights_is_not_mistaken_for_it(tmp_path, name):
     model = build_model(scale=1, seed=1)
@@ -105,6 +126,9 @@ def test_another_function_of_the_same_weights_is_not_mistaken_for_it(tmp_path, n
         other.save(tmp_path / name)
     loaded = checkpoints.load_model(MNIST, tmp_path / name)
     assert loaded.model is None and not isinstance(loaded.logits, FastModel)
+    with pytest.raises(InputError, match="expected the MNIST challenge's own network") as error:
+        checkpoints.load_keras_model(MNIST, tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
     np.testing.assert_allclose(loaded.logits(tf.constant(X)), other(X), rtol=1e-5, atol=1e-6)
 
 
@@ -127,23 +151,45 @@ def test_export_replaces_what_was_there(tmp_path, model):
     assert [entry.name for entry in path.parent.iterdir()] == ["mine"]
 
 
+def logits_and_gradient(logits, x):
+    """The logits, and the gradient of the third ones' sum for the pixels."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = logits(x)
+        total = tf.reduce_sum(values[:, 3])
+    return values, tape.gradient(total, x)
+
+
 def test_pixel_gradients_flow_through_a_saved_model(model, saved):
-    layer = keras.layers.TFSMLayer(saved / "SavedModel", call_endpoint="serve")
     loaded = checkpoints.load_model(MNIST, saved / "SavedModel")
-
-    def gradient(logits):
-        x = tf.constant(X)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            total = tf.reduce_sum(logits(x)[:, 3])
-        return tape.gradient(total, x)
-
-    expected = gradient(model)
+    _, expected = logits_and_gradient(model, tf.constant(X))
+    _, gradient = logits_and_gradient(loaded.logits, tf.constant(X))
     assert np.any(expected)
-    for logits in (loaded.logits, lambda x: layer(x)["logits"]):
-        np.testing.assert_allclose(gradient(logits), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
     attack = PGD(loaded.logits, epsilon=0.3, step_size=0.1, num_steps=2, random_start=False)
     assert np.abs(attack.perturb(X, np.arange(5)) - X).max() == pytest.approx(0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize("challenge, name", SHIPPED)
+def test_a_shipped_model_is_the_same_in_every_form(challenge, name, tmp_path, monkeypatch):
+    """As TensorFlow's function, as a Keras layer and as a keras.Model, from any directory."""
+    monkeypatch.chdir(tmp_path)
+    path = challenge.directory / "models" / name
+    assert checkpoints.load_model(challenge, name).path == path
+    low, high = challenge.bounds
+    noise = np.random.default_rng(0).uniform(low, high, (3, *challenge.image_shape))
+    x = tf.constant(noise, tf.float32)
+    module, layer = tf.saved_model.load(path), keras.layers.TFSMLayer(path)
+    network = checkpoints.load_keras_model(challenge, name)
+    expected, gradient = logits_and_gradient(lambda x: network(x, training=False), x)
+    assert np.all(np.any(gradient, axis=(1, 2, 3))) and network.trainable_weights
+    for logits in (
+        lambda x: module.signatures["serving_default"](image=x)["logits"],
+        lambda x: layer(x)["logits"],
+    ):
+        for found, wanted in zip(logits_and_gradient(logits, x), (expected, gradient)):
+            scale = np.max(np.abs(wanted))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * scale)
 
 
 def test_a_saved_model_made_without_keras_loads(tmp_path):
