@@ -62,12 +62,14 @@ class TrainingRun:
 
     Args:
         directory: where checkpoint-N lie.
-        model: keras.Model.
+        model: keras.Model that is evaluated.
         optimizer: keras optimizer, or None to restore the model alone.
+        trained: keras.Model that the optimizer moves, where `model` is an average of it.
     """
 
-    def __init__(self, directory, model, optimizer=None):
-        parts = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
+    def __init__(self, directory, model, optimizer=None, trained=None):
+        parts = {"model": model, "optimizer": optimizer, "trained": trained}
+        parts = {name: part for name, part in parts.items() if part is not None}
         self._directory = pathlib.Path(directory)
         self._checkpoint = tf.train.Checkpoint(**parts)
         try:

@@ -162,6 +162,11 @@ class Config:
         "between the schedule's steps: keep the rate, or change it linearly",
         one_of("constant", "linear"),
     )
+    average_decay: float = key(
+        "the weights that count are an average over the training, which keeps this part of itself "
+        "in each step; 0: the last ones",
+        number(0, 1),
+    )
     epsilon_warmup_steps: int = key(
         "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
     )

@@ -111,7 +111,7 @@ def train(
         validation_images: a `common.data.Split` to watch the training on, or None.
 
     Returns:
-        The keras.Model, with the weights it ended with.
+        The keras.Model, with the weights it ended with, averaged where `average_decay` says so.
 
     Raises:
         InputError: `model_dir` holds another training or a model; a setting is out of range.
@@ -120,11 +120,13 @@ def train(
     _check_directory(directory, config)
     model = challenge.build_model(config)
     perturb = make_adversary(config, challenge, model, batch_statistics)
-    update = make_update(config, model, optimizer, reduce_loss)
+    averaged = challenge.build_model(config) if config.average_decay else None
+    update = make_update(config, model, optimizer, reduce_loss, averaged)
+    result = averaged or model
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
     )
-    run = checkpoints.TrainingRun(directory, model, optimizer)
+    run = checkpoints.TrainingRun(directory, result, optimizer, model if averaged else None)
     step, total = run.restore(), config.max_num_training_steps
     batches = training_batches(
         images.images,
@@ -140,7 +142,7 @@ def train(
     runs = Runs(directory, step, images.name)
     validation = None
     if config.num_validation_steps and validation_images is not None:
-        validation = Validation(config, challenge, model, validation_images, directory)
+        validation = Validation(config, challenge, result, validation_images, directory)
     if step:
         print(f"resuming at step {step} of {total}")
     summaries = tf.summary.create_file_writer(str(directory))
@@ -186,10 +188,10 @@ def train(
     runs.update(step)
     if step < total:
         print(f"stopped after step {step}; the same command goes on from there")
-        return model
-    checkpoints.export(model, directory / "saved_model")
+        return result
+    checkpoints.export(result, directory / "saved_model")
     print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
-    return model
+    return result
 
 
 def run_script(train, challenge):
@@ -253,7 +255,7 @@ def make_adversary(config, challenge, model, batch_statistics=False):
     return perturb
 
 
-def make_update(config, model, optimizer, reduce_loss):
+def make_update(config, model, optimizer, reduce_loss, averaged=None):
     """The outer minimisation, as function (x, y) to the cross-entropy and accuracy before its step.
 
     Args:
@@ -261,6 +263,8 @@ def make_update(config, model, optimizer, reduce_loss):
         model: keras.Model.
         optimizer: keras optimizer.
         reduce_loss: from the cross-entropies of a batch to its loss.
+        averaged: keras.Model of the same network, whose weights a, with batch norm's averages,
+            become d a + (1 - d) w after step t, with d = min(`average_decay`, (1 + t) / (10 + t)).
     """
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
@@ -274,6 +278,11 @@ def make_update(config, model, optimizer, reduce_loss):
             loss = reduce_loss(xent) + tf.add_n(model.losses or [0.0])
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
+        if averaged is not None:
+            count = tf.cast(optimizer.iterations, tf.float32)
+            decay = tf.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
+            for mean, weight in zip(averaged.weights, model.weights):
+                mean.assign(mean + (1.0 - decay) * (weight - mean))
         return tf.reduce_mean(xent), _accuracy(logits, y)
 
     return update

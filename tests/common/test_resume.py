@@ -61,9 +61,10 @@ def checkpoint_arrays(directory):
     ("challenge", "settings"),
     [
         (MNIST, {"scale": 1}),
+        (MNIST, {"scale": 1, "average_decay": 0.9}),
         (CIFAR10, {"width": "simple", "training_batch_size": 4, "num_steps": 1}),
     ],
-    ids=["mnist", "cifar10"],
+    ids=["mnist", "mnist averaged", "cifar10"],
 )
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, tmp_path, capsys):
     run(challenge, tmp_path / "whole", **settings)
@@ -173,6 +174,33 @@ def test_saved_config_reproduces_the_run(tmp_path):
     starts = json.loads((tmp_path / "run" / "runs.json").read_text())
     run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
     assert len(json.loads((tmp_path / "run" / "runs.json").read_text())) == len(starts) + 1
+
+
+def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
+    seen, make_update = [], training.make_update
+
+    def recorded(config, model, *args):
+        update = make_update(config, model, *args)
+
+        def step(x, y):
+            result = update(x, y)
+            seen.append(model.get_weights())
+            return result
+
+        return step
+
+    first = MNIST.build_model(make_config(MNIST, ("test", {"scale": 1}))).get_weights()
+    monkeypatch.setattr(training, "make_update", recorded)
+    model = run(MNIST, tmp_path, scale=1, average_decay=0.3)
+    expected = first
+    for t, weights in enumerate(seen, start=1):
+        d = min(0.3, (1 + t) / (10 + t))
+        expected = [d * mean + (1 - d) * weight for mean, weight in zip(expected, weights)]
+    assert len(seen) == 6
+    for mean, weight in zip(model.get_weights(), expected):
+        np.testing.assert_allclose(mean, weight, atol=1e-6)
+    digest = load_model(MNIST, tmp_path / "saved_model").digest()
+    assert load_model(MNIST, tmp_path).digest() == digest
 
 
 def test_runs_add_up(tmp_path):
