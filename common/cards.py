@@ -80,8 +80,11 @@ def export_model(challenge, config, flag_values):
             )
     else:
         checkpoints.export(loaded.model, output)
-    card = {**describe(challenge, training, loaded), "results": _kept_results(output, loaded)}
-    card["name"] = output.resolve().name
+    card = {
+        "name": output.resolve().name,
+        **describe(challenge, training, loaded),
+        "results": _kept_results(output, loaded),
+    }
     write(challenge, output, card)
     state_dir = make_state_dir(training / "rows")
     tasks = [(row, None, None) for row in flag_values.rows]
@@ -113,12 +116,16 @@ def load_source(challenge, name):
     """The card of a shipped model and its `LoadedModel`.
 
     Raises:
-        InputError: there is no such model, or it has no card.
+        InputError: there is no such model, or it has no card of `export_model`.
     """
     path = checkpoints.find_model(challenge, name)
-    if not (path / CARD).is_file():
-        raise InputError(f"--sources: expected models with {CARD}, got {path}")
-    return json.loads((path / CARD).read_text()), checkpoints.load_model(challenge, path)
+    try:
+        card = json.loads((path / CARD).read_text())
+    except (OSError, ValueError):
+        card = {}
+    if "training" not in card:
+        raise InputError(f"--sources: expected models with a {CARD} of export_model.py, got {path}")
+    return card, checkpoints.load_model(challenge, path)
 
 
 def describe(challenge, training, loaded):
@@ -130,7 +137,6 @@ def describe(challenge, training, loaded):
     logits = loaded.logits(challenge.to_pixels(sample.images))
     accuracy = 100 * float(np.mean(np.argmax(logits, axis=-1) == sample.labels))
     return {
-        "name": None,
         "challenge": challenge.name,
         "parameters": parameters,
         "weights_digest": loaded.digest(),

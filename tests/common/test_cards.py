@@ -136,5 +136,7 @@ def test_export_model_refuses(training, tfds_dir, tmp_path):
     refused("--rows: expected some of natural, paper_fgsm,", "--rows=paper_pgd_39")
     refused("got another model in", output=shipped)
     refused("expected a training directory with runs.json", model_dir=shipped)
-    refused("--sources: expected models with card.json", f"--sources={training}")
+    refused(
+        "--sources: expected models with a card.json of export_model.py", f"--sources={training}"
+    )
     assert (shipped / "card.json").read_bytes() == before
