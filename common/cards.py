@@ -195,7 +195,7 @@ def readme(challenge, card):
         f"minutes on {_machine(run)}; seed {config['random_seed']}, commit `{run['commit']}`. All "
         f"settings, and all that is below, are in [{CARD}]({CARD}).",
         "",
-        f"Accuracy in percent on the {challenge.name} test set, in its order:",
+        f"Accuracy in percent on the first images of the {challenge.name} test set:",
         "",
         *table(challenge, card),
         "",
@@ -218,7 +218,7 @@ def table(challenge, card):
         is_natural = entry["row"] == "natural"
         white_box = "" if is_natural else "itself"
         lines.append(
-            f"| {full_title(entry)} | {entry['source'] or white_box} | "
+            f"| {title(entry['attack'])} | {entry['source'] or white_box} | "
             f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, adversary, entry)} | "
             f"{leaderboard_accuracy(challenge, adversary, entry)} | {entry['num_examples']:,} | "
             f"{_duration(entry['seconds'])} |"
