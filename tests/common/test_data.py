@@ -248,12 +248,21 @@ def test_a_failed_download_is_the_reason_given(nothing_at_hand, monkeypatch):
     assert split.source.endswith("and the download failed (OSError: disk full)")
 
 
+@pytest.mark.parametrize("load", [data.load_mnist, data.load_cifar10])
+def test_the_sample_can_be_asked_for_wherever_the_data_are(load, nothing_at_hand):
+    sample = load("sample")
+    stand_in = load("test", data_dir=nothing_at_hand, allow_sample=True)
+    assert sample.is_sample and sample.name == stand_in.name
+    np.testing.assert_array_equal(sample.images, stand_in.images)
+    np.testing.assert_array_equal(sample.labels, stand_in.labels)
+
+
 def test_wrong_use_is_an_error_in_one_line(tmp_path):
     with pytest.raises(InputError, match="existing directory, got .*typo"):
         data.load_mnist("test", data_dir=tmp_path / "typo", allow_sample=True)
-    with pytest.raises(InputError, match="among train, validation, test, got 'eval'"):
+    with pytest.raises(InputError, match="among train, validation, test, sample, got 'eval'"):
         data.load_mnist("eval")
-    with pytest.raises(InputError, match="among train, test, got 'validation'"):
+    with pytest.raises(InputError, match="among train, test, sample, got 'validation'"):
         data.load_cifar10("validation")
 
 

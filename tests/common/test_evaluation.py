@@ -205,6 +205,7 @@ def same(result, other):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16])
 def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
     options = {"batch_size": batch_size, "num_restarts": 4, "seed": 3}
     whole = evaluate(**options)
     attack = Interrupted(linear, epsilon=0.2, step_size=0.05, num_steps=2)
@@ -221,7 +222,7 @@ def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_pat
     assert stops >= whole.num_attacks // batch_size // 3 > 0
     same(result, whole)
     assert 0 < whole.adversarial_correct.sum() < COUNT
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_the_images_themselves_are_gone_on_with_too(tmp_path):
