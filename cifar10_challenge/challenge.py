@@ -4,12 +4,13 @@ import dataclasses
 import pathlib
 
 from cifar10_challenge.fast_model import fast_logits
-from cifar10_challenge.model import WIDTHS, build_model, original_names, size_of
+from cifar10_challenge.model import PRECISIONS, WIDTHS, build_model, original_names, size_of
 from common import config, data
 from common.challenge import Challenge
 
 FGSM = {"epsilon": 8, "num_steps": 1, "step_size": 8, "random_start": False}
 PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 1}
+FGSM_RANDOM_START = {**PGD, "num_steps": 1, "step_size": 8}
 CW_PLUS = {"loss_func": "cw", "kappa": 50}
 
 
@@ -22,6 +23,11 @@ class Config(config.Config):
     momentum: float = config.key("of the optimizer", config.number(0, 1))
     batch_statistics: bool = config.key(
         "training: attack the network in training mode, as the original does", config.boolean
+    )
+    precision: str = config.key(
+        "training: float32, or mixed_bfloat16, which a processor or GPU with bfloat16 runs faster; "
+        "the trained network is float32 either way",
+        config.one_of(*PRECISIONS),
     )
 
 
@@ -44,6 +50,7 @@ CIFAR10 = Challenge(
     # PGD takes steps of 2, the leaderboard's of 1; the step of the paper's CW row is not stated.
     presets={
         "paper_fgsm": {**FGSM, "loss_func": "xent"},
+        "fgsm_random_start": FGSM_RANDOM_START,
         "paper_pgd_7": {**PGD, "num_steps": 7, "step_size": 2},
         "paper_pgd_20": {**PGD, "num_steps": 20, "step_size": 2},
         "paper_cw_30": {**PGD, "num_steps": 30, "step_size": 2, "loss_func": "cw", "kappa": 0},
@@ -62,6 +69,7 @@ CIFAR10 = Challenge(
     card_rows=(
         "natural",
         "paper_fgsm",
+        "fgsm_random_start",
         "paper_pgd_7",
         "paper_pgd_20",
         "leaderboard_pgd_20_xent",

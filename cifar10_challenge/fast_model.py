@@ -29,28 +29,30 @@ def fast_logits(model):
 
     Returns:
         A function from float32 images (batch, 32, 32, 3) to float32 logits (batch, 10), with a
-        gradient for the images and none for the weights.
+        gradient for the images and none for the weights. In between it computes in the precision
+        in which the model's convolutions do.
     """
+    dtype = tf.as_dtype(model.get_layer("stem").compute_dtype)
     units = [
-        _residual_unit(model, layer.name.removesuffix("_conv1"))
+        _residual_unit(model, layer.name.removesuffix("_conv1"), dtype)
         for layer in model.layers
         if layer.name.endswith("_conv1")
     ]
-    stem = tf.convert_to_tensor(model.get_layer("stem").kernel)
-    last = _normalise(*_scale_and_offset(model.get_layer("last_norm")))
+    stem = tf.cast(model.get_layer("stem").kernel, dtype)
+    last = _normalise(*_scale_and_offset(model.get_layer("last_norm")), dtype)
     kernel, bias = (tf.convert_to_tensor(weight) for weight in model.get_layer("logits").weights)
 
     def logits(image):
-        x = tf.nn.conv2d(_standardise(image), stem, 1, "SAME")
+        x = tf.nn.conv2d(tf.cast(_standardise(image), dtype), stem, 1, "SAME")
         for unit in units:
             x = unit(x)
-        x = tf.reduce_mean(last(x), axis=(1, 2))
+        x = tf.reduce_mean(tf.cast(last(x), kernel.dtype), axis=(1, 2))
         return tf.nn.bias_add(tf.matmul(x, kernel), bias)
 
     return logits
 
 
-def _residual_unit(model, name):
+def _residual_unit(model, name, dtype):
     def layer(part):
         return model.get_layer(f"{name}_{part}")
 
@@ -58,12 +60,13 @@ def _residual_unit(model, name):
     scale2, offset2 = _scale_and_offset(layer("mid_norm"))
     kernel1, kernel2 = (tf.convert_to_tensor(layer(f"conv{i}").kernel) for i in (1, 2))
     stride = layer("conv1").strides[0]
-    normalise1 = _normalise(scale1, offset1)
-    conv1 = _conv(kernel1 * scale2, stride)
-    conv2 = _conv(kernel2)
-    conv1_back = _conv_back(kernel1 * scale1[:, None] * scale2, stride)
-    conv2_back = _conv_back(kernel2)
-    resize = _shortcut_kernel(*kernel1.shape[2:], stride, kernel1.dtype)
+    normalise1 = _normalise(scale1, offset1, dtype)
+    conv1 = _conv(tf.cast(kernel1 * scale2, dtype), stride)
+    conv2 = _conv(tf.cast(kernel2, dtype))
+    conv1_back = _conv_back(tf.cast(kernel1 * scale1[:, None] * scale2, dtype), stride)
+    conv2_back = _conv_back(tf.cast(kernel2, dtype))
+    resize = _shortcut_kernel(*kernel1.shape[2:], stride, dtype)
+    scale1, offset2 = tf.cast(scale1, dtype), tf.cast(offset2, dtype)
     # Only the network's first unit does.
     activates_before_shortcut = name == "unit1_0"
 
@@ -93,8 +96,9 @@ def _scale_and_offset(norm):
     return scale, norm.beta - norm.moving_mean * scale
 
 
-def _normalise(scale, offset):
+def _normalise(scale, offset, dtype):
     """Batch norm and leaky ReLU, with the gradient for the images."""
+    scale, offset = tf.cast(scale, dtype), tf.cast(offset, dtype)
     if scale.shape[0] >= WINOGRAD_CHANNELS:
         forward = _scale_bias_activate
     else:
@@ -129,7 +133,9 @@ def _conv_back(kernel, stride=1):
 
 
 def _is_for_winograd(kernel, stride):
-    return stride == 1 and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
+    # Its transforms would lose too many of bfloat16's 8 bits.
+    is_wide = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
+    return stride == 1 and is_wide and kernel.dtype != tf.bfloat16
 
 
 def _back(shape_of, kernel, stride, d):

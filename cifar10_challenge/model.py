@@ -5,12 +5,13 @@ from keras import layers
 
 from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 
+PRECISIONS = ("float32", "mixed_bfloat16")
 WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
 UNITS_PER_GROUP = 5
 SLOPE = 0.1  # of the leaky ReLU
 
 
-def build_model(width="wide", weight_decay=2e-4, seed=None):
+def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
     """A pre-activation residual network of 31 convolutions (paper, Sec. 4; original model.py).
 
         standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
@@ -24,6 +25,9 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
         weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
             kernel, the dense one too; batch norm and bias are left out.
         seed: int, decides the initial weights; None draws them.
+        precision: Keras's dtype policy for all between standardisation and mean, such as
+            "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
+            Keras's default, float32.
 
     Returns:
         A keras.Model from float32 images (batch, 32, 32, 3), pixels in [0, 255], to float32
@@ -48,12 +52,13 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
             use_bias=False,
             kernel_initializer=start,
             kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
+            dtype=precision,
             name=name,
         )(x)
 
     def normalise(x, name):
-        x = BatchNorm(momentum=0.9, epsilon=1e-3, name=f"{name}_norm")(x)
-        return layers.LeakyReLU(negative_slope=SLOPE, name=f"{name}_relu")(x)
+        x = BatchNorm(momentum=0.9, epsilon=1e-3, dtype=precision, name=f"{name}_norm")(x)
+        return layers.LeakyReLU(negative_slope=SLOPE, dtype=precision, name=f"{name}_relu")(x)
 
     def residual_unit(x, filters, stride, name, activate_before_residual):
         shortcut, x = x, normalise(x, f"{name}_pre")
@@ -64,9 +69,10 @@ def build_model(width="wide", weight_decay=2e-4, seed=None):
         x = conv(x, filters, 1, f"{name}_conv2")
         if shortcut.shape[-1] != filters:
             if stride > 1:
-                shortcut = layers.AveragePooling2D(stride, name=f"{name}_pool")(shortcut)
-            shortcut = PadChannels(filters, name=f"{name}_pad")(shortcut)
-        return layers.Add(name=f"{name}_add")([shortcut, x])
+                pool = layers.AveragePooling2D(stride, dtype=precision, name=f"{name}_pool")
+                shortcut = pool(shortcut)
+            shortcut = PadChannels(filters, dtype=precision, name=f"{name}_pad")(shortcut)
+        return layers.Add(dtype=precision, name=f"{name}_add")([shortcut, x])
 
     image = keras.Input((32, 32, 3), name="image")
     x = Standardise(name="standardise")(image)

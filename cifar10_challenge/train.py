@@ -18,6 +18,7 @@ import common  # noqa: F401  first, since it quiets TensorFlow
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
+from cifar10_challenge.model import build_model
 from common import training
 
 
@@ -39,12 +40,20 @@ def train(config):
         config,
         CIFAR10,
         images,
+        model=mixed_precision_model(config),
         optimizer=optimizer,
         reduce_loss=tf.reduce_mean,
         augment=augment,
         batch_statistics=config.batch_statistics,
         validation_images=validation_images,
     )
+
+
+def mixed_precision_model(config):
+    """The network in the precision that the config asks for; None where that is float32."""
+    if config.precision == "float32":
+        return None
+    return build_model(config.width, config.weight_decay, config.random_seed, config.precision)
 
 
 def augment(image, seed):

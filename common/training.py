@@ -88,6 +88,7 @@ def train(
     *,
     optimizer,
     reduce_loss,
+    model=None,
     augment=None,
     batch_statistics=False,
     validation_images=None,
@@ -106,23 +107,26 @@ def train(
         images: a `common.data.Split` to train on.
         optimizer: a keras optimizer.
         reduce_loss: from the cross-entropies of a batch to its loss: tf.reduce_sum or reduce_mean.
+        model: keras.Model to train, of the challenge's network in another precision; what is
+            evaluated and exported has its weights, in float32. None trains in float32.
         augment: see `common.data.training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
         validation_images: a `common.data.Split` to watch the training on, or None.
 
     Returns:
-        The keras.Model, with the weights it ended with, averaged where `average_decay` says so.
+        The challenge's keras.Model, with the weights that the training ended with, averaged where
+        `average_decay` says so.
 
     Raises:
         InputError: `model_dir` holds another training or a model; a setting is out of range.
     """
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config)
-    model = challenge.build_model(config)
+    result = challenge.build_model(config)
+    averaged = result if config.average_decay or model is not None else None
+    model = model or (challenge.build_model(config) if averaged else result)
     perturb = make_adversary(config, challenge, model, batch_statistics)
-    averaged = challenge.build_model(config) if config.average_decay else None
     update = make_update(config, model, optimizer, reduce_loss, averaged)
-    result = averaged or model
     natural_accuracy = tf.function(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
     )
@@ -264,7 +268,8 @@ def make_update(config, model, optimizer, reduce_loss, averaged=None):
         optimizer: keras optimizer.
         reduce_loss: from the cross-entropies of a batch to its loss.
         averaged: keras.Model of the same network, whose weights a, with batch norm's averages,
-            become d a + (1 - d) w after step t, with d = min(`average_decay`, (1 + t) / (10 + t)).
+            become d a + (1 - d) w after step t, with d = min(`average_decay`, (1 + t) / (10 + t));
+            with no `average_decay` they are w.
     """
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
@@ -282,7 +287,7 @@ def make_update(config, model, optimizer, reduce_loss, averaged=None):
             count = tf.cast(optimizer.iterations, tf.float32)
             decay = tf.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
             for mean, weight in zip(averaged.weights, model.weights):
-                mean.assign(mean + (1.0 - decay) * (weight - mean))
+                mean.assign(decay * mean + (1.0 - decay) * weight)
         return tf.reduce_mean(xent), _accuracy(logits, y)
 
     return update

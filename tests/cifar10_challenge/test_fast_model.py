@@ -55,6 +55,25 @@ def test_float32_gives_the_logits_to_rounding(width, count):
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding():
+    x, y = pictures(8)
+    weights = network("simple").get_weights()
+    exact, model = (build_model("simple", precision=p) for p in (None, "mixed_bfloat16"))
+    exact.set_weights(weights)
+    model.set_weights(weights)
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    logits = exact(x, training=False).numpy()
+    gradient = input_gradient(lambda x: exact(x, training=False), tf.constant(x), y).numpy()
+    for mixed in (lambda x: model(x, training=False), compiled(model)):
+        actual = mixed(tf.constant(x)).numpy()
+        assert actual.dtype == np.float32
+        error = np.abs(actual - logits).max() / np.abs(logits).max()
+        assert 1e-5 < error < 0.03  # bfloat16 has 8 bits
+        actual = input_gradient(mixed, tf.constant(x), y).numpy()
+        cosine = np.sum(actual * gradient) / np.linalg.norm(actual) / np.linalg.norm(gradient)
+        assert cosine > 0.98
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_pgd_finds_what_the_plain_loop_finds(count):
     x, y = pictures(count)

@@ -25,6 +25,7 @@ TINY = {
     "epsilon_warmup_steps": 4,
     "num_validation_steps": 3,
 }
+TINY_CIFAR10 = {"width": "simple", "training_batch_size": 4, "num_steps": 1}
 
 
 def run(challenge, model_dir, watched=False, **settings):
@@ -43,6 +44,7 @@ def run(challenge, model_dir, watched=False, **settings):
         sample,
         optimizer=optimizer,
         reduce_loss=tf.reduce_sum,
+        model=cifar10_train.mixed_precision_model(config) if challenge is CIFAR10 else None,
         augment=cifar10_train.augment if challenge is CIFAR10 else None,
         batch_statistics=challenge is CIFAR10,
         validation_images=sample if watched else None,
@@ -62,9 +64,9 @@ def checkpoint_arrays(directory):
     [
         (MNIST, {"scale": 1}),
         (MNIST, {"scale": 1, "average_decay": 0.9}),
-        (CIFAR10, {"width": "simple", "training_batch_size": 4, "num_steps": 1}),
+        (CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}),
     ],
-    ids=["mnist", "mnist averaged", "cifar10"],
+    ids=["mnist", "mnist averaged", "cifar10 mixed"],
 )
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, tmp_path, capsys):
     run(challenge, tmp_path / "whole", **settings)
@@ -201,6 +203,28 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
         np.testing.assert_allclose(mean, weight, atol=1e-6)
     digest = load_model(MNIST, tmp_path / "saved_model").digest()
     assert load_model(MNIST, tmp_path).digest() == digest
+
+
+def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
+    tmp_path, monkeypatch
+):
+    trained = []
+    build_model = cifar10_train.build_model
+    monkeypatch.setattr(
+        cifar10_train,
+        "build_model",
+        lambda *a, **k: trained.append(build_model(*a, **k)) or trained[-1],
+    )
+    settings = {**TINY_CIFAR10, "precision": "mixed_bfloat16", "max_num_training_steps": 2}
+    model = run(CIFAR10, tmp_path, **settings)
+    assert trained[0].get_layer("stem").compute_dtype == "bfloat16"
+    before = CIFAR10.build_model(make_config(CIFAR10, ("test", settings))).get_weights()
+    for weight, its, start in zip(model.weights, trained[0].weights, before):
+        np.testing.assert_array_equal(weight, its)
+        assert np.any(its != start), weight.path
+    assert load_model(CIFAR10, tmp_path).model.get_layer("stem").compute_dtype == "float32"
+    digest = load_model(CIFAR10, tmp_path / "saved_model").digest()
+    assert load_model(CIFAR10, tmp_path).digest() == digest
 
 
 def test_runs_add_up(tmp_path):
