@@ -15,6 +15,7 @@ class Challenge:
         config_class: the dataclass of its settings.
         bounds: (lowest, highest) pixel value.
         image_shape: (height, width, channels).
+        class_names: what its ten classes are, in the order of the labels.
         submission_shape: shape of one image in an attack file.
         load: function (split, *, data_dir, allow_sample) to a `common.data.Split`.
         to_pixels: function from uint8 images to float32 pixels in `bounds`.
@@ -41,6 +42,7 @@ class Challenge:
     config_class: type
     bounds: tuple[float, float]
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     submission_shape: tuple[int, ...]
     load: Callable
     to_pixels: Callable

@@ -31,6 +31,7 @@ MNIST = Challenge(
     config_class=Config,
     bounds=(0.0, 1.0),
     image_shape=(28, 28, 1),
+    class_names=tuple("0123456789"),
     submission_shape=(784,),
     load=data.load_mnist,
     to_pixels=data.mnist_pixels,

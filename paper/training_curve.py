@@ -1,6 +1,6 @@
-"""Draws a shipped model's accuracy on held-out images over the time that its training took.
+"""Draws a shipped model's accuracy over the time that its training took.
 
-    python paper/training_curve.py --model_dir=adv_trained --output=curve.png
+    python paper/training_curve.py mnist --model_dir=adv_trained --output=curve.png
 
 The numbers are those of the model's card: natural, and under the challenge's strong PGD.
 """
@@ -19,10 +19,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
 
-from common import app, cards, checkpoints, commands
+from common import cards, checkpoints, commands
 from common.errors import InputError
 from common.validation import NUM_EXAMPLES
-from mnist_challenge.challenge import MNIST
+from paper import challenges
 
 
 def draw(challenge, config, flag_values):
@@ -45,7 +45,7 @@ def draw(challenge, config, flag_values):
             minutes, [entry[name] for entry in entries], "o-", ms=3, color=colour, label=label
         )
     axes.set_xlabel("minutes of training")
-    axes.set_ylabel(f"accuracy on {NUM_EXAMPLES} held-out images, %")
+    axes.set_ylabel(f"accuracy on {NUM_EXAMPLES} images, %")
     axes.set_ylim(0, 100)
     axes.set_xlim(0, None)
     axes.grid(alpha=0.3)
@@ -61,4 +61,4 @@ def define_flags(challenge, flag_values):
 
 
 if __name__ == "__main__":
-    app.run(draw, MNIST, define_flags)
+    challenges.run(draw, define_flags)

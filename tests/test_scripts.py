@@ -212,6 +212,6 @@ def test_a_shipped_name_is_taken_by_every_script(tmp_path):
     assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, cwd=tmp_path)
     out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
-    picture = ROOT / "paper" / "adversarial_digits.py"
-    run(picture, "--model_dir=adv_trained", "--num_steps=1", cwd=tmp_path)
-    assert (tmp_path / "adversarial_digits.png").stat().st_size > 1000
+    picture = ROOT / "paper" / "adversarial_images.py"
+    run(picture, "mnist", "--model_dir=adv_trained", "--num_steps=1", cwd=tmp_path)
+    assert (tmp_path / "adversarial_images.png").stat().st_size > 1000

@@ -10,6 +10,7 @@ import pytest
 from paper import readme_tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
 
 
 @pytest.mark.parametrize("path", readme_tables.TABLES, ids=lambda path: path.parent.name)
@@ -19,14 +20,16 @@ def test_tables_are_those_of_the_results(path):
 
 @pytest.mark.parametrize(
     "script, flags",
-    [("adversarial_digits.py", ("--num_steps=2",)), ("training_curve.py", ())],
+    [("adversarial_images.py", ("--num_steps=2",)), ("training_curve.py", ())],
 )
-def test_figures(script, flags, tmp_path):
+@pytest.mark.parametrize("challenge", ["mnist", "cifar10"])
+def test_figures(script, flags, challenge, tmp_path):
     subprocess.run(
         [
             sys.executable,
             ROOT / "paper" / script,
-            "--model_dir=adv_trained",
+            challenge,
+            f"--model_dir={MODELS[challenge]}",
             "--output=picture.png",
             *flags,
         ],
@@ -44,3 +47,14 @@ def test_python_of_the_readme_runs(monkeypatch):
     names = {}
     exec(code.split("```")[0], names)
     assert names["x_adv"].shape == (50, 28, 28, 1)
+
+
+def test_figures_are_of_a_challenge():
+    result = subprocess.run(
+        [sys.executable, ROOT / "paper" / "training_curve.py", "--model_dir=adv_trained"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    expected = "expected mnist or cifar10 as the first word, got '--model_dir=adv_trained'"
+    assert expected in result.stderr

@@ -1,0 +1,88 @@
+"""Draws images, their adversarial versions and the differences, and what a network sees in them.
+
+    python paper/adversarial_images.py mnist --model_dir=natural,adv_trained --output=digits.png
+
+The models stand side by side. Each has the same natural images, the examples that PGD finds on it
+(the settings of the challenge's config.json unless flags say otherwise), and what PGD added: grey
+is nothing, black and white are epsilon. Above an image: what the model takes it for, how sure it is.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from common import checkpoints, commands
+from common.attack import make_attack
+from paper import challenges
+
+
+def draw(challenge, config, flag_values):
+    """Writes the figure to --output."""
+    output = pathlib.Path(flag_values.output)
+    commands.check_writable("--output", output)
+    test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
+    test = test.head(flag_values.num_images)
+    print(test.source)
+    x_nat, y = challenge.to_pixels(test.images), test.labels
+    names, count = config.model_dir.split(","), len(test.images)
+    figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
+    panels = figure.subfigures(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names):
+        path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
+        logits = checkpoints.load_model(challenge, path).logits
+        attack = make_attack("pgd", logits, config, challenge.bounds)
+        x_adv = attack.perturb(x_nat, y, seed=config.random_seed).numpy()
+        panel.suptitle(pathlib.Path(name).name, y=0.995, fontsize=10)
+        axes = panel.subplots(3, count, squeeze=False)
+        low, high = challenge.bounds
+        for row, (title, images) in zip(
+            axes, (("natural", x_nat), (f"PGD,\n{config.num_steps} steps", x_adv))
+        ):
+            _show(row, title, (images - low) / (high - low))
+            _tell(row, logits(tf.constant(images)), y, challenge.class_names)
+        _show(axes[2], "difference", 0.5 + (x_adv - x_nat) / (2 * config.epsilon))
+        panel.subplots_adjust(
+            left=0.6 / count, right=0.99, top=0.86, bottom=0.02, wspace=0.06, hspace=0.22
+        )
+    figure.savefig(output, dpi=110)
+    print(f"figure in {output}")
+
+
+def _show(row, title, images):
+    row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, image in zip(row, images):
+        axis.imshow(np.clip(image.squeeze(), 0, 1), cmap="gray", vmin=0, vmax=1)
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def _tell(row, logits, y, class_names):
+    for axis, confidence, label in zip(row, tf.nn.softmax(logits).numpy(), y):
+        guess = int(np.argmax(confidence))
+        colour = "black" if guess == label else "firebrick"
+        text = f"{class_names[guess]}  {100 * confidence[guess]:.0f} %"
+        axis.set_title(text, fontsize=7, color=colour, pad=3)
+
+
+def define_flags(challenge, flag_values):
+    """Declares --output and --num_images."""
+    flags.DEFINE_string("output", "adversarial_images.png", "image to write", flag_values)
+    flags.DEFINE_integer(
+        "num_images", 5, "of the test set, from the first", lower_bound=1, flag_values=flag_values
+    )
+
+
+if __name__ == "__main__":
+    challenges.run(draw, define_flags)
