@@ -111,7 +111,7 @@ def _batch_sizes(challenge):
 
 def _network(challenge, size):
     """The shipped network where there is one of this size, else one with initial weights."""
-    shipped = challenge.directory / "models" / checkpoints.SHIPPED
+    shipped = challenge.directory / "models" / challenge.shipped
     if shipped.exists():
         model = checkpoints.load_model(challenge, shipped).model
         if challenge.size_of([tuple(weight.shape) for weight in model.weights]) == size:

@@ -58,6 +58,7 @@ CIFAR10 = Challenge(
     size_of=size_of,
     original_names=original_names,
     fast_logits=fast_logits,
+    shipped="simple_adv_trained",
     # White-box rows of the paper's Tables 2 and 5 and of the challenge's leaderboard. The paper's
     # PGD takes steps of 2, the leaderboard's of 1; the step of the paper's CW row is not stated.
     presets={

@@ -26,6 +26,7 @@ class Challenge:
             checkpoints, in the order of `weights`.
         fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
             `common.attack.FastModel`.
+        shipped: the model that is evaluated where none is named and none was trained.
         presets: published rows: name to the settings that give it.
         validation_preset: the preset that trainings are watched under, see `common.validation`.
         card_rows: what a shipped model is evaluated under, "natural" and presets.
@@ -50,6 +51,7 @@ class Challenge:
     size_of: Callable
     original_names: Callable
     fast_logits: Callable
+    shipped: str
     presets: dict[str, dict]
     validation_preset: str
     card_rows: tuple[str, ...]

@@ -18,8 +18,6 @@ from common.attack import FastModel
 from common.errors import InputError
 from common.original_checkpoints import is_original, load_original
 
-SHIPPED = "adv_trained"  # what is evaluated where no model is named and none was trained
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:

@@ -153,9 +153,9 @@ def score(challenge, config, path):
 def model_path(config, challenge):
     """The configured model: the shipped one where none is named and none was trained."""
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
-    shipped = challenge.directory / "models" / checkpoints.SHIPPED
+    shipped = challenge.directory / "models" / challenge.shipped
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
-        print(f"no model of your own in {own}: taking the shipped {checkpoints.SHIPPED}")
+        print(f"no model of your own in {own}: taking the shipped {challenge.shipped}")
         return shipped
     return config.model_dir
 

@@ -39,6 +39,7 @@ MNIST = Challenge(
     size_of=size_of,
     original_names=original_names,
     fast_logits=fast_logits,
+    shipped="adv_trained",
     # White-box rows of the paper's Table 1 and of the challenge's leaderboard. The paper does not
     # state the step of its 100-step rows; 0.01 is the leaderboard's.
     presets={

@@ -14,7 +14,5 @@ def run(main, define_flags):
     """`common.app.run` for the challenge that the first word names."""
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
     if name not in CHALLENGES:
-        app.fail(
-            InputError(f"expected {' or '.join(CHALLENGES)} as the first word, got {name!r}")
-        )
+        app.fail(InputError(f"expected {' or '.join(CHALLENGES)} as the first word, got {name!r}"))
     app.run(main, CHALLENGES[name], define_flags)
