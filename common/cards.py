@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from common import checkpoints, commands, runs, validation
+from common.config import NOT_OF_TRAINING, read_json
 from common.errors import InputError
 from common.rows import evaluate_row, make_state_dir
 
@@ -195,6 +196,9 @@ def readme(challenge, card):
         f"minutes on {_machine(run)}; seed {config['random_seed']}, commit `{run['commit']}`. All "
         f"settings, and all that is below, are in [{CARD}]({CARD}).",
         "",
+        f"This is a recipe for a {'GPU' if run['hardware']['gpus'] else 'CPU'}. From the paper's, "
+        f"[config.json](../../config.json), it differs in: {_differences(challenge, config)}.",
+        "",
         f"Accuracy in percent on the first images of the {challenge.name} test set:",
         "",
         *table(challenge, card),
@@ -207,9 +211,20 @@ def readme(challenge, card):
     return "\n".join(lines)
 
 
+def _differences(challenge, config):
+    """The settings of a training that are not those of the challenge's config.json, in words."""
+    of_evaluation = NOT_OF_TRAINING - {"max_num_training_steps"}
+    differences = [
+        f"`{name}` {json.dumps(config[name])} ({json.dumps(value)})"
+        for name, value in read_json(challenge.directory / "config.json").items()
+        if name in config and name not in of_evaluation and config[name] != value
+    ]
+    return ", ".join(differences) or "nothing"
+
+
 def table(challenge, card):
     """The table of a card's results, as lines of Markdown."""
-    adversary = card["training"]["config"]["adversary"]
+    settings = card["training"]["config"]
     lines = [
         "| attack | made on | accuracy | paper | leaderboard | images | time |",
         "|---|---|---|---|---|---|---|",
@@ -219,21 +234,21 @@ def table(challenge, card):
         white_box = "" if is_natural else "itself"
         lines.append(
             f"| {title(entry['attack'])} | {entry['source'] or white_box} | "
-            f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, adversary, entry)} | "
-            f"{leaderboard_accuracy(challenge, adversary, entry)} | {entry['num_examples']:,} | "
+            f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, settings, entry)} | "
+            f"{leaderboard_accuracy(challenge, settings, entry)} | {entry['num_examples']:,} | "
             f"{_duration(entry['seconds'])} |"
         )
     return lines
 
 
-def paper_accuracy(challenge, adversary, entry):
-    """The paper's number for a result, for a network trained against `adversary`; "" for none."""
-    return challenge.paper.get(adversary, {}).get((entry["row"], entry.get("source_adversary")), "")
+def paper_accuracy(challenge, settings, entry):
+    """The paper's number for a result, for a network trained with `settings`; "" for none."""
+    return challenge.paper(settings).get((entry["row"], entry.get("source_adversary")), "")
 
 
-def leaderboard_accuracy(challenge, adversary, entry):
+def leaderboard_accuracy(challenge, settings, entry):
     """The original leaderboard's number for the same attack on its robust network; "" for none."""
-    if adversary != "pgd" or entry["source"]:
+    if settings["adversary"] != "pgd" or entry["source"]:
         return ""
     same = challenge.presets.get(entry["row"])
     for name, accuracy in challenge.published.items():

@@ -31,9 +31,9 @@ class Challenge:
         validation_preset: the preset that trainings are watched under, see `common.validation`.
         card_rows: what a shipped model is evaluated under, "natural" and presets.
         transfer_rows: presets whose examples, made on another model, are tried on it.
-        paper: the paper's accuracies in percent, for each `Config.adversary` that a network was
-            trained against a dict by (row, adversary of the network that the examples were made on,
-            or None for the same network).
+        paper: function from a training's settings, as a dict, to the paper's accuracies in percent
+            of a network trained so: a dict by (row, `Config.adversary` of the network that the
+            examples were made on, or None for the same network).
         published: accuracy in percent of the original challenge's secret network: of "natural", the
             images themselves, and of presets.
     """
@@ -56,5 +56,5 @@ class Challenge:
     validation_preset: str
     card_rows: tuple[str, ...]
     transfer_rows: tuple[str, ...]
-    paper: dict[str, dict]
+    paper: Callable
     published: dict[str, float]

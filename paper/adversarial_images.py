@@ -4,7 +4,8 @@
 
 The models stand side by side. Each has the same natural images, the examples that PGD finds on it
 (the settings of the challenge's config.json unless flags say otherwise), and what PGD added: grey
-is nothing, black and white are epsilon. Above an image: what the model takes it for, how sure it is.
+is nothing, black and white are epsilon. Above an image is what the model takes it for and how sure
+it is.
 """
 
 import dataclasses

@@ -38,8 +38,12 @@ def mnist_table():
 
 
 def results_table(challenge, names):
-    """A table of the cards' results, as Markdown; paper and leaderboard are of robust networks."""
+    """A table of the cards' results, as Markdown; the first card is the robust network's.
+
+    Paper and leaderboard are of robust networks too.
+    """
     own = [cards.read(challenge, name) for name in names]
+    robust = own[0]["training"]["config"]
     rows = {}
     for card in own:
         for entry in card["results"]:
@@ -52,8 +56,8 @@ def results_table(challenge, names):
     for (row, source), entry in rows.items():
         cells = [
             cards.full_title(entry),
-            str(cards.paper_accuracy(challenge, "pgd", entry)),
-            str(cards.leaderboard_accuracy(challenge, "pgd", entry)),
+            str(cards.paper_accuracy(challenge, robust, entry)),
+            str(cards.leaderboard_accuracy(challenge, robust, entry)),
             *(_accuracy(cards.find(card, row, source)) for card in own),
         ]
         lines.append(f"| {' | '.join(cells)} |")

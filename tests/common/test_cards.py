@@ -114,7 +114,12 @@ def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
     assert natural["accuracy"] == pytest.approx(100 * np.mean(guesses == test.labels))
     assert f"none: natural images: {natural['accuracy']:.2f}%" in out
     assert fgsm["accuracy"] < natural["accuracy"] and natural["num_examples"] == 200
-    assert f"| FGSM | itself | {fgsm['accuracy']:.2f} | 6.4 |" in (output / "README.md").read_text()
+    readme = (output / "README.md").read_text()
+    assert f"| FGSM | itself | {fgsm['accuracy']:.2f} | 6.4 |" in readme
+    assert (
+        'differs in: `scale` 1 (16), `adversary` "none" ("pgd"), `max_num_training_steps` 40 '
+        "(100000), `step_size_schedule` [[0, 0.003]] ([[0, 0.0001]]).\n"
+    ) in readme
 
     # A second call adds what is missing, and evaluates nothing twice.
     rows = ("--rows=natural,paper_fgsm", f"--sources={output}", "--transfer_rows=paper_fgsm")
