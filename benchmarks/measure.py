@@ -17,7 +17,8 @@ from common.checkpoints import write_atomically
 from common.errors import InputError
 from common.provenance import provenance
 
-OURS, PLAIN = "ours", "plain tf.function"  # what is compared, beside the peers
+# What is compared, beside the peers.
+OURS, PLAIN, OURS_MIXED = "ours", "plain tf.function", "ours in mixed_bfloat16"
 
 
 def run(main, define_flags):

@@ -1,6 +1,6 @@
 """Times a step of adversarial training: ours, and the plain implementation.
 
-    python benchmarks/training_throughput.py --model=mnist
+    python benchmarks/training_throughput.py --model=mnist|cifar_simple|cifar_wide
 
 A step is the attack of the challenge's config.json on a batch, and the update of the weights. The
 unit is examples per second. `loop_share` is the part of the time of a real training, from its
@@ -26,7 +26,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, plain
-from benchmarks.measure import OURS, PLAIN
+from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common import training
@@ -54,7 +54,11 @@ def define_flags():
     )
     flags.DEFINE_integer("rounds", 7, "how often a step of each is timed", lower_bound=1)
     flags.DEFINE_integer("loop_steps", 200, "steps of the real training; 0: none", lower_bound=0)
-    flags.DEFINE_list("implementations", [OURS, PLAIN], "which to time")
+    flags.DEFINE_list(
+        "implementations",
+        None,
+        f"which to time, of {OURS}, {PLAIN} and, on CIFAR-10, {OURS_MIXED}; default: all",
+    )
     flags.DEFINE_string("output_json", None, "file to write the result to")
     flags.DEFINE_bool("print_peak_memory", False, "one step; the last line is the memory in GiB")
 
@@ -64,21 +68,19 @@ def main():
     if FLAGS.output_json:
         check_writable("--output_json", FLAGS.output_json)
     challenge, size, script, reduce_loss = MODELS[FLAGS.model]
-    if not set(FLAGS.implementations) <= {OURS, PLAIN}:
-        raise InputError(
-            f"--implementations: expected {OURS}, {PLAIN}, got {FLAGS.implementations}"
-        )
+    makers = {OURS: our_step, PLAIN: plain_step}
+    if challenge is CIFAR10:
+        makers[OURS_MIXED] = our_mixed_step
+    names = FLAGS.implementations or list(makers)
+    if not set(names) <= set(makers):
+        raise InputError(f"--implementations: expected {', '.join(makers)}, got {names}")
     if FLAGS.batch_size:
         size = {**size, "training_batch_size": FLAGS.batch_size}
     config = make_config(challenge, ("size", size))
     # Times do not depend on the images, and these are always at hand.
     batch = challenge.load("test", allow_sample=True).head(config.training_batch_size)
     x, y = tf.constant(challenge.to_pixels(batch.images)), tf.constant(batch.labels, tf.int32)
-    steps = {
-        name: make(challenge, config, reduce_loss, x, y)
-        for name, make in ((OURS, our_step), (PLAIN, plain_step))
-        if name in FLAGS.implementations
-    }
+    steps = {name: makers[name](challenge, config, reduce_loss, x, y) for name in names}
     if FLAGS.print_peak_memory:
         for step in steps.values():
             step()
@@ -119,12 +121,19 @@ def main():
         measure.save(FLAGS.output_json, result)
 
 
-def our_step(challenge, config, reduce_loss, x, y):
+def our_step(challenge, config, reduce_loss, x, y, model=None):
     """A training step as `training.train` takes it, as function without arguments."""
-    model, optimizer = challenge.build_model(config), _optimizer(challenge, config)
+    model, optimizer = model or challenge.build_model(config), _optimizer(challenge, config)
     perturb = training.make_adversary(config, challenge, model, _batch_statistics(config))
     update = training.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(perturb(x, y, 0), y)[0])
+
+
+def our_mixed_step(challenge, config, reduce_loss, x, y):
+    """The same with --precision=mixed_bfloat16."""
+    config = dataclasses.replace(config, precision="mixed_bfloat16")
+    model = cifar10.mixed_precision_model(config)
+    return our_step(challenge, config, reduce_loss, x, y, model)
 
 
 def plain_step(challenge, config, reduce_loss, x, y):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import attack_throughput, peers, plain
+from benchmarks import attack_throughput, peers, plain, training_throughput
 from cifar10_challenge.challenge import CIFAR10
 from common.attack import PGD
 from common.checkpoints import fast_model
+from common.config import make_config
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
@@ -57,6 +58,17 @@ def test_training_throughput(tmp_path):
     for entry in result["implementations"].values():
         assert entry["examples_per_second"]["median"] > 0
         assert 0.1 < entry["peak_memory_gib"] < 20
+
+
+def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
+    config = make_config(CIFAR10, ("test", {"width": "simple", "num_steps": 1}))
+    x, y = (tf.constant(array) for array in pictures(4))
+    exact, mixed = (
+        make(CIFAR10, config, tf.reduce_mean, x, y)()
+        for make in (training_throughput.our_step, training_throughput.our_mixed_step)
+    )
+    assert exact > 1 and exact != mixed
+    assert mixed == pytest.approx(exact, rel=0.03)
 
 
 @pytest.mark.parametrize(
