@@ -330,8 +330,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir):
     name = flag_values.suite
     if name is None:
         name = flag_values.attack
-        names = [part.strip() for part in name.split(",")]
-        trials = [suite.named_trial(part, loaded.logits, config, challenge) for part in names]
+        trials = suite.named_trials(name, loaded.logits, config, challenge)
     else:
         trials = suite.suite_trials(name, loaded.logits, config, challenge)
     record = record_of(config, loaded, images)

@@ -39,6 +39,11 @@ class Trial:
     name: str = "attack"
 
     @property
+    def norm(self):
+        """Of the ball: "linf", also where the attack does not say so, or "l2"."""
+        return getattr(self.attack, "norm", "linf")
+
+    @property
     def num_gradients(self):
         """Gradient evaluations of an example in a restart, at most; 0 tells a black-box attack.
 

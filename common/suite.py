@@ -8,6 +8,7 @@ network and on the example; so the number that counts is the worst case over dif
 import dataclasses
 
 from common import attack as attacks
+from common.errors import InputError
 from common.evaluation import Trial, wilson_interval
 
 SUITES = ("paper", "leaderboard", "standard")
@@ -22,6 +23,19 @@ def named_trial(name, model, config, challenge):
     attack = attacks.make_attack(name, model, config, challenge.bounds)
     num_restarts = config.num_restarts if attack.random_start else 1
     return Trial(attack, num_restarts, config.round_to_8_bits, name)
+
+
+def named_trials(names, model, config, challenge):
+    """The list of `Trial` of attacks by their names, apart by commas, for one worst case.
+
+    Raises:
+        InputError: as `named_trial`; they are of different norms, so that there is none.
+    """
+    trials = [named_trial(name.strip(), model, config, challenge) for name in names.split(",")]
+    norms = sorted({trial.norm for trial in trials})
+    if len(norms) > 1:
+        raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
+    return trials
 
 
 def preset_trial(name, model, config, challenge):
@@ -44,7 +58,9 @@ def suite_trials(suite, model, config, challenge):
     if suite == "standard":
         return [
             Trial(attack, eight_bits=config.round_to_8_bits, name=name)
-            for name, attack in attacks.standard_suite(model, config.epsilon, challenge.bounds)
+            for name, attack in attacks.standard_suite(
+                model, config.epsilon, challenge.bounds, jit_compile=config.jit_compile
+            )
         ]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
     return [preset_trial(name, model, config, challenge) for name in names]

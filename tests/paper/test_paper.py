@@ -19,7 +19,15 @@ def test_tables_are_those_of_the_results(path):
 
 @pytest.mark.parametrize(
     "script, flags",
-    [("adversarial_digits.py", ("--num_steps=2",)), ("training_curve.py", ())],
+    [
+        ("adversarial_digits.py", ("--num_steps=2",)),
+        ("training_curve.py", ()),
+        ("loss_along_pgd.py", ("--num_steps=3", "--num_restarts=2", "--num_images=2")),
+        (
+            "accuracy_against_epsilon.py",
+            ("--num_steps=2", "--epsilons=0.3,0.4", "--num_eval_examples=20"),
+        ),
+    ],
 )
 def test_figures(script, flags, tmp_path):
     subprocess.run(
