@@ -342,8 +342,9 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir):
     }
     state = _state(state_dir, key)
     _print_model(loaded)
-    print(f"attacks: {', '.join(trial.name for trial in trials)}", flush=True)
+    print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)
+    print(f"checking the model on {len(few.images)} images", flush=True)
     warnings = checks.check_model(
         loaded.logits,
         challenge.to_pixels(few.images),
