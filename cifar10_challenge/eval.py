@@ -1,6 +1,7 @@
 """Natural and adversarial accuracy of a CIFAR-10 model over every test image.
 
 python cifar10_challenge/eval.py [--model_dir=...] [--preset=...] [--output_json=...] [--watch]
+python cifar10_challenge/eval.py --suite=paper|leaderboard|standard [--each_alone]
 """
 
 import pathlib

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -11,15 +12,24 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, data, submission
-from common.attack import make_attack
+from common import checkpoints, checks, data, submission, suite
 from common.config import read_json
 from common.errors import InputError
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, State, digest_of
 from common.original_checkpoints import is_original
 from common.provenance import provenance
 
 POLL_SECONDS = 10
+ATTACK_SETTINGS = (
+    "epsilon",
+    "num_steps",
+    "step_size",
+    "random_start",
+    "num_restarts",
+    "loss_func",
+    "kappa",
+    "round_to_8_bits",
+)
 
 
 def define_attack_flags(challenge, flag_values):
@@ -38,25 +48,87 @@ def define_attack_flags(challenge, flag_values):
 def define_eval_flags(challenge, flag_values):
     """Declares the flags of eval.py beside the config's."""
     define_attack_flags(challenge, flag_values)
+    flags.DEFINE_string(
+        "suite",
+        None,
+        "the worst case over many attacks: paper or leaderboard, the presets of that name, or "
+        "standard, AutoAttack's; --attack=NAME,NAME does the same for these",
+        flag_values,
+    )
+    flags.DEFINE_bool(
+        "each_alone",
+        False,
+        "with several attacks: give each what the others broke too, for its accuracy alone",
+        flag_values,
+    )
     flags.DEFINE_string("output_json", None, "file to write the result to", flag_values)
+    flags.DEFINE_string(
+        "state_dir",
+        None,
+        "directory of the file that an interrupted evaluation goes on from (default: that of "
+        "--output_json, or the working directory)",
+        flag_values,
+    )
     flags.DEFINE_bool("watch", False, "go on with each new checkpoint of a training", flag_values)
 
 
 def evaluate(challenge, config, flag_values):
-    """eval.py: prints natural and adversarial accuracy and mean loss over every image.
+    """eval.py: accuracy and mean loss over every image, natural and in the worst case over attacks.
+
+    One attack is evaluated as the original code does, on every image; several, or a suite, on
+    those that the model classifies correctly. Ctrl-C ends it after the batch in hand, and the same
+    command goes on from there. The examples are written where --store_adv_path asks for it.
 
     Raises:
-        InputError: no model, no data, or an attack that is out of range.
+        InputError: no model, no data, no such suite or attack, or one that is out of range.
     """
-    if flag_values.output_json:
-        check_writable("--output_json", flag_values.output_json)
+    is_suite = _check_eval_flags(flag_values)
     if flag_values.watch:
         _watch(challenge, config, flag_values)
         return
+    state_dir = _state_dir(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
-    _evaluate_once(config, flag_values, loaded, images, evaluator)
+    if is_suite:
+        _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir)
+        return
+    trials = [suite.named_trial(flag_values.attack, loaded.logits, config, challenge)]
+    evaluator = make_evaluator(challenge, config, trials, loaded)
+    _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir)
+
+
+def _check_eval_flags(flag_values):
+    """Whether several attacks are asked for; raises InputError where the flags do not fit."""
+    if flag_values.output_json:
+        check_writable("--output_json", flag_values.output_json)
+    if flag_values["store_adv_path"].present:
+        check_writable("--store_adv_path", flag_values.store_adv_path)
+    name = flag_values.suite
+    if name is not None:
+        if name not in suite.SUITES:
+            raise InputError(f"--suite: expected one of {', '.join(suite.SUITES)}, got {name!r}")
+        for other in ("attack", "preset"):
+            if flag_values[other].present:
+                raise InputError(f"--{other}: expected none beside --suite, which names its own")
+        allowed = ("epsilon", "round_to_8_bits") if name == "standard" else ()
+        refuse_attack_settings(flag_values, f"--suite={name} has its own", allowed)
+    is_suite = name is not None or "," in flag_values.attack
+    if flag_values.each_alone and not is_suite:
+        raise InputError("--each_alone: expected several attacks, by --suite or --attack=NAME,NAME")
+    if flag_values.watch:
+        if is_suite:
+            raise InputError("--watch: expected one attack, got several")
+        for other in ("state_dir", "store_adv_path"):
+            if flag_values[other].present:
+                raise InputError(f"--{other}: expected none beside --watch, which has no end")
+    return is_suite
+
+
+def refuse_attack_settings(flag_values, reason, allowed=()):
+    """Raises InputError where the command line has settings of an attack, but for `allowed`."""
+    for name in ATTACK_SETTINGS:
+        if flag_values[name].present and name not in allowed:
+            raise InputError(f"--{name}: expected none, as {reason}, got {flag_values[name].value}")
 
 
 def pgd_attack(challenge, config, flag_values):
@@ -69,16 +141,17 @@ def pgd_attack(challenge, config, flag_values):
     check_writable("--store_adv_path", target)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
+    trial = suite.named_trial(flag_values.attack, loaded.logits, config, challenge)
+    evaluator = make_evaluator(challenge, config, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
     summary = result.summary()
-    note = {
-        **record_of(config, loaded, images),
-        "attack": attack_settings(evaluator),
-        **summary,
-    }
-    submission.save(target, result.x_adv, challenge, note)
+    note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
+    _store(target, result, challenge, note)
+
+
+def _store(target, result, challenge, note):
+    submission.save(target, result.x_adv, challenge, note)
     print(f"Examples stored at {target}, their description at {target}.json")
 
 
@@ -179,35 +252,145 @@ def load_test_images(config, challenge):
     return images
 
 
-def make_evaluator(challenge, config, attack_name, loaded, source=None):
-    """An `Evaluator` of a `LoadedModel` under the attack that the config describes.
-
-    The attack is on the `LoadedModel` `source`, by default on the same.
-    """
-    attack = make_attack(attack_name, (source or loaded).logits, config, challenge.bounds)
+def make_evaluator(challenge, config, trials, loaded, **options):
+    """An `Evaluator` of a `LoadedModel` under `trials`; `options` are further ones of it."""
     return Evaluator(
         loaded.logits,
-        attack,
+        trials,
         to_pixels=challenge.to_pixels,
         batch_size=config.eval_batch_size,
-        num_restarts=config.num_restarts if attack.random_start else 1,
         seed=config.random_seed,
-        eight_bits=config.round_to_8_bits,
+        **options,
     )
 
 
-def _evaluate_once(config, flag_values, loaded, images, evaluator):
-    record = {**record_of(config, loaded, images), "attack": attack_settings(evaluator)}
+def key_of(config, loaded, images):
+    """What of an evaluation decides its result beside its attacks, for the key of a `State`."""
+    return {
+        "model_digest": loaded.digest(),
+        "seed": config.random_seed,
+        "data_sha256": images.digest(),
+        "num_examples": len(images.images),
+    }
+
+
+def run_with_state(evaluator, images, state, name, report=None):
+    """`Evaluator.run`, which goes on from a `State` and says so; `name` is for people.
+
+    Raises:
+        KeyboardInterrupt: it was ended.
+    """
+    if state.path.exists():
+        print(f"{name}: going on with {state.path}", flush=True)
+    try:
+        return evaluator.run(images.images, images.labels, state, report)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from there, with {state.path}", flush=True)
+        raise
+
+
+def _state_dir(flag_values):
+    output = flag_values.output_json
+    place = flag_values.state_dir or (pathlib.Path(output).parent if output else pathlib.Path())
+    check_writable("--state_dir", pathlib.Path(place) / "evaluation.npz")
+    return pathlib.Path(place)
+
+
+def _state(state_dir, key):
+    return State(state_dir / f"evaluation-{digest_of(key)}.npz", key)
+
+
+def _print_model(loaded):
     print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
+
+
+def _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir=None):
+    (trial,) = evaluator.trials
+    record = {**record_of(config, loaded, images), "attack": trial.settings()}
+    _print_model(loaded)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
-    summary = evaluator.run(images.images, images.labels).summary()
+    state = None
+    if state_dir is None:
+        result = evaluator.run(images.images, images.labels)
+    else:
+        state = _state(state_dir, {**key_of(config, loaded, images), "attack": trial.settings()})
+        result = run_with_state(evaluator, images, state, "attack")
+    summary = result.summary()
     print(f"natural: {summary['natural_accuracy']:.2f}%")
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    if flag_values.output_json:
-        checkpoints.write_json(flag_values.output_json, {**record, **summary})
+    _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
+    _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
+
+
+def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir):
+    """Runs several attacks in turn and prints a table; checks whether it may flatter."""
+    name = flag_values.suite
+    if name is None:
+        name = flag_values.attack
+        trials = suite.named_trials(name, loaded.logits, config, challenge)
+    else:
+        trials = suite.suite_trials(name, loaded.logits, config, challenge)
+    record = record_of(config, loaded, images)
+    attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
+    key = {
+        **key_of(config, loaded, images),
+        "attacks": attacks,
+        "each_alone": flag_values.each_alone,
+    }
+    state = _state(state_dir, key)
+    _print_model(loaded)
+    print(f"attacks: {', '.join(trial.name for trial in trials)}")
+    few = images.head(checks.NUM_IMAGES)
+    print(f"checking the model on {len(few.images)} images", flush=True)
+    warnings = checks.check_model(
+        loaded.logits,
+        challenge.to_pixels(few.images),
+        few.labels,
+        epsilon=trials[0].attack.epsilon,
+        bounds=challenge.bounds,
+        batch_size=config.eval_batch_size,
+        seed=config.random_seed,
+    )
+    _warn(warnings)
+    evaluator = make_evaluator(
+        challenge,
+        config,
+        trials,
+        loaded,
+        spare_misclassified=True,
+        each_alone=flag_values.each_alone,
+    )
+    result = run_with_state(
+        evaluator, images, state, name, lambda trial: print(suite.line(trial), flush=True)
+    )
+    late = checks.check_result(result, trials)
+    _warn(late)
+    print(suite.table(trials, result), flush=True)
+    described = {
+        "suite": flag_values.suite,
+        "each_alone": flag_values.each_alone,
+        **suite.describe(trials, result),
+        "warnings": warnings + late,
+    }
+    _write(flag_values, challenge, result, {**record, **described}, state)
+
+
+def _warn(warnings):
+    for warning in filter(None, warnings):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _write(flag_values, challenge, result, record, state):
+    """Writes what is asked for, and only then removes the state."""
+    if flag_values.output_json:
+        checkpoints.write_json(flag_values.output_json, record)
+    if flag_values["store_adv_path"].present:
+        _store(flag_values.store_adv_path, result, challenge, record)
+    if state is not None:
+        state.path.unlink(missing_ok=True)
 
 
 def record_of(config, loaded, images):
@@ -222,15 +405,6 @@ def record_of(config, loaded, images):
     }
 
 
-def attack_settings(evaluator):
-    """The attack of an `Evaluator`, as a dict for JSON."""
-    return {
-        **evaluator.attack.settings(),
-        "num_restarts": evaluator.num_restarts,
-        "round_to_8_bits": evaluator.eight_bits,
-    }
-
-
 def _watch(challenge, config, flag_values):
     """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
     path = pathlib.Path(config.model_dir)
@@ -241,10 +415,11 @@ def _watch(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    evaluator = make_evaluator(challenge, config, flag_values.attack, loaded)
+    trials = [suite.named_trial(flag_values.attack, loaded.logits, config, challenge)]
+    evaluator = make_evaluator(challenge, config, trials, loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:
-        summary = _evaluate_once(config, flag_values, loaded, images, evaluator)
+        summary = _evaluate_once(challenge, config, flag_values, loaded, images, evaluator)
         # The originals' tags.
         with writer.as_default(step=loaded.step):
             for tag, name in (

@@ -12,17 +12,6 @@ from common import config as config_lib
 from common.errors import InputError
 from common.rows import evaluate_row, make_state_dir
 
-# A row's own settings decide these.
-ATTACK_SETTINGS = (
-    "epsilon",
-    "num_steps",
-    "step_size",
-    "random_start",
-    "num_restarts",
-    "loss_func",
-    "kappa",
-    "round_to_8_bits",
-)
 NUM_TEST_IMAGES = 10000  # that the leaderboards count, on MNIST and on CIFAR-10
 
 
@@ -123,12 +112,9 @@ def compare(challenge, config, flag_values):
     Raises:
         InputError: no model, no data, no such row, or an attack file that breaks a rule.
     """
-    for name in ATTACK_SETTINGS:
-        if flag_values[name].present:
-            raise InputError(
-                f"--{name}: expected none, as the leaderboard's own attacks are compared, "
-                f"got {flag_values[name].value}; eval.py evaluates any attack"
-            )
+    commands.refuse_attack_settings(
+        flag_values, "the leaderboard's own attacks are compared; eval.py evaluates any attack"
+    )
     if flag_values.attack_file is None:
         _compare_rows(challenge, config, flag_values)
         return

@@ -52,6 +52,12 @@ class Split:
         """One line for people: which images these are and where they came from."""
         return f"{self.name}{'; ' if self.is_sample else ' from '}{self.place}"
 
+    def digest(self) -> str:
+        """sha256 of images and labels."""
+        digest = hashlib.sha256(self.images.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
     def head(self, n: int) -> "Split":
         """Returns the first `n` examples, or all of them where there are no more than `n`.
 

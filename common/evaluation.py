@@ -1,11 +1,14 @@
-"""Natural and adversarial accuracy over every image, in the worst case over restarts."""
+"""Natural and adversarial accuracy over every image: the worst case over attacks and restarts."""
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
+import math
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,17 +23,85 @@ SAVE_SECONDS = 60  # between two writings of a `State`
 
 
 @dataclasses.dataclass(frozen=True)
+class Trial:
+    """An attack as an evaluation runs it.
+
+    Attributes:
+        attack: object with `perturb(x_nat, y, seed, index)`, such as `common.attack.PGD`.
+        num_restarts: an example withstands the attack if the model is right in every restart.
+        eight_bits: round the adversarial images to 256 levels, within the ball.
+        name: for people.
+    """
+
+    attack: Any
+    num_restarts: int = 1
+    eight_bits: bool = False
+    name: str = "attack"
+
+    @property
+    def norm(self):
+        """Of the ball: "linf", also where the attack does not say so, or "l2"."""
+        return getattr(self.attack, "norm", "linf")
+
+    @property
+    def num_gradients(self):
+        """Gradient evaluations of an example in a restart, at most; 0 tells a black-box attack.
+
+        Of an attack that does not say so, one for each of its `num_steps`, as of PGD.
+        """
+        own = getattr(self.attack, "num_gradients", None)
+        return self.attack.num_steps if own is None else own
+
+    @property
+    def num_queries(self):
+        """Further forward passes of an example in a restart, at most; PGD makes none."""
+        return getattr(self.attack, "num_queries", 0)
+
+    def settings(self):
+        """The attack and how it is run, as a dict for JSON."""
+        return {
+            **self.attack.settings(),
+            "num_restarts": self.num_restarts,
+            "round_to_8_bits": self.eight_bits,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialResult:
+    """What one attack of an evaluation did; accuracies in percent of all examples.
+
+    Attributes:
+        name: of the `Trial`.
+        num_given: how many examples it was given.
+        num_broken: how many of these it broke.
+        accuracy: in the worst case over this attack and those before it.
+        accuracy_alone: under this attack alone, or None where it was not given all examples.
+        num_attacks: how many examples it attacked, restarts counted.
+        seconds: the time it took.
+    """
+
+    name: str
+    num_given: int
+    num_broken: int
+    accuracy: float
+    accuracy_alone: float | None
+    num_attacks: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What an evaluation found; `n` examples in the data set's order.
 
     Attributes:
         natural_correct: bool (n,), whether the image itself is classified correctly.
-        adversarial_correct: bool (n,), whether it still is under every restart.
+        adversarial_correct: bool (n,), whether it still is under every attack and restart.
         natural_losses: float32 (n,), cross-entropy of the images.
         adversarial_losses: float32 (n,), cross-entropy of `x_adv`.
-        x_adv: float32 (n, height, width, channels): of each example the first restart that fooled
-            the model, else the one with the highest loss.
-        num_attacks: how many examples were attacked, restarts counted.
+        x_adv: float32 (n, height, width, channels): of each example the first that fooled the
+            model, by attack and restart, else the one with the highest loss.
+        withstood: bool (attacks, n), False where the attack broke the example.
+        trials: a `TrialResult` for each attack.
         seconds: the time it took.
     """
 
@@ -39,8 +110,14 @@ class Result:
     natural_losses: np.ndarray
     adversarial_losses: np.ndarray
     x_adv: np.ndarray
-    num_attacks: int
+    withstood: np.ndarray
+    trials: tuple[TrialResult, ...]
     seconds: float
+
+    @property
+    def num_attacks(self):
+        """How many examples were attacked, attacks and restarts counted."""
+        return sum(trial.num_attacks for trial in self.trials)
 
     def summary(self):
         """The numbers as a dict: accuracies in percent, mean losses."""
@@ -55,13 +132,38 @@ class Result:
         }
 
 
+def wilson_interval(num_correct, num_examples):
+    """95 % confidence interval of an accuracy, in percent (Wilson 1927).
+
+    The accuracies that these counts would not surprise, at the normal distribution's 1.96; it
+    stays within 0 and 100 and is not empty where all or no examples are correct. It takes the
+    examples as drawn at random from those that the accuracy is claimed for.
+
+    Args:
+        num_correct: of the examples.
+        num_examples: how many, 1 or more.
+
+    Returns:
+        (low, high).
+    """
+    z = 1.959964
+    p = num_correct / num_examples
+    scale = 1 + z * z / num_examples
+    centre = (p + z * z / (2 * num_examples)) / scale
+    reach = z / scale * math.sqrt(p * (1 - p) / num_examples + (z / (2 * num_examples)) ** 2)
+    return 100 * max(centre - reach, 0.0), 100 * min(centre + reach, 1.0)
+
+
 @dataclasses.dataclass
 class _Found:
     """What an evaluation has found so far: see `Result`, and how far it is.
 
     Attributes:
+        adversarial_correct: as in `Result`, by what has been run.
         num_natural: how many of the images themselves have been classified.
-        turn: the next of `Evaluator._attack_batches`.
+        trial: the attack that is being run.
+        turn: its next of `Evaluator._attack_batches`.
+        num_attacks, trial_seconds: of each attack.
     """
 
     natural_correct: np.ndarray
@@ -69,13 +171,16 @@ class _Found:
     adversarial_correct: np.ndarray
     adversarial_losses: np.ndarray
     x_adv: np.ndarray
+    withstood: np.ndarray
+    num_attacks: np.ndarray
+    trial_seconds: np.ndarray
     num_natural: int = 0
+    trial: int = 0
     turn: int = 0
-    num_attacks: int = 0
     seconds: float = 0.0
 
     @classmethod
-    def nothing(cls, images):
+    def nothing(cls, images, num_trials):
         """Nothing yet about uint8 `images`."""
         count = len(images)
         return cls(
@@ -84,6 +189,9 @@ class _Found:
             adversarial_correct=np.ones(count, bool),
             adversarial_losses=np.full(count, -np.inf, np.float32),
             x_adv=np.zeros(images.shape, np.float32),
+            withstood=np.ones((num_trials, count), bool),
+            num_attacks=np.zeros(num_trials, np.int64),
+            trial_seconds=np.zeros(num_trials),
         )
 
 
@@ -98,7 +206,7 @@ class State:
 
     def __init__(self, path, key):
         self.path = pathlib.Path(path)
-        self._key = json.dumps(key, sort_keys=True)
+        self._key = _as_text(key)
         self._last = time.monotonic()
 
     def read(self, found):
@@ -135,39 +243,50 @@ class State:
         return InputError(f"cannot go on from {self.path}: {reason}; without it all begins anew")
 
 
+def digest_of(key):
+    """16 hex digits that tell one `State`'s key from another, for its name."""
+    return hashlib.sha256(_as_text(key).encode()).hexdigest()[:16]
+
+
+def _as_text(key):
+    return json.dumps(key, sort_keys=True)
+
+
 class Evaluator:
-    """Evaluates one model under one attack, compiled once and used for any number of checkpoints.
+    """Evaluates one model under attacks, compiled once and used for any number of checkpoints.
 
     Args:
         model: callable from float32 images to logits.
-        attack: object with `perturb(x_nat, y, seed, index)`, such as `common.attack.PGD`.
+        trials: list of `Trial`, run in turn; none leaves natural accuracy.
         to_pixels: function from uint8 images to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
-        num_restarts: an example counts as correct if the model is right in every restart; 0
-            leaves the attack out.
         seed: int; the result depends on it, and not on `batch_size`.
-        eight_bits: round the adversarial images to 256 levels, within the ball.
+        spare_misclassified: an example that the model misclassifies as it is counts as broken, and
+            is not attacked. Otherwise it is, as the original code does, and counts as correct
+            where all attacks happen to correct it.
+        each_alone: give every attack what the others broke too. That changes nothing but the time
+            and `TrialResult.accuracy_alone`.
         show_progress: a bar with the remaining time, on stderr.
     """
 
     def __init__(
         self,
         model,
-        attack,
+        trials,
         *,
         to_pixels,
         batch_size,
-        num_restarts=1,
         seed=0,
-        eight_bits=False,
+        spare_misclassified=False,
+        each_alone=False,
         show_progress=True,
     ):
-        self.attack = attack
+        self.trials = list(trials)
         self.to_pixels = to_pixels
         self.batch_size = batch_size
-        self.num_restarts = num_restarts
         self.seed = seed
-        self.eight_bits = eight_bits
+        self.spare_misclassified = spare_misclassified
+        self.each_alone = each_alone
         self.show_progress = show_progress
 
         @tf.function(reduce_retracing=True)
@@ -179,13 +298,13 @@ class Evaluator:
 
         self._classify = classify
 
-    def run(self, images, labels, state=None):
+    def run(self, images, labels, state=None, report=None):
         """Evaluates uint8 images (n, height, width, channels) with int labels (n,).
 
-        An example that a restart has broken is not attacked again, and batches stay full for as
-        long as enough examples stand: where one restart runs out of them, the next begins. As an
-        example's random start depends on its number and the restart's, and not on its batch, that
-        changes nothing but the time.
+        An example once broken is not attacked again, and batches stay full for as long as enough
+        examples stand: where one restart runs out of them, the next begins. As an example's random
+        start depends on its number and the restart's, and not on its batch, that changes nothing
+        but the time.
 
         With a `state` Ctrl-C and SIGTERM end the evaluation after the batch in hand, and the next
         call goes on from there to the same result as without a break.
@@ -193,6 +312,8 @@ class Evaluator:
         Args:
             images, labels: the examples.
             state: a `State`, or None to start anew and keep nothing.
+            report: function that is called with each attack's `TrialResult` when it is done; after
+                a break with those of before it, too.
 
         Returns:
             A `Result`.
@@ -201,12 +322,19 @@ class Evaluator:
             InputError: `state` is damaged, or another evaluation's.
             KeyboardInterrupt: it was ended; `state` is up to date.
         """
-        found = _Found.nothing(images)
+        found = _Found.nothing(images, len(self.trials))
         if state is not None:
             state.read(found)
         begin = time.perf_counter() - found.seconds
+        results = []
+
+        def done(number):
+            results.append(self._trial_result(found, number))
+            if report is not None:
+                report(results[-1])
+
         with contextlib.nullcontext() if state is None else Interruption() as interruption:
-            for _ in self._steps(images, labels, found):
+            for _ in self._steps(images, labels, found, done):
                 found.seconds = time.perf_counter() - begin
                 if state is not None:
                     state.keep(found, at_once=interruption.requested)
@@ -218,41 +346,85 @@ class Evaluator:
             found.natural_losses,
             found.adversarial_losses,
             found.x_adv,
-            found.num_attacks,
+            found.withstood,
+            tuple(results),
             found.seconds,
         )
 
-    def _steps(self, images, labels, found):
-        """Updates `found` batch by batch, and yields after each."""
+    def _steps(self, images, labels, found, done):
+        """Updates `found` batch by batch, and yields after each; calls `done(number of trial)`."""
         count = len(images)
         with self._progress("natural", initial=found.num_natural, total=count) as progress:
             for batch in self._batches(np.arange(found.num_natural, count)):
                 x = tf.convert_to_tensor(self.to_pixels(images[batch]))
                 correct, losses = self._classify(x, tf.constant(labels[batch], tf.int32))
                 found.natural_correct[batch], found.natural_losses[batch] = correct, losses
+                if self.spare_misclassified:
+                    broken = batch[~correct.numpy()]
+                    found.adversarial_correct[broken] = False
+                    found.adversarial_losses[broken] = found.natural_losses[broken]
+                    found.x_adv[broken] = x.numpy()[~correct.numpy()]
                 found.num_natural += len(batch)
                 progress.update(len(batch))
                 yield
 
-        standing, losses = found.adversarial_correct, found.adversarial_losses
-        if not self.num_restarts:
-            return
-        with self._progress("attack", initial=found.num_attacks) as progress:
-            for batch, restarts in self._attack_batches(standing, found.turn):
-                x, correct, new = self._attack(images[batch], labels[batch], batch, restarts)
-                better = ~correct | (new > losses[batch])
-                found.x_adv[batch[better]] = x[better]
-                losses[batch[better]] = new[better]
-                standing[batch] = correct
-                found.num_attacks += len(batch)
+        for number in range(len(self.trials)):
+            if number > found.trial:
+                found.trial, found.turn = number, 0
+            if number == found.trial:
+                yield from self._attack_steps(images, labels, found)
+            done(number)
+
+    def _attack_steps(self, images, labels, found):
+        """The part of `_steps` that is `found.trial`."""
+        number, count = found.trial, len(images)
+        trial, withstood = self.trials[number], found.withstood[number]
+        standing = self._given(found, number) & withstood
+        before = time.perf_counter() - found.trial_seconds[number]
+        name = trial.name if len(self.trials) > 1 else "attack"
+        with self._progress(name, initial=int(found.num_attacks[number])) as progress:
+            for batch, restarts in self._attack_batches(standing, trial.num_restarts, found.turn):
+                x, correct, losses = self._attack(trial, images, labels, batch, restarts)
+                # What an earlier attack has broken keeps its image.
+                worse = ~correct | (losses > found.adversarial_losses[batch])
+                worse &= found.adversarial_correct[batch]
+                found.x_adv[batch[worse]] = x[worse]
+                found.adversarial_losses[batch[worse]] = losses[worse]
+                found.adversarial_correct[batch] &= correct
+                standing[batch] = withstood[batch] = correct
+                found.num_attacks[number] += len(batch)
                 found.turn = int(restarts[-1] * count + batch[-1] + 1)
-                left = np.count_nonzero(standing) * (self.num_restarts - 1 - restarts[-1])
+                found.trial_seconds[number] = time.perf_counter() - before
+                left = np.count_nonzero(standing) * (trial.num_restarts - 1 - restarts[-1])
                 left += np.count_nonzero(standing[batch[-1] + 1 :])
-                progress.total = found.num_attacks + left
+                progress.total = found.num_attacks[number] + left
                 progress.update(len(batch))
-                progress.set_postfix(standing=f"{100 * np.mean(standing):.2f}%")
+                progress.set_postfix(standing=f"{100 * np.mean(found.adversarial_correct):.2f}%")
                 yield
-            progress.total = found.num_attacks
+            progress.total = found.num_attacks[number]
+
+    def _given(self, found, number):
+        """bool (n,), which examples a trial is given."""
+        given = np.ones_like(found.natural_correct)
+        if self.spare_misclassified:
+            given &= found.natural_correct
+        if not self.each_alone:
+            given &= found.withstood[:number].all(axis=0)
+        return given
+
+    def _trial_result(self, found, number):
+        withstood, given = found.withstood[: number + 1], self._given(found, number)
+        to_break = found.natural_correct if self.spare_misclassified else np.ones_like(given)
+        is_alone = number == 0 or self.each_alone
+        return TrialResult(
+            name=self.trials[number].name,
+            num_given=int(np.count_nonzero(given)),
+            num_broken=int(np.count_nonzero(given & ~withstood[-1])),
+            accuracy=100 * float(np.mean(to_break & withstood.all(axis=0))),
+            accuracy_alone=100 * float(np.mean(to_break & withstood[-1])) if is_alone else None,
+            num_attacks=int(found.num_attacks[number]),
+            seconds=float(found.trial_seconds[number]),
+        )
 
     def _progress(self, what, **options):
         return tqdm(desc=what, unit="image", disable=not self.show_progress, **options)
@@ -260,13 +432,13 @@ class Evaluator:
     def _batches(self, numbers):
         return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
 
-    def _attack_batches(self, standing, first_turn=0):
+    def _attack_batches(self, standing, num_restarts, first_turn=0):
         """Yields batches as (examples, the restart of each), for as long as examples stand.
 
         The turns are the examples of the first restart, then those of the second, and so on.
         """
         batch = {}  # example to restart
-        for turn in range(first_turn, self.num_restarts * len(standing)):
+        for turn in range(first_turn, num_restarts * len(standing)):
             restart, example = divmod(turn, len(standing))
             if len(batch) == self.batch_size or example in batch:
                 yield np.array(list(batch)), np.array(list(batch.values()))
@@ -276,12 +448,12 @@ class Evaluator:
         if batch:
             yield np.array(list(batch)), np.array(list(batch.values()))
 
-    def _attack(self, images, labels, numbers, restarts):
-        x_nat = tf.convert_to_tensor(self.to_pixels(images))
-        y = tf.constant(labels, tf.int32)
+    def _attack(self, trial, images, labels, numbers, restarts):
+        x_nat = tf.convert_to_tensor(self.to_pixels(images[numbers]))
+        y = tf.constant(labels[numbers], tf.int32)
         seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
-        x = self.attack.perturb(x_nat, y, seed=seeds, index=numbers)
-        if self.eight_bits:
-            x = round_to_8_bits(x, x_nat, self.attack.epsilon, self.attack.bounds)
+        x = trial.attack.perturb(x_nat, y, seed=seeds, index=numbers)
+        if trial.eight_bits:
+            x = round_to_8_bits(x, x_nat, trial.attack.epsilon, trial.attack.bounds)
         correct, losses = self._classify(x, y)
         return x.numpy(), correct.numpy(), losses.numpy()

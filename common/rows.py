@@ -1,14 +1,12 @@
 """Rows of a table: a model under one of its challenge's presets, kept where it was finished."""
 
-import dataclasses
-import hashlib
 import json
 import pathlib
 
-from common import commands
+from common import commands, suite
 from common.checkpoints import write_json
 from common.errors import InputError
-from common.evaluation import Evaluator, State
+from common.evaluation import State, digest_of
 
 
 def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None):
@@ -31,41 +29,22 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     Raises:
         KeyboardInterrupt: it was ended.
     """
-    if name == "natural":
-        evaluator = Evaluator(
-            loaded.logits,
-            attack=None,
-            to_pixels=challenge.to_pixels,
-            batch_size=config.eval_batch_size,
-            num_restarts=0,
-        )
-        attack = None
-    else:
-        settings = {"round_to_8_bits": False, **challenge.presets[name]}
-        config = dataclasses.replace(config, **settings)
-        evaluator = commands.make_evaluator(challenge, config, "pgd", loaded, source)
-        attack = commands.attack_settings(evaluator)
+    trials, attack = [], None
+    if name != "natural":
+        model = (source or loaded).logits
+        trials = [suite.preset_trial(name, model, config, challenge)]
+        attack = trials[0].settings()
     key = {
-        "model_digest": loaded.digest(),
+        **commands.key_of(config, loaded, images),
         **({} if source is None else {"source_digest": source.digest()}),
         "attack": attack,
-        "seed": config.random_seed,
-        "data_sha256": _digest(images),
-        "num_examples": len(images.images),
     }
-    text = json.dumps(key, sort_keys=True)
-    path = state_dir / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path = state_dir / f"{name}-{digest_of(key)}"
     finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
     found = _read_finished(finished, key)
     if found is None:
-        if state.path.exists():
-            print(f"{name}: going on with {state.path}", flush=True)
-        try:
-            result = evaluator.run(images.images, images.labels, state)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from there", flush=True)
-            raise
-        summary = result.summary()
+        evaluator = commands.make_evaluator(challenge, config, trials, loaded)
+        summary = commands.run_with_state(evaluator, images, state, name).summary()
         which = "natural_accuracy" if attack is None else "adversarial_accuracy"
         found = {
             "accuracy": summary[which],
@@ -86,12 +65,6 @@ def _read_finished(path, key):
         return kept["found"] if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _digest(images):
-    digest = hashlib.sha256(images.images.tobytes())
-    digest.update(images.labels.tobytes())
-    return digest.hexdigest()
 
 
 def make_state_dir(path):

@@ -10,7 +10,7 @@ import pathlib
 
 from common.attack import make_attack
 from common.checkpoints import fast_model, write_json
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, Trial
 
 NUM_EXAMPLES = 500
 FILE = "validation.json"
@@ -37,7 +37,7 @@ class Validation:
         self._attack_name = challenge.validation_preset
         self._evaluator = Evaluator(
             logits,
-            make_attack("pgd", logits, strong, challenge.bounds),
+            [Trial(make_attack("pgd", logits, strong, challenge.bounds))],
             to_pixels=challenge.to_pixels,
             batch_size=config.eval_batch_size,
             seed=config.random_seed,

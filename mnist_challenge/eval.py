@@ -1,6 +1,7 @@
 """Natural and adversarial accuracy of a MNIST model over every test image.
 
 python mnist_challenge/eval.py [--model_dir=...] [--preset=...] [--output_json=...] [--watch]
+python mnist_challenge/eval.py --suite=paper|leaderboard|standard [--each_alone]
 """
 
 import pathlib

@@ -192,7 +192,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(tmp_path, compare)
     state = tmp_path / "parts" / "comparison.json.state"
     (npz,) = state.glob("*.npz")
     with np.load(npz, allow_pickle=False) as file:
-        turn, num_attacks = int(file["turn"]), int(file["num_attacks"])
+        turn, num_attacks = int(file["turn"]), int(file["num_attacks"].sum())
     assert 0 < turn < 150 and 0 < num_attacks <= turn
     assert len(list(state.glob("natural-*.json"))) == 1
     assert not (tmp_path / "parts" / "comparison.json").exists()

@@ -8,7 +8,7 @@ import tensorflow as tf
 from common import data, evaluation
 from common.attack import PGD
 from common.errors import InputError
-from common.evaluation import Evaluator, State
+from common.evaluation import Evaluator, State, Trial, wilson_interval
 
 # Three classes of 2x2 images, labelled as the model sees them but for one. The start decides
 # which of them two small steps break.
@@ -32,17 +32,39 @@ PGD_2 = PGD(linear, epsilon=0.2, step_size=0.05, num_steps=2)
 
 
 def evaluate(
-    model=linear, attack=PGD_2, images=IMAGES, labels=LABELS, batch_size=16, state=None, **options
+    model=linear,
+    attack=PGD_2,
+    images=IMAGES,
+    labels=LABELS,
+    batch_size=16,
+    seed=0,
+    state=None,
+    **options,
+):
+    trial = Trial(attack, **options)
+    return evaluate_trials([trial], model, images, labels, batch_size, seed=seed, state=state)
+
+
+def evaluate_trials(
+    trials,
+    model=linear,
+    images=IMAGES,
+    labels=LABELS,
+    batch_size=16,
+    *,
+    state=None,
+    report=None,
+    **options,
 ):
     evaluator = Evaluator(
         model,
-        attack,
+        trials,
         to_pixels=data.mnist_pixels,
         batch_size=batch_size,
         show_progress=False,
         **options,
     )
-    return evaluator.run(images, labels, state)
+    return evaluator.run(images, labels, state, report)
 
 
 def correct_and_losses(x, y):
@@ -147,10 +169,9 @@ def test_a_fooled_model_counts_more_than_a_high_loss():
 
     evaluator = Evaluator(
         lambda x: tf.reshape(x, (-1, 3)),
-        Scripted(),
+        [Trial(Scripted(), num_restarts=3)],
         to_pixels=data.mnist_pixels,
         batch_size=1,
-        num_restarts=3,
         show_progress=False,
     )
     result = evaluator.run(np.zeros((1, 1, 1, 3), np.uint8), np.array([0]))
@@ -181,6 +202,132 @@ def test_eight_bits_gives_256_levels_within_the_ball():
     np.testing.assert_array_equal(result.adversarial_correct, correct)
 
 
+# Several attacks.
+
+STEP = PGD(linear, epsilon=0.2, step_size=0.05, num_steps=1)
+CW = PGD(linear, epsilon=0.2, step_size=0.05, num_steps=3, loss_func="cw", random_start=False)
+THREE = [
+    Trial(STEP, num_restarts=2, name="step"),
+    Trial(CW, name="cw"),
+    Trial(PGD_2, num_restarts=3, name="pgd"),
+]
+
+
+def plain_worst_case(seed):
+    """(attack, restart, what it found) for each; every attack and restart on every example."""
+    x_nat = data.mnist_pixels(IMAGES)
+    return [
+        (number, restart, trial.attack.perturb(x_nat, LABELS, seed=(seed, restart)).numpy())
+        for number, trial in enumerate(THREE)
+        for restart in range(trial.num_restarts)
+    ]
+
+
+@pytest.mark.parametrize("each_alone", [False, True])
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_the_worst_case_over_attacks_is_that_of_the_plain_procedure(batch_size, each_alone):
+    seed = 3
+    found = plain_worst_case(seed)
+    correct, losses = map(
+        np.array, zip(*(correct_and_losses(x_adv, LABELS) for *_, x_adv in found))
+    )
+    natural, natural_losses = correct_and_losses(data.mnist_pixels(IMAGES), LABELS)
+    robust = natural & correct.all(axis=0)
+    chosen = np.where(robust, losses.argmax(axis=0), (~correct).argmax(axis=0))
+    x_adv = np.choose(chosen[:, None, None, None], [x_adv for *_, x_adv in found])
+    x_adv[~natural] = data.mnist_pixels(IMAGES)[~natural]
+    expected_losses = np.where(natural, losses[chosen, np.arange(COUNT)], natural_losses)
+
+    result = evaluate_trials(
+        THREE, batch_size=batch_size, seed=seed, spare_misclassified=True, each_alone=each_alone
+    )
+    np.testing.assert_array_equal(result.adversarial_correct, robust)
+    np.testing.assert_array_equal(result.x_adv, x_adv)
+    np.testing.assert_allclose(result.adversarial_losses, expected_losses, rtol=1e-5)
+
+    before = natural
+    for number, trial in enumerate(result.trials):
+        runs = np.array([correct[i] for i, run in enumerate(found) if run[0] == number])
+        given = natural if each_alone else before
+        tries = np.where(runs.all(axis=0), len(runs), (~runs).argmax(axis=0) + 1)
+        alone = None
+        if each_alone or number == 0:
+            alone = 100 * np.mean(natural & runs.all(axis=0))
+        after = before & runs.all(axis=0)
+        assert timeless(trial) == evaluation.TrialResult(
+            name=THREE[number].name,
+            num_given=given.sum(),
+            num_broken=(given & ~runs.all(axis=0)).sum(),
+            accuracy=100 * np.mean(after),
+            accuracy_alone=alone,
+            num_attacks=tries[given].sum(),
+            seconds=0,
+        )
+        assert trial.seconds > 0
+        assert after.sum() < before.sum()  # or there is nothing to see
+        before = after
+    assert robust.any() and result.num_attacks == sum(t.num_attacks for t in result.trials)
+    assert result.summary()["adversarial_accuracy"] == result.trials[-1].accuracy
+
+
+def test_what_one_attack_broke_the_next_is_not_given():
+    labels = np.tile([0, 1], 5)  # the model is right about the even ones
+
+    class FoolsOnTheFirstHalf(NoAttack):
+        """Makes black what it is to fool."""
+
+        def perturb(self, x_nat, y, seed, index):
+            x = super().perturb(x_nat, y, seed, index)
+            return tf.where((index < 5)[:, None, None, None], tf.zeros_like(x), x)
+
+    def model(x):
+        is_black = tf.reduce_all(x == 0, axis=(1, 2, 3))
+        return tf.where(is_black[:, None], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+
+    images = np.full((10, 2, 2, 1), 255, np.uint8)
+
+    def calls(**options):
+        attacks = FoolsOnTheFirstHalf(), NoAttack()
+        trials = [Trial(attack, num_restarts=2) for attack in attacks]
+        result = evaluate_trials(trials, model, images, labels, batch_size=4, **options)
+        calls = [[(r, i) for call in a.calls for _, r, i in call] for a in attacks]
+        return calls, result
+
+    (first, second), result = calls(spare_misclassified=True)
+    assert first == [(0, 0), (0, 2), (0, 4), (0, 6), (0, 8), (1, 6), (1, 8)]
+    assert second == [(0, 6), (0, 8), (1, 6), (1, 8)]
+    np.testing.assert_array_equal(np.flatnonzero(result.adversarial_correct), [6, 8])
+
+    (first, second), result = calls(spare_misclassified=True, each_alone=True)
+    assert len(first) == 7 and len(second) == 10
+    np.testing.assert_array_equal(np.flatnonzero(result.adversarial_correct), [6, 8])
+    assert [trial.accuracy_alone for trial in result.trials] == [20, 50]
+    assert (result.x_adv[:5:2] == 0).all()  # of the attack that broke them
+
+    # Without it the misclassified ones are attacked too, as the original code does.
+    (first, second), result = calls()
+    assert {i for _, i in first} == set(range(10)) and {i for _, i in second} == {6, 8}
+
+
+def test_each_attack_is_reported_when_it_is_done():
+    seen = []
+    result = evaluate_trials(THREE, report=seen.append)
+    assert tuple(seen) == result.trials and [trial.name for trial in seen] == ["step", "cw", "pgd"]
+
+
+@pytest.mark.parametrize(
+    ("num_correct", "num_examples", "expected"),
+    [  # Wilson's formula, with z = 1.959964, worked out apart
+        (0, 10, (0, 27.753)),
+        (10, 10, (72.247, 100)),
+        (50, 100, (40.383, 59.617)),
+        (880, 1000, (85.839, 89.870)),
+    ],
+)
+def test_wilson_interval(num_correct, num_examples, expected):
+    np.testing.assert_allclose(wilson_interval(num_correct, num_examples), expected, atol=2e-3)
+
+
 # Going on after a break.
 
 
@@ -198,9 +345,15 @@ class Interrupted(PGD):
 
 def same(result, other):
     for field in dataclasses.fields(result):
-        if field.name != "seconds":
-            ours, theirs = getattr(result, field.name), getattr(other, field.name)
+        ours, theirs = getattr(result, field.name), getattr(other, field.name)
+        if field.name == "trials":
+            assert [timeless(trial) for trial in ours] == [timeless(trial) for trial in theirs]
+        elif field.name != "seconds":
             np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+
+
+def timeless(trial):
+    return dataclasses.replace(trial, seconds=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16])
@@ -225,6 +378,28 @@ def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_pat
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.parametrize("each_alone", [False, True])
+def test_stopped_in_the_second_attack_it_comes_to_the_same_result(each_alone, tmp_path):
+    options = {"batch_size": 7, "seed": 3, "spare_misclassified": True, "each_alone": each_alone}
+    whole = evaluate_trials(THREE, **options)
+    attack = Interrupted(
+        linear, epsilon=0.2, step_size=0.05, num_steps=3, loss_func="cw", random_start=False
+    )
+    trials = [THREE[0], Trial(attack, name="cw"), THREE[2]]
+    state, seen = State(tmp_path / "state.npz", {"seed": 3}), []
+    attack.after = 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_trials(trials, state=state, report=seen.append, **options)
+    assert [trial.name for trial in seen] == ["step"]
+    with np.load(state.path, allow_pickle=False) as file:
+        assert file["trial"] == 1 and file["num_attacks"].tolist()[1:] == [14, 0]
+    attack.after = 10**6
+    seen.clear()
+    result = evaluate_trials(trials, state=state, report=seen.append, **options)
+    assert [timeless(t) for t in seen] == [timeless(t) for t in whole.trials]
+    same(result, whole)
+
+
 def test_the_images_themselves_are_gone_on_with_too(tmp_path):
     seen = []
 
@@ -235,14 +410,7 @@ def test_the_images_themselves_are_gone_on_with_too(tmp_path):
         return data.mnist_pixels(images)
 
     state = State(tmp_path / "state.npz", {})
-    evaluator = Evaluator(
-        linear,
-        None,
-        to_pixels=to_pixels,
-        batch_size=16,
-        num_restarts=0,
-        show_progress=False,
-    )
+    evaluator = Evaluator(linear, [], to_pixels=to_pixels, batch_size=16, show_progress=False)
     with pytest.raises(KeyboardInterrupt):
         evaluator.run(IMAGES, LABELS, state)
     assert seen == [16, 16]
@@ -263,7 +431,7 @@ def test_what_was_found_is_written_as_time_passes(tmp_path, monkeypatch):
             evaluate(attack=Killed(), state=State(tmp_path / "state.npz", {}))
         assert (tmp_path / "state.npz").exists() is written
     with np.load(tmp_path / "state.npz", allow_pickle=False) as file:
-        assert file["num_natural"] == COUNT and file["num_attacks"] == 0
+        assert file["num_natural"] == COUNT and file["num_attacks"].tolist() == [0]
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 

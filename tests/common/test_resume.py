@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
-from common import commands, runs, training
+from common import commands, runs, suite, training
 from common.checkpoints import load_model
 from common.config import make_config
 from common.errors import InputError
@@ -246,11 +246,9 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     loaded = load_model(MNIST, tmp_path)
     config = make_config(MNIST, ("test", MNIST.presets["paper_pgd_40"]))
     sample = MNIST.load("test", data_dir=None, allow_sample=True).head(50)
-    summary = (
-        commands.make_evaluator(MNIST, config, "pgd", loaded)
-        .run(sample.images, sample.labels)
-        .summary()
-    )
+    trial = suite.preset_trial("paper_pgd_40", loaded.logits, config, MNIST)
+    evaluator = commands.make_evaluator(MNIST, config, [trial], loaded)
+    summary = evaluator.run(sample.images, sample.labels).summary()
     for name in ("natural_accuracy", "adversarial_accuracy"):
         assert at_6[name] == summary[name]
     assert f"natural {at_6['natural_accuracy']:.2f}%, paper_pgd_40" in capsys.readouterr().out

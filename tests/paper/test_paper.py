@@ -3,11 +3,18 @@
 import pathlib
 import subprocess
 import sys
+import types
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from paper import readme_tables
+from cifar10_challenge.challenge import CIFAR10
+from common.attack import PGD, xent_loss
+from common.config import make_config
+from mnist_challenge.challenge import MNIST
+from paper import accuracy_against_epsilon, loss_along_pgd, readme_tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -19,11 +26,21 @@ def test_tables_are_those_of_the_results(path):
 
 
 @pytest.mark.parametrize(
-    "script, flags",
-    [("adversarial_images.py", ("--num_steps=2",)), ("training_curve.py", ())],
+    "script, challenge, flags",
+    [
+        ("adversarial_images.py", "mnist", ("--num_steps=2",)),
+        ("adversarial_images.py", "cifar10", ("--num_steps=2",)),
+        ("training_curve.py", "mnist", ()),
+        ("training_curve.py", "cifar10", ()),
+        ("loss_along_pgd.py", "mnist", ("--num_steps=3", "--num_restarts=2", "--num_images=2")),
+        (
+            "accuracy_against_epsilon.py",
+            "mnist",
+            ("--num_steps=2", "--epsilons=0.3,0.4", "--num_eval_examples=20"),
+        ),
+    ],
 )
-@pytest.mark.parametrize("challenge", ["mnist", "cifar10"])
-def test_figures(script, flags, challenge, tmp_path):
+def test_figures(script, challenge, flags, tmp_path):
     subprocess.run(
         [
             sys.executable,
@@ -39,6 +56,71 @@ def test_figures(script, flags, challenge, tmp_path):
     )
     picture = plt.imread(tmp_path / "picture.png")
     assert picture.shape[0] > 200 and picture.shape[1] > 600 and picture.std() > 0.1
+
+
+@pytest.fixture(params=[MNIST, CIFAR10], ids=["mnist", "cifar10"])
+def challenge(request):
+    return request.param
+
+
+@pytest.fixture
+def linear(challenge):
+    """A linear model, and 20 images labelled as it sees them but for the last."""
+    size = int(np.prod(challenge.image_shape))
+    kernel = np.random.default_rng(0).normal(size=(size, 10)).astype(np.float32)
+    images = challenge.load("sample").head(20).images
+    x_nat = challenge.to_pixels(images).astype(np.float32)
+    # Logits of about 1, so that a few levels matter.
+    kernel /= np.linalg.norm(x_nat.reshape(20, -1), axis=1).mean()
+
+    def logits(x):
+        return tf.reshape(x, (-1, size)) @ kernel
+
+    labels = np.argmax(logits(x_nat), axis=1)
+    labels[-1] = (labels[-1] + 1) % 10
+    return logits, images, x_nat, labels
+
+
+def test_the_loss_is_that_along_pgd(challenge, linear):
+    logits, _, x_nat, labels = linear
+    width = challenge.bounds[1]
+    ball = {"epsilon": 0.2 * width, "step_size": 0.05 * width}
+    config = types.SimpleNamespace(**ball, num_steps=3, random_seed=5)
+    along = loss_along_pgd.losses_along_pgd(
+        logits, tf.constant(x_nat), tf.constant(labels, tf.int32), config, challenge.bounds
+    )
+    for num_steps, losses in enumerate(along):
+        pgd = PGD(logits, num_steps=num_steps, bounds=challenge.bounds, **ball)
+        expected = xent_loss(logits(pgd.perturb(x_nat, labels, seed=5)), labels)
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert len(along) == 4 and (along[-1] > along[0]).all()
+
+
+def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
+    logits, images, x_nat, labels = linear
+    config = make_config(challenge, ("test", {"num_steps": 4, "random_seed": 5}))
+    epsilons = np.array([0, 0.005, 0.01, 0.02, 0.1]) * challenge.bounds[1]
+    found = accuracy_against_epsilon.accuracies(
+        challenge,
+        config,
+        types.SimpleNamespace(logits=logits),
+        types.SimpleNamespace(images=images, labels=labels),
+        epsilons,
+    )
+    stands = np.argmax(logits(x_nat), axis=1) == labels
+    expected = [95.0]
+    for epsilon in epsilons[1:]:
+        pgd = PGD(
+            logits,
+            epsilon=epsilon,
+            step_size=2.5 * epsilon / 4,
+            num_steps=4,
+            bounds=challenge.bounds,
+        )
+        stands &= np.argmax(logits(pgd.perturb(x_nat, labels, seed=5)), axis=1) == labels
+        expected.append(100 * np.mean(stands))
+    np.testing.assert_allclose(found, expected)
+    assert len(set(expected)) > 2 and expected[-1] == 0  # or there is nothing to see
 
 
 def test_python_of_the_readme_runs(monkeypatch):

@@ -1,0 +1,229 @@
+"""Warnings of an evaluation that may flatter: that finds a model more robust than it is.
+
+An attack fails on a robust model, and just as well on one that it cannot see through. These are
+the signs of the second, each a function from numbers to a line of text, or None where all is well:
+those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md) and of
+Athalye et al. 2018 (Sec. 3.1) and Carlini et al. 2019 (arXiv 1902.06705, Sec. 5). AutoAttack's
+check for models that optimise at inference would need to look into the model, and is left out.
+
+A warning proves nothing, nor does it that there is none.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from common.attack import PGD, xent_loss
+
+NUM_IMAGES = 200  # that `check_model` looks at: a small part of any evaluation's time
+PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
+RANDOM_DIFFERENCE = 1e-4  # AutoAttack's: distance of two normalised vectors of logits
+BLACK_BOX_SHARE = 0.002  # AutoAttack's, of all examples
+ZERO_GRADIENT_SHARE = 0.01  # of images; AutoAttack warns at the first, after the DLR loss
+LARGE_EPSILON_ACCURACY = 5.0  # percent of the images that are classified correctly
+LARGE_EPSILON_STEPS = 10  # enough for 0 on undefended networks
+
+
+def softmax_outputs(logits):
+    """Whether the outputs are probabilities: within 0 and 1, with sum 1.
+
+    Their logarithm saturates, and with it the gradient of every loss.
+
+    Args:
+        logits: float (n, classes), the model's outputs.
+    """
+    logits = np.asarray(logits)
+    tolerance = PROBABILITY_TOLERANCE
+    is_within = (logits > -tolerance) & (logits < 1 + tolerance)
+    if is_within.all() and (np.abs(logits.sum(axis=-1) - 1) < tolerance).all():
+        return (
+            "softmax outputs: the model's outputs are within 0 and 1 and add up to 1; attacks "
+            "need the logits before the softmax"
+        )
+    return None
+
+
+def randomised(first, second):
+    """Whether two calls of the model on the same images differ.
+
+    Attacks that follow one draw's gradient overestimate such a model; they need its expectation.
+
+    Args:
+        first, second: float (n, classes), the outputs of the two calls.
+    """
+    first, second = (np.asarray(logits, np.float64) for logits in (first, second))
+    unit = [x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-10) for x in (first, second)]
+    distance = np.linalg.norm(unit[0] - unit[1], axis=-1).max()
+    changed = np.count_nonzero(first.argmax(axis=-1) != second.argmax(axis=-1))
+    if distance > RANDOM_DIFFERENCE or changed:
+        return (
+            f"randomised: two calls on the same {len(first)} images differ by up to "
+            f"{distance:.2g} in the normalised logits, and in {changed} classes"
+        )
+    return None
+
+
+def zero_gradients(gradients):
+    """Whether the loss has no gradient at more than 1 % of the images.
+
+    Args:
+        gradients: float (n, height, width, channels), of the cross-entropy of each image.
+    """
+    gradients = np.asarray(gradients)
+    is_zero = ~gradients.reshape(len(gradients), -1).any(axis=1)
+    if is_zero.mean() > ZERO_GRADIENT_SHARE:
+        return (
+            f"zero gradients: the cross-entropy has none at {is_zero.sum()} of {len(gradients)} "
+            "images, so that attacks by gradients stay where they start"
+        )
+    return None
+
+
+def pixel_units(x_nat, epsilon, bounds):
+    """Whether images and epsilon are in other units than `bounds`.
+
+    Args:
+        x_nat: float32 images, as the attack gets them.
+        epsilon: of the attack.
+        bounds: (lowest, highest) pixel value, as stated.
+    """
+    low, high = bounds
+    least, most = float(np.min(x_nat)), float(np.max(x_nat))
+    level = (high - low) / 255
+    stated = f"pixels are stated to be in [{low:g}, {high:g}]"
+    if least < low - 1e-4 or most > high + 1e-4:
+        return f"pixel units: {stated}, and go from {least:g} to {most:g}"
+    if most - least < (high - low) / 100:
+        return f"pixel units: {stated}, and go from {least:g} to {most:g} only"
+    if high - low <= 1 and np.array_equal(x_nat, np.rint(x_nat)):
+        return f"pixel units: {stated}, and are whole numbers only"
+    if 0 < epsilon < level:
+        return f"pixel units: {stated}, and epsilon {epsilon:g} is below one of their 256 levels"
+    return None
+
+
+def above_natural(natural_accuracy, adversarial_accuracy):
+    """Whether attacked images are classified better than the images themselves.
+
+    An attack that raises the loss cannot do that. A network trained on one-step attacks can take
+    the class from them (label leaking, Kurakin et al. 2017).
+
+    Args:
+        natural_accuracy, adversarial_accuracy: in percent of the same images.
+    """
+    if adversarial_accuracy > natural_accuracy:
+        return (
+            f"above natural: accuracy under attack, {adversarial_accuracy:.2f}%, is above the "
+            f"natural one, {natural_accuracy:.2f}%; the attack may give the class away"
+        )
+    return None
+
+
+def large_epsilon(accuracy):
+    """Whether PGD leaves more than 5 % where any image is allowed.
+
+    Args:
+        accuracy: in percent of the images that are classified correctly, under PGD with the whole
+            pixel range as epsilon.
+    """
+    if accuracy > LARGE_EPSILON_ACCURACY:
+        return (
+            f"large epsilon: with the whole pixel range as epsilon PGD leaves {accuracy:.1f}% of "
+            "the correct images, where it should leave none; gradients may be masked"
+        )
+    return None
+
+
+def black_box_stronger(name, num_broken, num_examples):
+    """Whether an attack without gradients broke over 0.2 % that attacks by gradients had left.
+
+    Args:
+        name: of the attack.
+        num_broken: how many examples it broke that the attacks by gradients had left.
+        num_examples: of the evaluation.
+    """
+    if num_broken > BLACK_BOX_SHARE * num_examples:
+        return (
+            f"black box stronger: {name}, which sees no gradient, broke {num_broken} of "
+            f"{num_examples} examples that the attacks by gradients had left; these may be masked"
+        )
+    return None
+
+
+def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, seed=0):
+    """What speaks against the evaluation of a model, before any attack.
+
+    Args:
+        model: callable from float32 images to logits.
+        x_nat: float32 images (n, height, width, channels), the first of those to evaluate.
+        y: int labels (n,).
+        epsilon: of the attacks, in the units of `bounds`.
+        bounds: (lowest, highest) pixel value.
+        batch_size: images at a time.
+        seed: of PGD's random start.
+
+    Returns:
+        List of warnings, each a line.
+    """
+    x_nat, y = np.asarray(x_nat, np.float32), np.asarray(y)
+    batches = [slice(i, i + batch_size) for i in range(0, len(x_nat), batch_size)]
+
+    def correct(x, y):
+        return np.argmax(model(tf.convert_to_tensor(x)), axis=-1) == y
+
+    parts = []
+    for batch in batches:
+        x, labels = tf.constant(x_nat[batch]), tf.constant(y[batch], tf.int32)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x)
+            loss = tf.reduce_sum(xent_loss(logits, labels))
+        # Rounding, for one, is not differentiable, and TensorFlow gives no gradient at all.
+        gradient = tape.gradient(loss, x, unconnected_gradients="zero")
+        x_fgsm = tf.clip_by_value(x + epsilon * tf.sign(gradient), *bounds)
+        parts.append((logits, model(x), gradient, correct(x_fgsm, y[batch])))
+    logits, again, gradients, fgsm_correct = map(np.concatenate, zip(*parts))
+
+    is_correct = np.argmax(logits, axis=-1) == y
+    warnings = [
+        pixel_units(x_nat, epsilon, bounds),
+        softmax_outputs(logits),
+        randomised(logits, again),
+        zero_gradients(gradients),
+        above_natural(100 * np.mean(is_correct), 100 * np.mean(fgsm_correct)),
+    ]
+    if gradients.any() and is_correct.any():
+        width = bounds[1] - bounds[0]
+        pgd = PGD(
+            model,
+            epsilon=width,
+            step_size=2.5 * width / LARGE_EPSILON_STEPS,
+            num_steps=LARGE_EPSILON_STEPS,
+            bounds=bounds,
+        )
+        stand = 0
+        for batch in batches:
+            x_adv = pgd.perturb(np.clip(x_nat[batch], *bounds), y[batch], seed=seed)
+            stand += np.count_nonzero(correct(x_adv, y[batch]) & is_correct[batch])
+        warnings.append(large_epsilon(100 * stand / np.count_nonzero(is_correct)))
+    return [warning for warning in warnings if warning is not None]
+
+
+def check_result(result, trials):
+    """What speaks against an evaluation, after its attacks.
+
+    Args:
+        result: a `common.evaluation.Result`.
+        trials: its list of `common.evaluation.Trial`.
+
+    Returns:
+        List of warnings, each a line.
+    """
+    warnings = []
+    is_white_box = np.array([trial.num_gradients > 0 for trial in trials], bool)
+    for number, trial in enumerate(trials):
+        # An attack before the first by gradients was given what those would have broken.
+        if not is_white_box[number] and is_white_box[:number].any():
+            left = result.withstood[is_white_box].all(axis=0) & result.natural_correct
+            broken = int(np.count_nonzero(left & ~result.withstood[number]))
+            warnings.append(black_box_stronger(trial.name, broken, len(left)))
+    return [warning for warning in warnings if warning is not None]

@@ -1,0 +1,139 @@
+"""Suites of attacks, run in turn on what still stands, and the table of what they did.
+
+Robust accuracy is at most what the strongest attack leaves, and which one that is depends on the
+network and on the example; so the number that counts is the worst case over different attacks
+(Carlini et al. 2019; Croce and Hein 2020).
+"""
+
+import dataclasses
+
+from common import attack as attacks
+from common.errors import InputError
+from common.evaluation import Trial, wilson_interval
+
+SUITES = ("paper", "leaderboard", "standard")
+
+
+def named_trial(name, model, config, challenge):
+    """The `Trial` of an attack by its name, with the config's settings.
+
+    Raises:
+        InputError: there is no such attack, or a setting is out of range.
+    """
+    attack = attacks.make_attack(name, model, config, challenge.bounds)
+    num_restarts = config.num_restarts if attack.random_start else 1
+    return Trial(attack, num_restarts, config.round_to_8_bits, name)
+
+
+def named_trials(names, model, config, challenge):
+    """The list of `Trial` of attacks by their names, apart by commas, for one worst case.
+
+    Raises:
+        InputError: as `named_trial`; they are of different norms, so that there is none.
+    """
+    trials = [named_trial(name.strip(), model, config, challenge) for name in names.split(",")]
+    norms = sorted({trial.norm for trial in trials})
+    if len(norms) > 1:
+        raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
+    return trials
+
+
+def preset_trial(name, model, config, challenge):
+    """The `Trial` of a challenge's preset, whose settings replace those of the config."""
+    settings = {"round_to_8_bits": False, **challenge.presets[name]}
+    config = dataclasses.replace(config, **settings)
+    return dataclasses.replace(named_trial("pgd", model, config, challenge), name=name)
+
+
+def suite_trials(suite, model, config, challenge):
+    """The list of `Trial` of a suite.
+
+    Args:
+        suite: "paper" or "leaderboard", the challenge's presets of that name, or "standard": the
+            standard version of AutoAttack (Croce and Hein 2020) at the config's epsilon.
+        model: see `common.attack.PGD`.
+        config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
+    """
+    if suite == "standard":
+        return [
+            Trial(attack, eight_bits=config.round_to_8_bits, name=name)
+            for name, attack in attacks.standard_suite(
+                model, config.epsilon, challenge.bounds, jit_compile=config.jit_compile
+            )
+        ]
+    names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
+    return [preset_trial(name, model, config, challenge) for name in names]
+
+
+def line(trial):
+    """What an attack did, in a line; `trial` is a `TrialResult`."""
+    return (
+        f"{trial.name}: {trial.num_broken:,} of {trial.num_given:,} broken in "
+        f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% stand"
+    )
+
+
+def describe(trials, result):
+    """What an evaluation found, as a dict for JSON.
+
+    Args:
+        trials: list of `Trial`.
+        result: the `Result` of these.
+
+    Returns:
+        `Result.summary()`; confidence_interval, the 95 % one of the robust accuracy, in percent;
+        attacks, a list with settings and `TrialResult` of each, and how many gradients and further
+        forward passes that took at most, of all its examples and restarts.
+    """
+    correct = result.adversarial_correct
+    interval = wilson_interval(int(correct.sum()), len(correct))
+    return {
+        **result.summary(),
+        "confidence_interval": [round(limit, 4) for limit in interval],
+        "attacks": [
+            {
+                **dataclasses.asdict(done),
+                "seconds": round(done.seconds, 2),
+                "num_gradients": done.num_attacks * trial.num_gradients,
+                "num_queries": done.num_attacks * trial.num_queries,
+                "attack": trial.settings(),
+            }
+            for trial, done in zip(trials, result.trials)
+        ],
+    }
+
+
+def table(trials, result):
+    """The numbers of `describe` as aligned lines of text."""
+    found = describe(trials, result)
+    head = ("attack", "given", "broken", "accuracy", "alone", "seconds", "gradients", "queries")
+    rows = [head, ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", "", "", "")]
+    for entry in found["attacks"]:
+        alone = entry["accuracy_alone"]
+        rows.append(
+            (
+                entry["name"],
+                f"{entry['num_given']:,}",
+                f"{entry['num_broken']:,}",
+                f"{entry['accuracy']:.2f}%",
+                "" if alone is None else f"{alone:.2f}%",
+                f"{entry['seconds']:.1f}",
+                f"{entry['num_gradients']:,}",
+                f"{entry['num_queries']:,}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for name, *cells in rows:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    low, high = found["confidence_interval"]
+    return "\n".join(
+        [
+            *lines,
+            "accuracy: in the worst case over this attack and those above; alone: under it alone",
+            f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
+            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
+        ]
+    )

@@ -1,0 +1,299 @@
+"""Several attacks in turn, as eval.py runs them: table, JSON, examples, breaks and wrong use."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from common import attack, commands, config, suite
+from common.attack import FGSM, PGD
+from common.errors import InputError
+from common.evaluation import Result, Trial, TrialResult
+from mnist_challenge.challenge import MNIST
+from tests.common.test_resume import run as train
+from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
+
+FEW = ("--num_eval_examples=32", "--eval_batch_size=8")
+PAPER = [name for name in MNIST.presets if name.startswith("paper_")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The directory of a small network, trained a little without an adversary."""
+    directory = tmp_path_factory.mktemp("tiny") / "run"
+    train(
+        MNIST,
+        directory,
+        scale=1,
+        adversary="none",
+        max_num_training_steps=100,
+        training_batch_size=50,
+        step_size_schedule=[[0, 0.005]],
+        num_output_steps=1000,
+        num_validation_steps=0,
+        num_checkpoint_steps=1000,
+    )
+    return directory
+
+
+@pytest.fixture
+def evaluate(tiny, tmp_path, monkeypatch, capsys):
+    """Function from flags to what eval.py prints, run here in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+    def evaluate(*arguments):
+        flag_values = flags.FlagValues()
+        config.define_flags(MNIST, flag_values)
+        commands.define_eval_flags(MNIST, flag_values)
+        flag_values(["eval.py", f"--model_dir={tiny}", *arguments])
+        settings = config.config_from_flags(MNIST, flag_values)
+        capsys.readouterr()
+        commands.evaluate(MNIST, settings, flag_values)
+        return capsys.readouterr()
+
+    return evaluate
+
+
+def timeless(path):
+    """The JSON of an evaluation, without the time it took and the command that made it."""
+    result = json.loads(path.read_text())
+    for entry in (result, *result["attacks"]):
+        del entry["seconds"]
+    del result["command"]
+    return result
+
+
+def test_the_paper_suite_through_the_script(tiny, tmp_path):
+    out = run(
+        ROOT / "mnist_challenge" / "eval.py",
+        "--suite=paper",
+        f"--model_dir={tiny}",
+        "--output_json=r.json",
+        "--store_adv_path=worst.npy",
+        *FEW,
+        cwd=tmp_path,
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [entry["name"] for entry in result["attacks"]] == PAPER
+    for entry in result["attacks"]:
+        preset = MNIST.presets[entry["name"]]
+        assert {name: entry["attack"][name] for name in preset if name != "kappa"} == {
+            name: value for name, value in preset.items() if name != "kappa"
+        }
+    # Each attack takes up where the one before it ended, and the lines say what the JSON says.
+    lines, table = out.splitlines(), out[out.index("\nattack ") :].splitlines()[1:]
+    before = round(result["natural_accuracy"] * 32 / 100)
+    for entry, row in zip(result["attacks"], table[2:]):
+        assert entry["num_given"] == before
+        before -= entry["num_broken"]
+        assert entry["accuracy"] == pytest.approx(100 * before / 32)
+        steps = entry["attack"]["num_steps"]
+        assert entry["num_gradients"] == entry["num_attacks"] * steps
+        (line,) = [line for line in lines if line.startswith(f"{entry['name']}: ")]
+        assert f"{entry['num_broken']} of {entry['num_given']} broken" in line
+        cells = row.split()
+        assert cells[:4] == [
+            entry["name"],
+            str(entry["num_given"]),
+            str(entry["num_broken"]),
+            f"{entry['accuracy']:.2f}%",
+        ]
+        assert cells[-2] == f"{entry['num_gradients']:,}"
+    assert result["adversarial_accuracy"] == result["attacks"][-1]["accuracy"]
+    low, high = result["confidence_interval"]
+    assert 0 <= low <= result["adversarial_accuracy"] <= high <= 100
+    assert lines[-2].startswith(f"robust accuracy: {result['adversarial_accuracy']:.2f}%, 95%")
+    assert "32 examples" in lines[-2]
+    note = json.loads((tmp_path / "worst.npy.json").read_text())
+    assert note["attacks"] == result["attacks"]
+    assert {p.name for p in tmp_path.iterdir()} == {"r.json", "worst.npy", "worst.npy.json"}
+    # The examples are those of the worst case, and obey the challenge's rules.
+    scored = run(
+        ROOT / "mnist_challenge" / "run_attack.py",
+        "--store_adv_path=worst.npy",
+        f"--model_dir={tiny}",
+        *FEW,
+        cwd=tmp_path,
+    )
+    assert f"Accuracy: {result['adversarial_accuracy']:.2f}%" in scored
+
+
+def test_an_interrupted_suite_goes_on_to_the_same_result(evaluate, tmp_path, monkeypatch):
+    command = ("--attack=fgsm,pgd", "--epsilon=0.1", "--num_restarts=3", "--num_steps=3", *FEW)
+    command = (*command, "--store_adv_path=a.npy")
+    evaluate(*command, "--output_json=whole.json")
+    examples = np.load("a.npy")
+    (tmp_path / "a.npy").unlink(), (tmp_path / "a.npy.json").unlink()
+
+    perturb, calls = PGD.perturb, []
+
+    def interrupted(self, x_nat, *arguments, **options):
+        calls.append(self.num_steps)
+        if calls.count(3) == 2:  # in the second attack's second batch
+            signal.raise_signal(signal.SIGINT)
+        return perturb(self, x_nat, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "perturb", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*command, "--output_json=parts.json")
+    (state,) = tmp_path.glob("evaluation-*.npz")
+    assert {p.name for p in tmp_path.iterdir()} == {"whole.json", state.name}
+    with np.load(state, allow_pickle=False) as file:
+        assert file["trial"] == 1
+    # Another evaluation leaves it alone.
+    evaluate(*command, "--random_seed=1")
+    assert state.exists()
+    out = evaluate(*command, "--output_json=parts.json").out
+    assert f"fgsm,pgd: going on with {state.name}" in out and "\nfgsm: " in out
+    assert timeless(tmp_path / "parts.json") == timeless(tmp_path / "whole.json")
+    np.testing.assert_array_equal(np.load("a.npy"), examples)
+    assert not state.exists()
+    # An attack that nothing was left to break would prove nothing.
+    assert timeless(tmp_path / "whole.json")["attacks"][1]["num_given"] > 8
+
+
+def test_one_attack_goes_on_too(evaluate, tmp_path, monkeypatch):
+    command = ("--attack=pgd", "--num_steps=3", "--epsilon=0.1", *FEW)
+    whole = evaluate(*command).out
+    perturb, calls = PGD.perturb, []
+
+    def interrupted(self, x_nat, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return perturb(self, x_nat, *arguments, **options)
+
+    (tmp_path / "states").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "perturb", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*command, "--state_dir=states")
+    assert [p.name for p in tmp_path.iterdir()] == ["states"]
+    out = evaluate(*command, "--state_dir=states").out
+    assert out.replace(next(x for x in out.splitlines() if "going on" in x) + "\n", "") == whole
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_each_alone_gives_both_columns_and_the_same_worst_case(evaluate, tmp_path):
+    command = ("--attack=fgsm, pgd", "--epsilon=0.1", "--num_steps=3", *FEW)
+    evaluate(*command, "--output_json=a.json", "--store_adv_path=a.npy")
+    evaluate(*command, "--output_json=b.json", "--store_adv_path=b.npy", "--each_alone")
+    cumulative, alone = (json.loads((tmp_path / f"{x}.json").read_text()) for x in "ab")
+    np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
+    for name in ("natural_accuracy", "adversarial_accuracy", "adversarial_loss"):
+        assert cumulative[name] == alone[name]
+    for ours, theirs in zip(cumulative["attacks"], alone["attacks"]):
+        assert ours["accuracy"] == theirs["accuracy"]
+    assert cumulative["attacks"][1]["accuracy_alone"] is None
+    first, second = alone["attacks"]
+    assert first["num_given"] == second["num_given"]
+    for entry in (first, second):
+        left = entry["num_given"] - entry["num_broken"]
+        assert entry["accuracy_alone"] == pytest.approx(100 * left / 32)
+
+
+def test_the_result_does_not_depend_on_the_batch_size(evaluate, tmp_path):
+    command = ("--attack=fgsm,pgd", "--epsilon=0.1", "--num_steps=2", "--num_eval_examples=30")
+    for size in (7, 30):
+        evaluate(*command, f"--eval_batch_size={size}", f"--output_json={size}.json")
+    counts = [
+        [(entry["num_given"], entry["num_broken"]) for entry in timeless(path)["attacks"]]
+        for path in (tmp_path / "7.json", tmp_path / "30.json")
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_the_standard_suite_is_that_of_the_attacks(evaluate, tmp_path, monkeypatch):
+    def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
+        assert (epsilon, bounds, norm, jit_compile) == (0.1, (0.0, 1.0), "linf", "no")
+        pgd = PGD(model, epsilon=epsilon, step_size=0.05, num_steps=2, bounds=bounds)
+        return [("one", FGSM(model, epsilon=epsilon, bounds=bounds)), ("two", pgd)]
+
+    monkeypatch.setattr(attack, "standard_suite", standard_suite, raising=False)
+    evaluate("--suite=standard", "--epsilon=0.1", "--jit_compile=no", "--output_json=r.json", *FEW)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["suite"] == "standard"
+    assert [entry["name"] for entry in result["attacks"]] == ["one", "two"]
+
+
+def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch):
+    load = commands.checkpoints.load_model
+
+    def load_probabilities(*arguments):
+        loaded = load(*arguments)
+        return dataclasses.replace(loaded, logits=lambda x: tf.nn.softmax(loaded.logits(x)))
+
+    monkeypatch.setattr(commands.checkpoints, "load_model", load_probabilities)
+    err = evaluate("--attack=fgsm,pgd", "--num_steps=2", "--output_json=r.json", *FEW).err
+    (line,) = [line for line in err.splitlines() if line.startswith("warning: softmax outputs")]
+    assert (
+        line.removeprefix("warning: ") in json.loads((tmp_path / "r.json").read_text())["warnings"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("--suite=best",), "--suite: expected one of paper, leaderboard, standard, got 'best'"),
+        (("--suite=paper", "--attack=pgd"), "--attack: expected none beside --suite"),
+        (("--suite=paper", "--preset=paper_fgsm"), "--preset: expected none beside --suite"),
+        (("--suite=paper", "--num_steps=3"), "--num_steps: expected none, as --suite=paper has"),
+        (("--suite=standard", "--kappa=3"), "--kappa: expected none, as --suite=standard has"),
+        (("--attack=pgd,best",), "--attack: expected .*'best'"),
+        (("--attack=pgd,",), "--attack: expected .*''"),
+        (("--each_alone",), "--each_alone: expected several attacks"),
+        (("--suite=paper", "--watch"), "--watch: expected one attack"),
+        (("--watch", "--state_dir=x"), "--state_dir: expected none beside --watch"),
+        (("--suite=paper", "--output_json=no/r.json"), "--output_json: cannot write no/r.json"),
+        (("--suite=paper", "--store_adv_path=no/a"), "--store_adv_path: cannot write no/a"),
+        (("--suite=paper", "--state_dir=no"), "--state_dir: cannot write no/evaluation"),
+    ],
+)
+def test_wrong_use_leaves_nothing(settings, message, evaluate, tmp_path):
+    with pytest.raises(InputError, match=message):
+        evaluate(*settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_suite_is_one_line_and_exit_code_1(tmp_path):
+    err = run(ROOT / "mnist_challenge" / "eval.py", "--suite=best", cwd=tmp_path, code=1)
+    assert error_line(err).endswith("expected one of paper, leaderboard, standard, got 'best'")
+
+
+def test_the_table_is_aligned_and_by_hand():
+    trials = [
+        Trial(PGD(abs, epsilon=0.3, step_size=0.01, num_steps=40), num_restarts=2, name="pgd"),
+        Trial(FGSM(abs, epsilon=0.3), name="a_longer_name"),
+    ]
+    natural = np.arange(10) < 9
+    result = Result(
+        natural,
+        np.arange(10) < 7,
+        np.zeros(10, np.float32),
+        np.zeros(10, np.float32),
+        np.zeros((10, 1, 1, 1), np.float32),
+        np.ones((2, 10), bool),
+        (
+            TrialResult("pgd", 9, 1, 80.0, 80.0, 1700, 61.26),
+            TrialResult("a_longer_name", 8, 1, 70.0, None, 8, 0.5),
+        ),
+        61.76,
+    )
+    head, none, pgd, fgsm, _, last = suite.table(trials, result).splitlines()
+    assert none.split() == ["none", "90.00%"]
+    assert pgd.split() == ["pgd", "9", "1", "80.00%", "80.00%", "61.3", "68,000", "0"]
+    assert fgsm.split() == ["a_longer_name", "8", "1", "70.00%", "0.5", "8", "0"]
+    assert len(head) == len(pgd) == len(fgsm)
+    column = head.index("accuracy") + len("accuracy")
+    assert {row[:column][-7:] for row in (none, pgd, fgsm)} == {" 90.00%", " 80.00%", " 70.00%"}
+    # 7 of 10: (0.7 + z^2/20 +- z sqrt(0.021 + z^2/400)) / (1 + z^2/10)
+    assert last == (
+        "robust accuracy: 70.00%, 95% confidence interval 39.68% to 89.22%, 10 examples"
+    )
