@@ -1,6 +1,6 @@
 """Draws the loss along PGD from many random starts, the paper's Figure 1, one panel a network.
 
-    python paper/loss_along_pgd.py mnist --model_dir=natural,adv_trained --num_steps=100 --num_restarts=20
+    python paper/loss_along_pgd.py mnist --model_dir=natural,adv_trained --num_steps=100
 
 A colour is an image of the test set, a line a run from a uniform point of its ball. Settings are
 those of the challenge's config.json unless flags say otherwise.
