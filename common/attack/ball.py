@@ -37,7 +37,7 @@ def project(x, x_nat, epsilon, bounds, norm="linf"):
 
 def length(delta, norm):
     """The norm of each example of `delta` (batch, ...), as float32 (batch,)."""
-    axes = list(range(1, delta.shape.rank))
+    axes = list(range(1, len(delta.shape)))
     if norm == "linf":
         return tf.reduce_max(tf.abs(delta), axis=axes)
     return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=axes))
@@ -62,7 +62,7 @@ def direction(gradient, norm):
 
 def per_image(values, x):
     """`values` (batch,) in a shape that multiplies the images `x`."""
-    return tf.reshape(values, [-1] + [1] * (x.shape.rank - 1))
+    return tf.reshape(values, [-1] + [1] * (len(x.shape) - 1))
 
 
 def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None):
