@@ -17,6 +17,7 @@ from common.attack.losses import is_misclassified, margin
 # Of 10,000 queries, those from which the share of pixels is halved. The paper's text has no 500,
 # its code, which made its numbers, has.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+BLOCK = 250  # queries whose random numbers are drawn at once, at most
 INITIAL_TILES = 5  # the L2 attack starts with 5 x 5 tiles
 
 
@@ -106,7 +107,7 @@ class Square(Attack):
         first = 1
         while first < self.num_queries:
             # Broken examples leave often while many break.
-            last = min(first + max(10, first // 4), self.num_queries)
+            last = min(first + min(max(10, first // 4), BLOCK), self.num_queries)
             yield functools.partial(self._next_queries, first=first, last=last)
             first = last
 
@@ -124,14 +125,13 @@ class Square(Attack):
         return self._start({**state, "numbers": self._numbers(state, shape, 0)})
 
     def _next_queries(self, state, first, last):
-        # Four coordinates, one for the L2 attack's update, and the channels' signs.
-        shape = (last - first, 5 + state["x_nat"].shape[3])
-        state = {**state, "numbers": self._numbers(state, shape, first)}
+        # Four coordinates, one for the L2 attack's update, and the channels' signs. A block is
+        # always whole, as each shape is compiled anew.
+        numbers = self._numbers(state, (BLOCK, 5 + state["x_nat"].shape[3]), first)
         _, height, width, _ = state["x_nat"].shape
-        sizes = [self.square_size(query, height, width) for query in range(first, last)]
-        # Of the same number of entries always, as each shape is compiled anew.
-        sizes = np.pad(sizes, (0, self.num_queries - len(sizes)))
-        return self._search(state, tf.constant(sizes, tf.int32), tf.constant(last - first))
+        sizes = [self.square_size(first + i, height, width) for i in range(BLOCK)]
+        sizes, count = tf.constant(sizes, tf.int32), tf.constant(last - first)
+        return self._search({**state, "numbers": numbers}, sizes, count)
 
     def _start_(self, state):
         logits = self._prepare()
@@ -218,7 +218,7 @@ def _sign(numbers):
 
 def _place(numbers, size, x):
     """Top and left, int32 (batch,), of squares that lie anywhere in the images `x`."""
-    room = tf.constant(x.shape[1:3]) - size
+    room = tf.constant(x.shape[1:3].as_list()) - size
     place = tf.cast((numbers + 1.0) / 2.0 * tf.cast(room + 1, tf.float32), tf.int32)
     return tf.unstack(tf.minimum(place, room), axis=1)
 

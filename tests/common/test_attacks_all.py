@@ -33,7 +33,7 @@ MAKERS = {
         model, step_size=o["epsilon"] / 4, num_steps=8, odi_steps=2, **o
     ),
     "multi_targeted": lambda model, **o: MultiTargeted(
-        model, step_size=o["epsilon"] / 4, num_steps=8, num_targets=3, **o
+        model, step_size=o["epsilon"] / 4, num_steps=3, num_targets=3, **o
     ),
     "apgd_xent": lambda model, **o: APGD(model, num_steps=10, **o),
     "apgd_dlr": lambda model, **o: APGD(model, num_steps=10, loss_func="dlr", **o),
