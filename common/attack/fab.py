@@ -23,6 +23,7 @@ SEARCH_STEPS = 3
 # The search ends on the boundary, where a model in another formulation may round the other way:
 # what it finds has to be misclassified by this share of its largest logit.
 LEAST_LEAD = 1e-5
+SHARE_OF_WAY = 0.99  # that the search goes to where it expects the boundary
 
 
 def step_to_hyperplane(x, normal, change, bounds, norm):
@@ -243,7 +244,7 @@ class FABT(Attack):
             lead, lead_inner = state["lead_best"], state["lead_inner"]
             share = tf.clip_by_value(tf.math.divide_no_nan(lead, lead - lead_inner), 0.0, 1.0)
             x = state["x_best"]
-            x += per_image(share, x) * (state["x_inner"] - x)
+            x += SHARE_OF_WAY * per_image(share, x) * (state["x_inner"] - x)
             z = logits(x)
             lead = -margin(z, state["y"])
             least = LEAST_LEAD * tf.reduce_max(tf.abs(z), axis=-1)

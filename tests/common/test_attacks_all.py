@@ -77,7 +77,7 @@ def test_invariants(name, norm):
 @both_norms
 def test_no_ball_returns_the_image(name, norm):
     _, _, model = linear_model()
-    x_nat, y = labelled(model)
+    x_nat, y = labelled(model, count=3)
     np.testing.assert_array_equal(make(name, model, norm, epsilon=0.0).perturb(x_nat, y), x_nat)
 
 
