@@ -31,7 +31,9 @@ setuptools.setup(
         "Programming Language :: Python :: 3.13",
     ],
     python_requires=">=3.10,<3.14",
-    packages=["common", "mnist_challenge", "cifar10_challenge", "paper"],
+    packages=setuptools.find_packages(
+        include=["common", "common.*", "mnist_challenge", "cifar10_challenge", "paper"]
+    ),
     package_data={
         "common": ["samples/*"],
         "mnist_challenge": ["*.json", "*.csv", *MODELS],

@@ -1,0 +1,65 @@
+"""Attacks: the inner maximisation of the paper's saddle-point problem (Sec. 2.1).
+
+    max over |delta| <= epsilon of loss(model(x + delta), y)
+
+All have one interface, `Attack`:
+
+    attack = PGD(model, epsilon=0.3, step_size=0.01, num_steps=40, bounds=(0.0, 1.0))
+    x_adv = attack.perturb(x_nat, y, seed=1)
+"""
+
+from common.attack.apgd import APGD
+from common.attack.ball import (
+    NORMS,
+    check_radius,
+    draw,
+    project,
+    round_to_8_bits,
+    uniform_start,
+)
+from common.attack.base import Attack
+from common.attack.fab import FABT
+from common.attack.losses import (
+    cw_loss,
+    dlr_loss,
+    is_misclassified,
+    margin,
+    targeted_dlr_loss,
+    targeted_margin_loss,
+    targeted_xent_loss,
+    xent_loss,
+)
+from common.attack.make import ATTACKS, make_attack, standard_suite
+from common.attack.model import FastModel, compiles_with_xla
+from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
+from common.attack.square import Square
+
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "FABT",
+    "FGSM",
+    "LOSSES",
+    "NORMS",
+    "PGD",
+    "Attack",
+    "FastModel",
+    "MultiTargeted",
+    "Square",
+    "check_radius",
+    "compiles_with_xla",
+    "cw_loss",
+    "dlr_loss",
+    "draw",
+    "is_misclassified",
+    "make_attack",
+    "margin",
+    "project",
+    "round_to_8_bits",
+    "standard_suite",
+    "targeted_dlr_loss",
+    "targeted_margin_loss",
+    "targeted_xent_loss",
+    "uniform_start",
+    "xent_loss",
+]

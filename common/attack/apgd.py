@@ -1,0 +1,232 @@
+"""Auto-PGD: steps that shrink by themselves, with momentum and a memory of the best point.
+
+Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", Sec. 3 and 4.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from common.attack.ball import direction, per_image, project, uniform_start
+from common.attack.base import Attack, check_counts, where
+from common.attack.losses import (
+    dlr_loss,
+    is_misclassified,
+    likely_wrong_classes,
+    targeted_dlr_loss,
+    xent_loss,
+)
+from common.attack.model import value_and_gradient
+from common.errors import InputError
+
+LOSSES = {"xent": xent_loss, "dlr": dlr_loss, "targeted_dlr": targeted_dlr_loss}
+FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}
+
+MOMENTUM = 0.75  # the paper's alpha: the share of the new step
+LEAST_INCREASES = 0.75  # the paper's rho
+
+
+def checkpoints(num_steps):
+    """The steps after which the step size may be halved: ceil(p_j num_steps), from 0 on.
+
+    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
+
+    Returns:
+        List of ints, increasing, below `num_steps`.
+    """
+    percent = [0, 22]
+    while percent[-1] < 100:
+        percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
+    return sorted(
+        {-(-p * num_steps // 100) for p in percent if p * num_steps <= 100 * (num_steps - 1)}
+    )
+
+
+class APGD(Attack):
+    """Auto-PGD (Croce & Hein 2020, Sec. 3): no step size to choose.
+
+        z <- project(x + step_size * direction(gradient))
+        x <- project(x + 0.75 (z - x) + 0.25 (x - x_previous))
+
+    Steps start at 2 epsilon. At each of the `checkpoints` an example's step is halved, and it goes
+    back to the point of its highest loss, where the loss rose in fewer than 75 % of the steps
+    since the last checkpoint, or where neither step nor highest loss changed since.
+
+    An example comes back as the first point that is misclassified, else as that of the highest
+    loss. Examples that are broken leave the batch at the next checkpoint.
+
+    Args:
+        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        num_steps: number of steps, one gradient each, of each climb.
+        loss_func: "xent"; "dlr"; or "targeted_dlr", which climbs `targeted_dlr_loss` towards the
+            likeliest wrong classes in turn, each from a random start of its own.
+        num_targets: how many classes "targeted_dlr" takes.
+        random_start: start at a uniform point of the ball; False starts at the image.
+
+    Raises:
+        InputError: a number is out of range; the model has too few classes for the loss.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        epsilon,
+        num_steps=100,
+        loss_func="xent",
+        num_targets=9,
+        random_start=True,
+        **kwargs,
+    ):
+        super().__init__(model, epsilon=epsilon, **kwargs)
+        check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
+        if loss_func not in LOSSES:
+            raise InputError(f"loss_func: expected one of {', '.join(LOSSES)}, got {loss_func!r}")
+        self.num_steps = int(num_steps)
+        self.loss_func = loss_func
+        self.is_targeted = loss_func == "targeted_dlr"
+        self.num_targets = int(num_targets)
+        self.random_start = bool(random_start)
+        self.name = "apgd_targeted" if self.is_targeted else f"apgd_{loss_func}"
+        num_climbs = self.num_targets if self.is_targeted else 1
+        self.num_gradients = num_climbs * self.num_steps
+        self.num_queries = num_climbs
+        self._start = self._compiled(self._start_, has_random_numbers=True)
+        self._climb = self._compiled(self._climb_)
+        self._finish = self._compiled(self._finish_)
+
+    def settings(self):
+        names = ["num_steps", "loss_func", "random_start"]
+        names += ["num_targets"] if self.is_targeted else []
+        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+
+    def _begin(self, state, logits):
+        num_classes, fewest = logits.shape[-1], FEWEST_CLASSES[self.loss_func]
+        if num_classes < fewest:
+            raise InputError(
+                f"loss_func: {self.loss_func} expects {fewest} classes or more, "
+                f"the model has {num_classes}"
+            )
+        y = state["y"]
+        state = {**state, "highest_of_all": tf.fill(tf.shape(y), -np.inf), "target": y}
+        if self.is_targeted:
+            count = min(self.num_targets, num_classes - 1)
+            state["targets"] = likely_wrong_classes(logits, y, count)
+        return state
+
+    def _stages(self, num_classes):
+        firsts = checkpoints(self.num_steps)
+        segments = list(zip([0, *firsts], firsts, [*firsts[1:], self.num_steps]))
+        for rank in range(min(self.num_targets, num_classes - 1) if self.is_targeted else 1):
+            yield functools.partial(self._start, rank=tf.constant(rank))
+            for segment in segments:
+                previous, first, last = (tf.constant(step) for step in segment)
+                yield functools.partial(self._climb, previous=previous, first=first, last=last)
+            yield self._finish
+
+    def _start_(self, state, rank):
+        x = x_nat = state["x_nat"]
+        if self.random_start:
+            x = uniform_start(
+                x_nat, self.epsilon, self.bounds, state["seed"], state["index"], self.norm, rank
+            )
+        if self.is_targeted:
+            state = {**state, "target": tf.gather(state["targets"], rank, axis=1)}
+        lowest = tf.fill(tf.shape(state["y"]), -np.inf)
+        return {
+            **state,
+            "x": x,
+            "x_previous": x,
+            "loss": lowest,
+            "x_best": x,
+            "gradient_best": tf.zeros_like(x),
+            "loss_best": lowest,
+            "step_size": tf.fill(tf.shape(state["y"]), 2.0 * self.epsilon),
+            "num_increases": tf.zeros_like(state["y"]),
+            # At the last checkpoint.
+            "was_halved": tf.zeros_like(state["broken"]),
+            "loss_best_before": lowest,
+        }
+
+    def _loss(self, logits, state):
+        targets = [state["target"]] if self.is_targeted else []
+        return LOSSES[self.loss_func](logits, state["y"], *targets)
+
+    def _climb_(self, state, previous, first, last):
+        """Steps `first` to below `last`; `first` is a checkpoint, `previous` the one before."""
+        logits = self._prepare()
+
+        def climb(i, state):
+            z, loss, gradient = value_and_gradient(
+                lambda z: self._loss(z, state), logits, state["x"]
+            )
+            state = self._evaluated(state, z, loss, gradient)
+            # A climb begins with what a checkpoint does for the next one, and halves nothing.
+            is_checkpoint, halves = i == first, (i == first) & (i > 0)
+            state, gradient = self._halved(state, gradient, halves, first - previous)
+            state = where(
+                is_checkpoint,
+                state,
+                num_increases=tf.zeros_like(state["num_increases"]),
+                loss_best_before=state["loss_best"],
+            )
+            return self._stepped(state, gradient, tf.where(i > 0, MOMENTUM, 1.0))
+
+        return self._iterate(climb, state, first, last, is_done="broken")
+
+    def _evaluated(self, state, logits, loss, gradient):
+        """Takes note of the logits, loss and gradient at x."""
+        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
+        state = where(broken, state, x_adv=state["x"], broken=broken)
+        state = {
+            **state,
+            "num_increases": state["num_increases"] + tf.cast(loss > state["loss"], tf.int32),
+            "loss": loss,
+        }
+        return where(
+            loss > state["loss_best"],
+            state,
+            x_best=state["x"],
+            gradient_best=gradient,
+            loss_best=loss,
+        )
+
+    def _halved(self, state, gradient, halves, num_steps):
+        """Where `halves`: halves the steps of examples that got on badly for `num_steps`."""
+        least = LEAST_INCREASES * tf.cast(num_steps, tf.float32)
+        condition_1 = tf.cast(state["num_increases"], tf.float32) < least
+        condition_2 = ~state["was_halved"] & (state["loss_best"] == state["loss_best_before"])
+        halved = condition_1 | condition_2
+        state = where(halves, state, was_halved=halved)
+        halved &= halves
+        gradient = tf.where(per_image(halved, gradient), state["gradient_best"], gradient)
+        state = where(
+            halved,
+            state,
+            step_size=state["step_size"] / 2.0,
+            x=state["x_best"],
+            loss=state["loss_best"],
+        )
+        return state, gradient
+
+    def _stepped(self, state, gradient, momentum):
+        x, x_nat = state["x"], state["x_nat"]
+        step = per_image(state["step_size"], x) * direction(gradient, self.norm)
+        z = project(x + step, x_nat, self.epsilon, self.bounds, self.norm)
+        moved = x + momentum * (z - x) + (1.0 - momentum) * (x - state["x_previous"])
+        moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
+        return {**state, "x": moved, "x_previous": x}
+
+    def _finish_(self, state):
+        """Takes note of the last point, and of the climb's best."""
+        logits = self._prepare()
+
+        def finish(_, state):
+            z = logits(state["x"])
+            state = self._evaluated(state, z, self._loss(z, state), state["gradient_best"])
+            is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
+            return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
+
+        return self._iterate(finish, state, 0, 1)

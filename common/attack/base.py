@@ -1,0 +1,226 @@
+"""What all attacks share: their interface, how they are compiled, and how examples leave."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.attack.ball import NORMS, check_radius, per_image
+from common.attack.losses import is_misclassified
+from common.attack.model import FastModel, compiles_with_xla
+from common.errors import InputError
+
+SIZES = 8  # batches of that many sizes are compiled where a batch shrinks
+
+
+class Attack:
+    """An attack that is bound to a model, a ball and its hyperparameters.
+
+    Subclasses either replace `_perturb`, or give `_stages`: functions that `perturb` runs one
+    after another on the examples that still stand.
+
+    Args:
+        model: callable from float32 images to float32 logits (batch, classes): a keras.Model, a
+            `FastModel`, such as the `logits` of a model loaded by `common.checkpoints`, or any
+            function, such as `lambda x: layer(x)["logits"]` around a keras TFSMLayer.
+        epsilon: radius of the ball, in the units of `bounds`.
+        bounds: (lowest, highest) pixel value.
+        norm: of the ball, "linf" or "l2".
+        jit_compile: "yes", "no" or "auto": whether XLA compiles the attack, see
+            `compiles_with_xla`.
+
+    Attributes:
+        name: as in `make_attack`.
+        epsilon, bounds, norm: as given.
+        random_start: whether the result depends on the seed, so that a restart may find more.
+        num_gradients: gradients that one call takes of an example, at most.
+        num_queries: forward passes beside those and that of the image itself, at most.
+
+    Raises:
+        InputError: a number is out of range; the message says what was expected and what came.
+    """
+
+    name = "attack"
+    random_start = False
+    num_gradients = 0
+    num_queries = 0
+
+    def __init__(
+        self, model, *, epsilon, bounds=(0.0, 1.0), norm="linf", jit_compile="auto", step_size=0.0
+    ):
+        if norm not in NORMS:
+            raise InputError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+        check_radius(epsilon, step_size, bounds, norm)
+        self.epsilon = float(epsilon)
+        self.bounds = (float(bounds[0]), float(bounds[1]))
+        self.norm = norm
+        self._model = model
+        self._uses_xla = compiles_with_xla(jit_compile)
+        self._is_fast = isinstance(model, FastModel) and not self._uses_xla
+        self._largest = 1  # batch so far
+
+    def perturb(self, x_nat, y, seed=0, index=None):
+        """Adversarial examples for `x_nat`.
+
+        Args:
+            x_nat: images (batch, height, width, channels), pixels in `bounds`; NumPy or tf, any
+                real dtype (integers are converted first, so that nothing wraps round).
+            y: labels (batch,), any integer dtype.
+            seed: int, a pair of ints, or int (batch, 2), a pair for each example.
+            index: int (batch,), the number of each example in its data set, which together with
+                `seed` decides its random numbers; by default 0, 1, 2, ...
+
+        Returns:
+            float32 tensor, the shape of `x_nat`, in the ball and within `bounds`.
+
+        Raises:
+            InputError: NumPy images are outside `bounds`.
+        """
+        return self._perturb(*self._inputs(x_nat, y, seed, index))
+
+    def settings(self):
+        """The hyperparameters as a dict, for the files that record what was run."""
+        return {"name": self.name, "norm": self.norm, "epsilon": self.epsilon}
+
+    def _inputs(self, x_nat, y, seed, index):
+        """The arguments of `perturb` as tensors; seeds are one pair, or a pair for each."""
+        if isinstance(x_nat, np.ndarray) and x_nat.size:
+            low, high = self.bounds
+            if not (low - 1e-4 <= x_nat.min() and x_nat.max() <= high + 1e-4):
+                raise InputError(
+                    f"x_nat: expected pixels in [{low:g}, {high:g}], "
+                    f"got [{x_nat.min():g}, {x_nat.max():g}]"
+                )
+        x_nat = tf.cast(x_nat, tf.float32)
+        index = tf.range(tf.shape(x_nat)[0]) if index is None else tf.cast(index, tf.int32)
+        seed = tf.cast(seed, tf.int32)
+        seed = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
+        return x_nat, tf.cast(y, tf.int32), seed, index
+
+    def _prepare(self):
+        """The model in inference mode, in the form that the attack runs; once for each loop."""
+        if isinstance(self._model, keras.layers.Layer):  # plain functions have no such argument
+            return functools.partial(self._model, training=False)
+        return self._model.prepare() if self._is_fast else self._model
+
+    @property
+    def _needs_batch_size(self):
+        """The halves of a batch, and XLA, need its size."""
+        return self._is_fast or self._uses_xla
+
+    def _compiled(self, function, has_random_numbers=False):
+        """`function` as a tf.function; random numbers keep it from XLA, which draws others."""
+        if has_random_numbers:
+            return tf.function(function, autograph=False, reduce_retracing=True)
+        options = {"jit_compile": True} if self._uses_xla else {}
+        # AutoGraph would find nothing to convert, in twice the time.
+        return tf.function(
+            function, autograph=False, reduce_retracing=not self._needs_batch_size, **options
+        )
+
+    def _iterate(self, step, state, first, last, is_done=None):
+        """`state` after state <- step(i, state) for i from `first` to below `last`.
+
+        To be called within a tf.function.
+
+        Args:
+            step: function of an int tensor and a state to a state; examples do not meet in it.
+            state: dict of tensors (batch, ...).
+            first, last: ints or int tensors.
+            is_done: the name of a bool entry of `state`: once all are True it ends.
+        """
+        # Two halves of the batch side by side keep the cores busy: while one waits for memory
+        # or for an op of a single thread, the other one computes.
+        count = next(iter(state.values())).shape[0] or 0  # None where it is not known
+        sizes = [count // 2, count - count // 2] if self._is_fast and count > 1 else 1
+        names = list(state)
+        halves = zip(*(tf.split(state[name], sizes) for name in names))
+        halves = [dict(zip(names, half)) for half in halves]
+
+        def goes_on(i, *halves):
+            if is_done is None:
+                return i < last
+            return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
+
+        def body(i, *halves):
+            return (i + 1, *(step(i, half) for half in halves))
+
+        _, *halves = tf.while_loop(goes_on, body, (tf.convert_to_tensor(first), *halves))
+        return {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
+
+    def _stages(self, num_classes):
+        """Yields functions from state to state, which `_perturb` runs in turn."""
+        raise NotImplementedError
+
+    def _begin(self, state, logits):
+        """Adds what the stages need to a state of x_nat, y, seed, index, broken and x_adv."""
+        return state
+
+    @functools.cached_property
+    def _clean_logits(self):
+        def clean_logits(x_nat):
+            logits = self._prepare()
+            sizes = [x_nat.shape[0] // 2, -1] if self._is_fast and x_nat.shape[0] > 1 else 1
+            return tf.concat([logits(part) for part in tf.split(x_nat, sizes)], axis=0)
+
+        return self._compiled(clean_logits)
+
+    def _perturb(self, x_nat, y, seed, index, **others):
+        """Runs the stages; an example leaves once it is broken.
+
+        An image that is misclassified as it is comes back as it is. `others` are further entries
+        of the state, tensors (batch, ...).
+        """
+        count = int(tf.shape(x_nat)[0])
+        if not count:
+            return x_nat
+        self._largest = max(self._largest, count)
+        seed = tf.broadcast_to(seed, (count, 2))
+        state = {"x_nat": x_nat, "y": y, "seed": seed, "index": index, "x_adv": x_nat}
+        state = _take({**state, **others}, self._padded(np.arange(count)))
+        logits = self._clean_logits(state["x_nat"])
+        state["broken"] = is_misclassified(logits, state["y"])
+        state = self._begin(state, logits)
+
+        x_adv = np.empty(x_nat.shape, np.float32)
+        numbers = np.arange(count)  # of the examples that are the state's first rows
+        for stage in self._stages(logits.shape[-1]):
+            standing = np.flatnonzero(~state["broken"].numpy()[: len(numbers)])
+            rows = self._padded(standing)
+            if len(rows) < len(state["y"]):
+                x_adv[numbers] = state["x_adv"][: len(numbers)]
+                if not len(standing):
+                    break
+                numbers, state = numbers[standing], _take(state, rows)
+            state = stage(state)
+        x_adv[numbers] = state["x_adv"][: len(numbers)]
+        return tf.constant(x_adv)
+
+    def _padded(self, rows):
+        """`rows`, the first repeated where a batch of that size would be compiled anew."""
+        if not self._needs_batch_size or not len(rows):
+            return rows
+        unit = -(-self._largest // SIZES)
+        size = min(-(-len(rows) // unit) * unit, self._largest)
+        return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+
+
+def _take(state, rows):
+    return {name: tf.gather(values, rows) for name, values in state.items()}
+
+
+def where(condition, state, **values):
+    """`state` with `values` where `condition`: one bool, or one for each example."""
+    changed = {}
+    for name, value in values.items():
+        mask = per_image(condition, value) if condition.shape.rank else condition
+        changed[name] = tf.where(mask, value, state[name])
+    return {**state, **changed}
+
+
+def check_counts(at_least, **counts):
+    """Raises InputError where one of `counts` is less than `at_least`."""
+    for name, value in counts.items():
+        if value < at_least:
+            raise InputError(f"{name}: expected {at_least} or more, got {value}")

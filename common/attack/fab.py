@@ -1,0 +1,256 @@
+"""Fast adaptive boundary attack: the closest point of another class, found along the boundary.
+
+Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from common.attack.ball import length, per_image, uniform_start
+from common.attack.base import Attack, check_counts, where
+from common.attack.losses import (
+    is_misclassified,
+    likely_wrong_classes,
+    margin,
+    targeted_margin_loss,
+)
+from common.attack.model import value_and_gradient
+
+SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the steps, after which broken examples leave
+SEARCH_STEPS = 3
+# The search ends on the boundary, where a model in another formulation may round the other way:
+# what it finds has to be misclassified by this share of its largest logit.
+LEAST_LEAD = 1e-5
+SHARE_OF_WAY = 0.99  # that the search goes to where it expects the boundary
+
+
+def step_to_hyperplane(x, normal, change, bounds, norm):
+    """The smallest delta with <normal, delta> = change that keeps x + delta within `bounds`.
+
+    With s the signs of change * normal and r the way from x to the pixel range's end in direction
+    s, it is s * min(t m, r), where m is 1 in L-infinity and |normal| in L2. Sorting the pixels by
+    r / m, where each meets the end of the range, finds the t (Croce & Hein 2020, Sec. 2.2 and A).
+
+    Args:
+        x: float32 images (batch, height, width, channels), pixels in `bounds`.
+        normal: float32, the shape of `x`.
+        change: float32 (batch,).
+        bounds: (lowest, highest) pixel value.
+        norm: "linf" or "l2".
+
+    Returns:
+        float32, the shape of `x`: where no such delta is within the pixel range, the one that
+        comes closest to `change`.
+    """
+    shape = tf.shape(x)
+    x, normal = (tf.reshape(tensor, (shape[0], -1)) for tensor in (x, normal))
+    sign = tf.sign(normal) * tf.sign(change)[:, None]
+    room = tf.where(sign > 0, bounds[1] - x, x - bounds[0])
+    weight = tf.abs(normal)
+    speed = tf.ones_like(weight) if norm == "linf" else weight
+    end = tf.where(speed > 0, room / speed, np.inf)
+
+    # Pixel by pixel in the order in which they meet the end: what those before it, at their ends,
+    # contribute to the change, and how fast it and those after it add to it.
+    order = tf.argsort(end, axis=1)
+    sort = functools.partial(tf.gather, indices=order, axis=1, batch_dims=1)
+    at_end = tf.cumsum(sort(weight * room), axis=1, exclusive=True)
+    rate = tf.cumsum(sort(weight * speed), axis=1, reverse=True)
+    change = tf.abs(change)[:, None]
+    reached = at_end + tf.where(rate > 0, rate * sort(end), 0.0)  # when it meets its end
+    num_ended = tf.reduce_sum(tf.cast(reached < change, tf.int32), axis=1, keepdims=True)
+    is_possible = num_ended < tf.shape(x)[1]
+    pixel = tf.minimum(num_ended, tf.shape(x)[1] - 1)
+    at_end, rate = (tf.gather(sums, pixel, axis=1, batch_dims=1) for sums in (at_end, rate))
+    t = tf.math.divide_no_nan(change - at_end, rate)
+    delta = sign * tf.where(is_possible, tf.minimum(t * speed, room), room)
+    return tf.reshape(delta, shape)
+
+
+class FABT(Attack):
+    """Targeted fast adaptive boundary attack (Croce & Hein 2020): 9 classes, 100 steps each.
+
+    Each step linearises z_target - z_y at x, and goes a little beyond the closest point of its
+    boundary within the pixel range, biased towards the point of it that is closest to the image:
+
+        x <- clip((1 - alpha) (x + eta delta) + alpha (x_nat + eta delta_nat))
+        alpha = min(|delta| / (|delta| + |delta_nat|), alpha_max)
+
+    From a point of another class it goes back most of the way, x <- (1 - beta) x_nat + beta x.
+    After each target 3 steps of interpolation on the way to the image bring its closest point
+    closer.
+
+    An example comes back as the first misclassified point within epsilon, else as the image.
+
+    Args:
+        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        num_steps: steps for each target, of one gradient and one forward pass.
+        num_targets: how many classes, the likeliest at the image.
+        alpha_max, eta, beta: see above.
+        random_start: start at a uniform point of the ball of half the radius, as the paper's
+            restarts; False starts at the image.
+    """
+
+    name = "fab_targeted"
+
+    def __init__(
+        self,
+        model,
+        *,
+        epsilon,
+        num_steps=100,
+        num_targets=9,
+        alpha_max=0.1,
+        eta=1.05,
+        beta=0.9,
+        random_start=False,
+        **kwargs,
+    ):
+        super().__init__(model, epsilon=epsilon, **kwargs)
+        check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
+        self.num_steps = int(num_steps)
+        self.num_targets = int(num_targets)
+        self.alpha_max = float(alpha_max)
+        self.eta = float(eta)
+        self.beta = float(beta)
+        self.random_start = bool(random_start)
+        self.num_gradients = self.num_targets * self.num_steps
+        self.num_queries = self.num_targets * (self.num_steps + SEARCH_STEPS)
+        self._start = self._compiled(self._start_, has_random_numbers=True)
+        self._walk = self._compiled(self._walk_)
+        self._search = self._compiled(self._search_)
+
+    def closest(self, x_nat, y, seed=0, index=None):
+        """The closest misclassified points that are found, at whatever distance.
+
+        Args:
+            x_nat, y, seed, index: see `perturb`.
+
+        Returns:
+            float32 tensor, the shape of `x_nat`: where none was found, or the image itself is
+            misclassified, the image; and the distances, float32 (batch,), infinite where none was
+            found.
+        """
+        inputs = self._inputs(x_nat, y, seed, index)
+        x = self._closest(*inputs, radius=-1.0)
+        distance = length(x - inputs[0], self.norm)
+        broken = is_misclassified(self._clean_logits(x), inputs[1])
+        return x, tf.where(broken, distance, np.inf)
+
+    def settings(self):
+        names = ("num_steps", "num_targets", "alpha_max", "eta", "beta", "random_start")
+        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+
+    def _perturb(self, x_nat, y, seed, index):
+        x = self._closest(x_nat, y, seed, index, radius=self.epsilon)
+        is_within = length(x - x_nat, self.norm) <= self.epsilon
+        return tf.where(per_image(is_within, x), x, x_nat)
+
+    def _closest(self, x_nat, y, seed, index, radius):
+        """The closest points; an example leaves once its own is within `radius`."""
+        return super()._perturb(x_nat, y, seed, index, radius=tf.fill(tf.shape(y), radius))
+
+    def _begin(self, state, logits):
+        count = min(self.num_targets, logits.shape[-1] - 1)
+        return {
+            **state,
+            "targets": likely_wrong_classes(logits, state["y"], count),
+            "lead_nat": -margin(logits, state["y"]),
+            "distance_adv": tf.fill(tf.shape(state["y"]), np.inf),
+        }
+
+    def _stages(self, num_classes):
+        lasts = sorted({-int(-share * self.num_steps // 1) for share in SEGMENTS})
+        for rank in range(min(self.num_targets, num_classes - 1)):
+            yield functools.partial(self._start, rank=tf.constant(rank))
+            for num_steps in np.diff(lasts, prepend=0):
+                yield functools.partial(self._walk, num_steps=tf.constant(num_steps, tf.int32))
+            yield self._search
+
+    def _start_(self, state, rank):
+        x = x_nat = state["x_nat"]
+        if self.random_start:
+            seed, index, radius = state["seed"], state["index"], self.epsilon / 2.0
+            x = uniform_start(x_nat, radius, self.bounds, seed, index, self.norm, rank)
+        return {
+            **state,
+            "target": tf.gather(state["targets"], rank, axis=1),
+            "x": x,
+            # Of this target's closest point.
+            "x_best": x_nat,
+            "distance_best": tf.fill(tf.shape(state["y"]), np.inf),
+            "lead_best": tf.zeros_like(state["lead_nat"]),
+        }
+
+    def _walk_(self, state, num_steps):
+        logits = self._prepare()
+
+        def walk(_, state):
+            x = self._beyond_boundary(state, logits)
+            z = logits(x)
+            broken = is_misclassified(z, state["y"])
+            state = self._evaluated(state, x, -margin(z, state["y"]), broken)
+            back = state["x_nat"] + self.beta * (x - state["x_nat"])
+            return {**state, "x": tf.where(per_image(broken, x), back, x)}
+
+        return self._iterate(walk, state, 0, num_steps, is_done="broken")
+
+    def _beyond_boundary(self, state, logits):
+        x, x_nat = state["x"], state["x_nat"]
+
+        def lead_of_target(z):
+            return targeted_margin_loss(z, state["y"], state["target"])
+
+        _, lead, normal = value_and_gradient(lead_of_target, logits, x)
+        axes = list(range(1, x.shape.rank))
+        lead_nat = lead + tf.reduce_sum(normal * (x_nat - x), axis=axes)  # linearised
+        both = step_to_hyperplane(
+            tf.concat([x, x_nat], axis=0),
+            tf.concat([normal, normal], axis=0),
+            -tf.concat([lead, lead_nat], axis=0),
+            self.bounds,
+            self.norm,
+        )
+        delta, delta_nat = tf.split(both, 2)
+        way, way_nat = length(delta, self.norm), length(delta_nat, self.norm)
+        alpha = tf.minimum(tf.math.divide_no_nan(way, way + way_nat), self.alpha_max)
+        alpha = per_image(alpha, x)
+        x = (1.0 - alpha) * (x + self.eta * delta) + alpha * (x_nat + self.eta * delta_nat)
+        return tf.clip_by_value(x, *self.bounds)
+
+    def _evaluated(self, state, x, lead, broken):
+        """Takes note of points of which it is known whether they are misclassified."""
+        distance = length(x - state["x_nat"], self.norm)
+        state = where(
+            broken & (distance < state["distance_best"]),
+            state,
+            x_best=x,
+            distance_best=distance,
+            lead_best=lead,
+        )
+        is_closer = broken & (distance < state["distance_adv"]) & ~state["broken"]
+        state = where(is_closer, state, x_adv=x, distance_adv=distance)
+        return {**state, "broken": state["broken"] | (state["distance_adv"] <= state["radius"])}
+
+    def _search_(self, state):
+        """Interpolates the boundary between this target's closest point and the image."""
+        logits = self._prepare()
+        inner = {"x_inner": state["x_nat"], "lead_inner": state["lead_nat"]}
+
+        def search(_, state):
+            # Where the lead of the best wrong class, if it were linear, would be zero.
+            lead, lead_inner = state["lead_best"], state["lead_inner"]
+            share = tf.clip_by_value(tf.math.divide_no_nan(lead, lead - lead_inner), 0.0, 1.0)
+            x = state["x_best"]
+            x += SHARE_OF_WAY * per_image(share, x) * (state["x_inner"] - x)
+            z = logits(x)
+            lead = -margin(z, state["y"])
+            least = LEAST_LEAD * tf.reduce_max(tf.abs(z), axis=-1)
+            broken = (lead > least) & tf.math.is_finite(state["distance_best"])
+            state = self._evaluated(state, x, lead, broken)
+            return where(~broken, state, x_inner=x, lead_inner=lead)
+
+        state = self._iterate(search, {**state, **inner}, 0, SEARCH_STEPS)
+        return {name: value for name, value in state.items() if name not in inner}

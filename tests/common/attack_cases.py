@@ -1,0 +1,71 @@
+"""Models and images that the tests of attacks share."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+SHAPE = (6, 6, 2)
+NUM_CLASSES = 5
+
+
+def linear_model(seed=0):
+    """Weights (classes, 72), biases (classes,) and the float32 function that they make."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(NUM_CLASSES, np.prod(SHAPE))).astype(np.float32)
+    biases = rng.normal(size=NUM_CLASSES).astype(np.float32)
+
+    def model(x):
+        x = tf.reshape(x, (-1, weights.shape[1]))
+        # Sums of each image alone, which no batch size rounds differently.
+        return tf.reduce_sum(x[:, None] * weights, axis=2) + biases
+
+    return weights, biases, model
+
+
+def images(count=12, seed=1):
+    """Images, a third of the pixels at either end of [0, 1], so that the range is active."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.uniform(-0.5, 1.5, (count, *SHAPE)), 0, 1).astype(np.float32)
+
+
+def labelled(model, count=12):
+    """Images and the classes that the model takes them for."""
+    x = images(count)
+    return x, np.argmax(model(x), axis=1).astype(np.int32)
+
+
+def lead_at_corner(weights, biases, x, y, target, epsilon):
+    """The highest z_target - z_y of a linear model in the L-infinity ball within [0, 1]."""
+    w = (weights[target] - weights[y]).astype(np.float64)
+    x = x.reshape(-1).astype(np.float64)
+    corner = np.clip(x + epsilon * np.sign(w), 0, 1)
+    return w @ corner + float(biases[target] - biases[y])
+
+
+def highest_leads(weights, biases, x, y, epsilon):
+    """Of each image, that of the best wrong class."""
+    return np.array(
+        [
+            max(
+                lead_at_corner(weights, biases, image, label, t, epsilon)
+                for t in range(NUM_CLASSES)
+                if t != label
+            )
+            for image, label in zip(x, y)
+        ]
+    )
+
+
+def small_network(seed=0):
+    """A keras.Model with all that a batch could disturb."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Conv2D(6, 3, padding="same", activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(NUM_CLASSES, kernel_initializer=keras.initializers.HeNormal(seed)),
+        ]
+    )

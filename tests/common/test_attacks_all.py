@@ -1,0 +1,248 @@
+"""What holds of every attack."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common.attack import (
+    APGD,
+    ATTACKS,
+    FABT,
+    PGD,
+    FastModel,
+    MultiTargeted,
+    Square,
+    is_misclassified,
+    make_attack,
+    standard_suite,
+)
+from common.attack.ball import length
+from common.errors import InputError
+from tests.common.attack_cases import labelled, linear_model, small_network
+
+EPSILON = {"linf": 0.02, "l2": 0.15}  # breaks some of the images, and not all
+MAKERS = {
+    "pgd": lambda model, **o: PGD(model, step_size=o["epsilon"] / 4, num_steps=8, **o),
+    "targeted": lambda model, **o: PGD(
+        model, step_size=o["epsilon"] / 4, num_steps=8, target="random", **o
+    ),
+    "odi_pgd": lambda model, **o: PGD(
+        model, step_size=o["epsilon"] / 4, num_steps=8, odi_steps=2, **o
+    ),
+    "multi_targeted": lambda model, **o: MultiTargeted(
+        model, step_size=o["epsilon"] / 4, num_steps=3, num_targets=3, **o
+    ),
+    "apgd_xent": lambda model, **o: APGD(model, num_steps=10, **o),
+    "apgd_dlr": lambda model, **o: APGD(model, num_steps=10, loss_func="dlr", **o),
+    "apgd_targeted": lambda model, **o: APGD(
+        model, num_steps=10, loss_func="targeted_dlr", num_targets=3, **o
+    ),
+    "fab_targeted": lambda model, **o: FABT(model, num_steps=8, num_targets=3, **o),
+    "square": lambda model, **o: Square(model, num_queries=40, **o),
+}
+every_attack = pytest.mark.parametrize("name", MAKERS)
+the_new = pytest.mark.parametrize(
+    "name", ["apgd_targeted", "fab_targeted", "square", "multi_targeted"]
+)
+both_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+def make(name, model, norm, **options):
+    options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": "no", **options}
+    return MAKERS[name](model, **options)
+
+
+@every_attack
+@both_norms
+def test_invariants(name, norm):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model)
+    attack = make(name, model, norm)
+    x = attack.perturb(x_nat, y, seed=3)
+    assert x.dtype == tf.float32 and x.shape == x_nat.shape
+    assert np.max(length(x - x_nat, norm)) <= EPSILON[norm] * (1 + 1e-5)
+    assert np.min(x) >= 0 and np.max(x) <= 1
+    np.testing.assert_array_equal(attack.perturb(x_nat, y, seed=3), x)
+    others = attack.perturb(x_nat, y, seed=4)
+    assert np.any(others != x) == attack.random_start
+
+    # In another order and in other batches, whoever leaves them early.
+    order = np.random.default_rng(1).permutation(len(y))
+    for batch in (order[:5], order[5:]):
+        part = attack.perturb(x_nat[batch], y[batch], seed=3, index=batch)
+        np.testing.assert_allclose(part, x.numpy()[batch], atol=1e-6)
+
+
+@every_attack
+@both_norms
+def test_no_ball_returns_the_image(name, norm):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=3)
+    np.testing.assert_array_equal(make(name, model, norm, epsilon=0.0).perturb(x_nat, y), x_nat)
+
+
+@every_attack
+def test_a_network_is_attacked_in_inference_mode_and_left_alone(name):
+    model = small_network()
+    before = [np.array(weight) for weight in model.weights]
+    x_nat, y = labelled(lambda x: model(x, training=False), count=4)
+    x = make(name, model, "linf").perturb(x_nat, y)
+    for weight, old in zip(model.weights, before):
+        np.testing.assert_array_equal(weight, old)
+    as_function = make(name, lambda x: model(x, training=False), "linf").perturb(x_nat, y)
+    np.testing.assert_allclose(x, as_function, atol=1e-6)
+
+
+@every_attack
+def test_a_fast_model_in_padded_halves_gives_the_same(name):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=9)
+    sizes = set()
+
+    def prepared(x):
+        sizes.add(x.shape[0])
+        return model(x)
+
+    fast = make(name, FastModel(model, lambda: prepared), "linf")
+    expected = make(name, model, "linf").perturb(x_nat, y, seed=3)
+    np.testing.assert_allclose(fast.perturb(x_nat, y, seed=3), expected, atol=1e-6)
+    assert None not in sizes
+
+
+@the_new
+def test_the_misclassified_come_back_as_they_are(name):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=4)
+    wrong = (y + 1) % 5
+    np.testing.assert_array_equal(make(name, model, "linf").perturb(x_nat, wrong), x_nat)
+
+
+@the_new
+def test_examples_leave_once_broken(name):
+    _, _, linear = linear_model()
+    sizes = []
+
+    def model(x):
+        tf.py_function(lambda count: sizes.append(int(count)), [tf.shape(x)[0]], [])
+        return linear(x)
+
+    x_nat, y = labelled(linear)
+    attack = make(name, model, "linf")
+    x = attack.perturb(x_nat, y)
+    num_standing = np.count_nonzero(~is_misclassified(linear(x), y).numpy())
+    assert 0 < num_standing < 12
+    # Nobody leaves in the midst of a loop.
+    assert sizes[0] == 12 and sizes[-1] < 12 and sizes[-1] >= num_standing
+    calls = len(sizes)
+    assert calls <= attack.num_gradients + attack.num_queries + 1
+
+
+@the_new
+def test_few_batch_sizes_are_few_traces(name):
+    _, _, linear = linear_model()
+    traces = []
+
+    def model(x):
+        traces.append(x.shape)
+        return linear(x)
+
+    x_nat, y = labelled(linear)
+    attack = make(name, model, "linf")
+    attack.perturb(x_nat, y)
+    once = len(traces)
+    for size in (11, 7, 12, 5):
+        attack.perturb(x_nat[:size], y[:size], seed=size)
+    assert len(traces) <= 2 * once + 2
+
+
+@the_new
+def test_xla_finds_the_same(name):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=3)
+    expected = make(name, model, "l2").perturb(x_nat, y, seed=3)
+    actual = make(name, model, "l2", jit_compile="yes").perturb(x_nat, y, seed=3)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+@the_new
+def test_an_empty_batch_is_none(name):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=2)
+    assert make(name, model, "linf").perturb(x_nat[:0], y[:0]).shape == (0, 6, 6, 2)
+
+
+@every_attack
+def test_settings_are_for_json_and_counts_are_numbers(name):
+    _, _, model = linear_model()
+    attack = make(name, model, "l2")
+    settings = json.loads(json.dumps(attack.settings()))
+    assert settings["name"] == attack.name and settings["norm"] == "l2"
+    assert settings["epsilon"] == EPSILON["l2"]
+    assert attack.num_gradients + attack.num_queries > 0
+
+
+# By name.
+
+
+def config(**values):
+    settings = {"epsilon": 0.02, "step_size": 0.005, "num_steps": 4, "random_start": True}
+    settings |= {"loss_func": "xent", "kappa": 50.0, "jit_compile": "no"}
+    return types.SimpleNamespace(**settings | values)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_name_makes_an_attack_of_the_configs_radius(name):
+    _, _, model = linear_model()
+    attack = make_attack(name, model, config(), (0.0, 1.0))
+    assert (attack.epsilon, attack.bounds) == (0.02, (0.0, 1.0))
+    settings = attack.settings()
+    assert settings.get("norm", "linf") == ("l2" if name == "pgd_l2" else "linf")
+    if name in ("pgd_l2", "odi_pgd", "pgd", "multi_targeted"):
+        assert (settings["step_size"], settings["num_steps"]) == (0.005, 4)
+    if name.startswith("fgsm"):
+        assert (settings["step_size"], settings["num_steps"]) == (0.02, 1)
+        assert settings["random_start"] == (name == "fgsm_random_start")
+
+
+def test_other_names_are_refused():
+    with pytest.raises(InputError, match="--attack: expected pgd, fgsm, .* or square, got 'cw'"):
+        make_attack("cw", lambda x: x, config(), (0.0, 1.0))
+
+
+def test_the_standard_suite_is_autoattacks():
+    suite = standard_suite(lambda x: x, 8.0, (0.0, 255.0), jit_compile="no")
+    assert [(name, attack.num_gradients, attack.num_queries) for name, attack in suite] == [
+        ("apgd_xent", 100, 1),
+        ("apgd_targeted", 900, 9),
+        ("fab_targeted", 900, 927),
+        ("square", 0, 5000),
+    ]
+    assert [attack.random_start for _, attack in suite] == [True, True, False, True]
+    assert all(attack.bounds == (0.0, 255.0) and attack.epsilon == 8.0 for _, attack in suite)
+
+
+@pytest.mark.parametrize(
+    "wrong, expected",
+    [
+        ({"norm": "l1"}, "norm: expected one of linf, l2, got 'l1'"),
+        ({"epsilon": 8}, r"epsilon: expected 0 to 1 .*; did you mean 0.03137 \(8/255\)\?"),
+        ({"epsilon": -1, "norm": "l2"}, "epsilon: expected 0 to inf .*, got -1"),
+        ({"num_steps": 0}, "num_steps: expected 1 or more, got 0"),
+        ({"num_targets": 0}, "num_targets: expected 1 or more, got 0"),
+        ({"loss_func": "cw"}, "loss_func: expected one of xent, dlr, targeted_dlr, got 'cw'"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, expected):
+    with pytest.raises(InputError, match=expected):
+        APGD(lambda x: x, **{"epsilon": 0.3} | wrong)
+
+
+@pytest.mark.parametrize("loss_func, fewest", [("dlr", 3), ("targeted_dlr", 4)])
+def test_too_few_classes_are_refused(loss_func, fewest):
+    attack = APGD(lambda x: x[:, 0, 0, : fewest - 1], epsilon=0.3, loss_func=loss_func)
+    expected = f"{loss_func} expects {fewest} classes or more, the model has {fewest - 1}"
+    with pytest.raises(InputError, match=expected):
+        attack.perturb(np.zeros((2, 1, 1, 4), np.float32), [0, 1])

@@ -1,0 +1,109 @@
+"""The losses and balls beside the paper's own, which test_attack.py tests."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common.attack import (
+    dlr_loss,
+    is_misclassified,
+    margin,
+    project,
+    targeted_dlr_loss,
+    targeted_margin_loss,
+    targeted_xent_loss,
+    uniform_start,
+)
+from common.attack.ball import direction, draw, length
+from common.attack.losses import likely_wrong_classes
+
+LOGITS = np.float32([[7, 5, 3, -1, 1]])  # largest first: 7, 5, 3, 1
+
+
+@pytest.mark.parametrize("y, expected", [(0, -2 / 4), (1, 2 / 4), (2, 4 / 4), (3, 8 / 4)])
+def test_dlr_in_the_head(y, expected):
+    np.testing.assert_allclose(dlr_loss(LOGITS, [y]), [expected])
+
+
+@pytest.mark.parametrize("y, target, expected", [(0, 1, -2 / 5), (0, 3, -8 / 5), (2, 0, 4 / 5)])
+def test_targeted_dlr_in_the_head(y, target, expected):
+    np.testing.assert_allclose(targeted_dlr_loss(LOGITS, [y], [target]), [expected])
+
+
+def test_dlr_changes_neither_with_a_shift_nor_with_a_scale():
+    other = 3 * LOGITS + 11
+    np.testing.assert_allclose(dlr_loss(other, [0]), dlr_loss(LOGITS, [0]), rtol=1e-6)
+    np.testing.assert_allclose(
+        targeted_dlr_loss(other, [0], [3]), targeted_dlr_loss(LOGITS, [0], [3]), rtol=1e-6
+    )
+
+
+def test_dlr_of_equal_logits_is_zero():
+    np.testing.assert_array_equal(dlr_loss(np.ones((1, 5), np.float32), [0]), [0])
+    np.testing.assert_array_equal(targeted_dlr_loss(np.ones((1, 5), np.float32), [0], [1]), [0])
+
+
+def test_targeted_losses_in_the_head():
+    np.testing.assert_allclose(targeted_margin_loss(LOGITS, [0], [3]), [-8])
+    np.testing.assert_allclose(margin(LOGITS, [2]), [-4])
+    logits = np.log(np.float32([[1, 2, 5]]))
+    np.testing.assert_allclose(targeted_xent_loss(logits, [0], [2]), [np.log(5 / 8)], rtol=1e-6)
+
+
+def test_what_is_no_number_is_misclassified():
+    logits = np.float32([[3, 1], [1, 3], [3, np.nan], [np.inf, 1]])
+    np.testing.assert_array_equal(is_misclassified(logits, [0] * 4), [False, True, True, True])
+
+
+def test_the_likeliest_wrong_classes_leave_out_the_label():
+    np.testing.assert_array_equal(likely_wrong_classes(LOGITS, [1], 4), [[0, 2, 4, 3]])
+    np.testing.assert_array_equal(likely_wrong_classes(-LOGITS, [3], 2), [[4, 2]])
+
+
+# L2.
+
+
+@pytest.mark.parametrize(
+    "delta, expected",
+    [
+        ((0.3, 0.4), (0.3, 0.4)),  # inside
+        ((0.6, 0.8), (0.6, 0.8)),  # on the sphere
+        ((3.0, 4.0), (0.6, 0.8)),  # outside
+        ((-3.0, 4.0), (-0.5, 0.8)),  # outside, and of the pixel range as well
+        ((0.0, 0.0), (0.0, 0.0)),
+    ],
+)
+def test_project_on_the_l2_ball(delta, expected):
+    x_nat = np.full((1, 1, 2, 1), 0.5, np.float32)
+    x = x_nat + np.float32(delta).reshape(x_nat.shape)
+    projected = project(x, x_nat, 1.0, (0.0, 2.0), "l2") - x_nat
+    np.testing.assert_allclose(np.ravel(projected), expected, atol=1e-6)
+
+
+def test_the_l2_start_is_uniform_in_the_ball():
+    x_nat = np.full((3000, 1, 3, 1), 0.5, np.float32)
+    start = uniform_start(x_nat, 0.4, (0.0, 1.0), [1, 0], tf.range(3000), "l2") - x_nat
+    radii = np.linalg.norm(np.reshape(start, (-1, 3)), axis=1) / 0.4
+    assert radii.max() <= 1 + 1e-6
+    shares, _ = np.histogram(radii**3, bins=5, range=(0, 1))  # as volume grows
+    np.testing.assert_allclose(shares / 3000, 0.2, atol=0.03)
+    np.testing.assert_allclose(np.mean(start > 0, axis=0), 0.5, atol=0.04)
+
+
+def test_streams_and_seeds_draw_other_numbers():
+    index = tf.range(3)
+    draws = [
+        draw([4], seed, index, stream).numpy()
+        for seed, stream in (([1, 0], None), ([1, 0], 0), ([1, 0], 1), ([1, 1], 1))
+    ]
+    assert len(np.unique(draws)) == 4 * 3 * 4
+    np.testing.assert_array_equal(draw([4], [1, 0], index[1:], 1), draws[2][1:])
+
+
+def test_directions_have_length_one():
+    gradient = np.float32([[3, -4], [3e-30, -4e-30], [0, 0]]).reshape(3, 1, 2, 1)
+    np.testing.assert_array_equal(np.ravel(direction(gradient, "linf")), [1, -1, 1, -1, 0, 0])
+    expected = [0.6, -0.8, 0.6, -0.8, 0, 0]
+    np.testing.assert_allclose(np.ravel(direction(gradient, "l2")), expected, rtol=1e-6)
+    np.testing.assert_array_equal(length(gradient[:1], "linf"), [4])
+    np.testing.assert_array_equal(length(gradient[:1], "l2"), [5])
