@@ -219,7 +219,7 @@ def check_result(result, trials):
         List of warnings, each a line.
     """
     warnings = []
-    is_white_box = np.array([trial.num_gradients > 0 for trial in trials], bool)
+    is_white_box = np.array([trial.attack.num_gradients > 0 for trial in trials], bool)
     for number, trial in enumerate(trials):
         # An attack before the first by gradients was given what those would have broken.
         if not is_white_box[number] and is_white_box[:number].any():

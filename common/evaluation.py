@@ -27,7 +27,7 @@ class Trial:
     """An attack as an evaluation runs it.
 
     Attributes:
-        attack: object with `perturb(x_nat, y, seed, index)`, such as `common.attack.PGD`.
+        attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone.
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: for people.
@@ -37,25 +37,6 @@ class Trial:
     num_restarts: int = 1
     eight_bits: bool = False
     name: str = "attack"
-
-    @property
-    def norm(self):
-        """Of the ball: "linf", also where the attack does not say so, or "l2"."""
-        return getattr(self.attack, "norm", "linf")
-
-    @property
-    def num_gradients(self):
-        """Gradient evaluations of an example in a restart, at most; 0 tells a black-box attack.
-
-        Of an attack that does not say so, one for each of its `num_steps`, as of PGD.
-        """
-        own = getattr(self.attack, "num_gradients", None)
-        return self.attack.num_steps if own is None else own
-
-    @property
-    def num_queries(self):
-        """Further forward passes of an example in a restart, at most; PGD makes none."""
-        return getattr(self.attack, "num_queries", 0)
 
     def settings(self):
         """The attack and how it is run, as a dict for JSON."""

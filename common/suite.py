@@ -32,7 +32,7 @@ def named_trials(names, model, config, challenge):
         InputError: as `named_trial`; they are of different norms, so that there is none.
     """
     trials = [named_trial(name.strip(), model, config, challenge) for name in names.split(",")]
-    norms = sorted({trial.norm for trial in trials})
+    norms = sorted({trial.attack.norm for trial in trials})
     if len(norms) > 1:
         raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
     return trials
@@ -95,8 +95,8 @@ def describe(trials, result):
             {
                 **dataclasses.asdict(done),
                 "seconds": round(done.seconds, 2),
-                "num_gradients": done.num_attacks * trial.num_gradients,
-                "num_queries": done.num_attacks * trial.num_queries,
+                "num_gradients": done.num_attacks * trial.attack.num_gradients,
+                "num_queries": done.num_attacks * trial.attack.num_queries,
                 "attack": trial.settings(),
             }
             for trial, done in zip(trials, result.trials)
