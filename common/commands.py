@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
+from common.attack import ATTACKS
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
@@ -40,7 +41,7 @@ def define_attack_flags(challenge, flag_values):
     flags.DEFINE_string(
         "attack",
         "pgd",
-        "pgd, or fgsm: one step of size epsilon from the image itself",
+        f"one of {', '.join(ATTACKS)}; eval.py takes several, apart by commas",
         flag_values,
     )
 

@@ -10,6 +10,8 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from benchmarks.measure import OURS, OURS_MIXED, PLAIN
+from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from mnist_challenge.challenge import MNIST
 
@@ -18,6 +20,7 @@ SPEED = ROOT / "benchmarks" / "results"
 
 # The shipped models, in the order of the columns.
 MNIST_MODELS = ("adv_trained", "fgsm_trained", "natural")
+CIFAR10_MODELS = ("simple_adv_trained", "simple_fgsm_trained", "simple_natural")
 
 # Network as the benchmarks name it, as the README does.
 SPEED_COLUMNS = {
@@ -35,6 +38,11 @@ def read_speed(name):
 def mnist_table():
     """The table of attacks on the shipped MNIST networks, as Markdown."""
     return results_table(MNIST, MNIST_MODELS)
+
+
+def cifar10_table():
+    """The table of attacks on the shipped CIFAR-10 networks, as Markdown."""
+    return results_table(CIFAR10, CIFAR10_MODELS)
 
 
 def results_table(challenge, names):
@@ -114,9 +122,11 @@ def training_speed_table():
         "attack and update, part of the time |",
         "|---|---|---|---|---|---|---|",
     ]
-    for model in ("mnist", "cifar_simple"):  # the wide network's training has not been timed
+    # The wide network's training has not been timed.
+    for model, key in (("mnist", OURS), ("cifar_simple", OURS), ("cifar_simple", OURS_MIXED)):
         name, result = SPEED_COLUMNS[model], read_speed(f"training_{model}")
-        plain, ours = (result["implementations"][key] for key in ("plain tf.function", "ours"))
+        plain, ours = (result["implementations"][implementation] for implementation in (PLAIN, key))
+        name += key.removeprefix(OURS)
         rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]
         lines.append(
             f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | "
@@ -124,6 +134,7 @@ def training_speed_table():
             f"{plain['peak_memory_gib']:.2f} | {ours['peak_memory_gib']:.2f} | "
             f"{100 * result['loop_share']:.1f}% of {result['loop_steps']} steps |"
         )
+    lines += ["", f"{_machine('training_mnist')}; CIFAR-10: {_machine('training_cifar_simple')}."]
     return "\n".join(lines)
 
 
@@ -137,7 +148,9 @@ def _machine(name):
     return f"{hardware['threads']} threads on {hardware['cores']} cores of {hardware['processor']}"
 
 
-TABLES = {ROOT / "README.md": (mnist_table, attack_speed_table, training_speed_table)}
+TABLES = {
+    ROOT / "README.md": (mnist_table, cifar10_table, attack_speed_table, training_speed_table)
+}
 START, END = "<!-- table -->\n", "<!-- end -->"
 
 
