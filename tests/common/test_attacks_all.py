@@ -77,14 +77,13 @@ def test_invariants(name, norm):
 
 
 @every_attack
-@both_norms
-def test_no_ball_returns_the_image(name, norm):
+def test_no_ball_returns_the_image(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=3)
-    np.testing.assert_array_equal(make(name, model, norm, epsilon=0.0).perturb(x_nat, y), x_nat)
+    np.testing.assert_array_equal(make(name, model, "l2", epsilon=0.0).perturb(x_nat, y), x_nat)
 
 
-@every_attack
+@the_new
 def test_a_network_is_attacked_in_inference_mode_and_left_alone(name):
     model = small_network()
     before = [np.array(weight) for weight in model.weights]
@@ -96,7 +95,7 @@ def test_a_network_is_attacked_in_inference_mode_and_left_alone(name):
     np.testing.assert_allclose(x, as_function, atol=1e-6)
 
 
-@every_attack
+@the_new
 def test_a_fast_model_in_padded_halves_gives_the_same(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=9)
@@ -158,7 +157,7 @@ def test_few_batch_sizes_are_few_traces(name):
     assert len(traces) <= 2 * once + 2
 
 
-@the_new
+@pytest.mark.parametrize("name", ["apgd_targeted", "square"])
 def test_xla_finds_the_same(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=3)

@@ -82,7 +82,7 @@ def test_project_on_the_l2_ball(delta, expected):
 
 def test_the_l2_start_is_uniform_in_the_ball():
     x_nat = np.full((3000, 1, 3, 1), 0.5, np.float32)
-    start = uniform_start(x_nat, 0.4, (0.0, 1.0), [1, 0], tf.range(3000), "l2") - x_nat
+    start = tf.function(uniform_start)(x_nat, 0.4, (0.0, 1.0), [1, 0], tf.range(3000), "l2") - x_nat
     radii = np.linalg.norm(np.reshape(start, (-1, 3)), axis=1) / 0.4
     assert radii.max() <= 1 + 1e-6
     shares, _ = np.histogram(radii**3, bins=5, range=(0, 1))  # as volume grows
