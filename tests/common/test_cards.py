@@ -8,7 +8,7 @@ import pytest
 
 from cifar10_challenge.challenge import CIFAR10
 from common import cards, checkpoints, commands, suite
-from common.config import make_config
+from common.config import make_config, read_json
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import error_line, run
 
@@ -146,3 +146,18 @@ def test_export_model_refuses(training, tfds_dir, tmp_path):
         "--sources: expected models with a card.json of export_model.py", f"--sources={training}"
     )
     assert (shipped / "card.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("challenge", [MNIST, CIFAR10], ids=lambda challenge: challenge.name)
+def test_the_shipped_robust_network_is_the_fast_recipes(challenge):
+    path = challenge.directory / "config_fast.json"
+    recipe = json.loads(make_config(challenge, (path, read_json(path))).to_json())
+    trained = cards.read(challenge, challenge.shipped)["training"]
+    places = {"model_dir", "data_dir"}
+    # A setting that came after the training is not in its config.
+    for name in trained["config"].keys() - places:
+        assert trained["config"][name] == recipe[name], name
+    assert trained["steps"] == recipe["max_num_training_steps"]
+    assert recipe["adversary"] == "pgd" and recipe["random_start"]
+    for _, num_steps, step_size in recipe["attack_schedule"]:
+        assert num_steps * step_size >= recipe["epsilon"]  # it reaches the ball's surface
