@@ -257,19 +257,21 @@ class Comparison:
 
 def _line(entry):
     accuracy = entry["accuracy"]
-    only = {who: len(entry[f"only_{who}_breaks"]) for who in ("ours", "theirs")}
     text = (
         f"accuracy {accuracy['ours']:.2f}% (theirs {accuracy['theirs']:.2f}%), broken by ours only "
-        f"{only['ours']:,}, by theirs only {only['theirs']:,}"
+        f"{len(entry['only_ours_breaks'])}, by theirs only {len(entry['only_theirs_breaks'])}"
     )
-    if "seconds" in entry:
-        seconds, found = entry["seconds"], entry["found"].values()
-        text += (
-            f"; {seconds['ours']:.1f} s (theirs {seconds['theirs']:.1f} s), {entry['ratio']:.2f} "
-            f"times as fast ({entry['cpu_ratio']:.2f} in CPU time); outside {sum(counts['num_outside'] for counts in found)}, disputed "
-            f"{sum(counts['num_disputed'] for counts in found)}"
-        )
-    return text
+    if "seconds" not in entry:
+        return text
+    seconds, found = entry["seconds"], entry["found"].values()
+    outside, disputed = (
+        sum(counts[name] for counts in found) for name in ("num_outside", "num_disputed")
+    )
+    return (
+        f"{text}; {seconds['ours']:.1f} s (theirs {seconds['theirs']:.1f} s), "
+        f"{entry['ratio']:.2f} times as fast, in CPU time {entry['cpu_ratio']:.2f}; "
+        f"outside {outside}, disputed {disputed}"
+    )
 
 
 if __name__ == "__main__":
