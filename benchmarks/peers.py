@@ -6,6 +6,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from common.errors import InputError
+
 # Name to the packages that it needs.
 PEERS = {
     "CleverHans tf2": ("cleverhans",),
@@ -25,6 +27,13 @@ def importable():
         for name, packages in PEERS.items()
         if all(importlib.util.find_spec(_MODULES.get(package, package)) for package in packages)
     ]
+
+
+def require(*packages):
+    """Raises InputError where one of `packages` is not there."""
+    for package in packages:
+        if importlib.util.find_spec(_MODULES.get(package, package)) is None:
+            raise InputError(f"expected {package}, which is not installed: pip install {package}")
 
 
 def make(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
@@ -111,12 +120,9 @@ def _tensorflow(name, model, x_nat, y, *, epsilon, step_size, num_steps, bounds)
 def _torch(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     channels_last = name == "torch channels_last"
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = _torch_network(keras_model).eval().to(memory_format=layout)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model = _torch_network(keras_model).to(memory_format=layout)
     x = torch.tensor(x_nat.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     labels = torch.tensor(y)
     if channels_last:
@@ -133,9 +139,12 @@ def _torch(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds
     import torchattacks
 
     width = bounds[1] - bounds[0]  # it wants pixels in [0, 1]
-    scaled = torch.nn.Sequential(_Scale(width), model)
     attack = torchattacks.PGD(
-        scaled, eps=epsilon / width, alpha=step_size / width, steps=num_steps, random_start=False
+        _scaled(model, width),
+        eps=epsilon / width,
+        alpha=step_size / width,
+        steps=num_steps,
+        random_start=False,
     )
     x = x / width
     return lambda: attack(x, labels) * width
@@ -154,20 +163,39 @@ def _torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
     return x
 
 
+def scaled_torch_network(keras_model, width):
+    """The same network in torch, with the same weights, for pixels in [0, 1].
+
+    Args:
+        keras_model: plain keras.Model from images to logits, pixels in [0, width].
+        width: see there.
+
+    Returns:
+        A torch.nn.Module from float32 images (batch, channels, height, width) to logits, without
+        gradients for the weights.
+    """
+    return _scaled(_torch_network(keras_model), width)
+
+
 def _torch_network(keras_model):
-    """The same network in torch, with the same weights."""
+    """The same network in torch, with the same weights, which have no gradients, on all cores."""
+    import torch
+
     from benchmarks import torch_networks
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     if keras_model.input_shape[-1] == 1:
-        return torch_networks.Mnist(keras_model.get_weights())
-    return torch_networks.Cifar10({w.path: w.numpy() for w in keras_model.weights})
+        network = torch_networks.Mnist(keras_model.get_weights())
+    else:
+        network = torch_networks.Cifar10({w.path: w.numpy() for w in keras_model.weights})
+    return network.eval().requires_grad_(False)
 
 
-def _Scale(width):  # noqa: N802
+def _scaled(network, width):
     import torch
 
     class Scale(torch.nn.Module):
         def forward(self, x):
             return x * width
 
-    return Scale()
+    return torch.nn.Sequential(Scale(), network)

@@ -26,6 +26,8 @@ FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}
 
 MOMENTUM = 0.75  # the paper's alpha: the share of the new step
 LEAST_INCREASES = 0.75  # the paper's rho
+# Most of what breaks does so within the first steps, and leaves after these, too.
+EARLY = (3, 10)
 
 
 def checkpoints(num_steps):
@@ -44,6 +46,22 @@ def checkpoints(num_steps):
     )
 
 
+def segments(num_steps):
+    """What a climb runs at a time: between checkpoints, and between those of `EARLY` before.
+
+    Returns:
+        List of (first, last, num_since): steps `first` to below `last`; where `first` is a
+        checkpoint after 0, `num_since` is the number of steps since the one before, else 0.
+    """
+    found = checkpoints(num_steps)
+    num_since = {last: last - first for first, last in zip(found, found[1:])}
+    firsts = sorted({*found, *(step for step in EARLY if step < num_steps)})
+    return [
+        (first, last, num_since.get(first, 0))
+        for first, last in zip(firsts, [*firsts[1:], num_steps])
+    ]
+
+
 class APGD(Attack):
     """Auto-PGD (Croce & Hein 2020, Sec. 3): no step size to choose.
 
@@ -55,7 +73,7 @@ class APGD(Attack):
     since the last checkpoint, or where neither step nor highest loss changed since.
 
     An example comes back as the first point that is misclassified, else as that of the highest
-    loss. Examples that are broken leave the batch at the next checkpoint.
+    loss. Examples that are broken leave the batch after each of `segments`.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
@@ -117,13 +135,11 @@ class APGD(Attack):
         return state
 
     def _stages(self, num_classes):
-        firsts = checkpoints(self.num_steps)
-        segments = list(zip([0, *firsts], firsts, [*firsts[1:], self.num_steps]))
         for rank in range(min(self.num_targets, num_classes - 1) if self.is_targeted else 1):
             yield functools.partial(self._start, rank=tf.constant(rank))
-            for segment in segments:
-                previous, first, last = (tf.constant(step) for step in segment)
-                yield functools.partial(self._climb, previous=previous, first=first, last=last)
+            for segment in segments(self.num_steps):
+                first, last, num_since = (tf.constant(number) for number in segment)
+                yield functools.partial(self._climb, first=first, last=last, num_since=num_since)
             yield self._finish
 
     def _start_(self, state, rank):
@@ -154,8 +170,8 @@ class APGD(Attack):
         targets = [state["target"]] if self.is_targeted else []
         return LOSSES[self.loss_func](logits, state["y"], *targets)
 
-    def _climb_(self, state, previous, first, last):
-        """Steps `first` to below `last`; `first` is a checkpoint, `previous` the one before."""
+    def _climb_(self, state, first, last, num_since):
+        """One of `segments`."""
         logits = self._prepare()
 
         def climb(i, state):
@@ -164,10 +180,10 @@ class APGD(Attack):
             )
             state = self._evaluated(state, z, loss, gradient)
             # A climb begins with what a checkpoint does for the next one, and halves nothing.
-            is_checkpoint, halves = i == first, (i == first) & (i > 0)
-            state, gradient = self._halved(state, gradient, halves, first - previous)
+            halves = (i == first) & (num_since > 0)
+            state, gradient = self._halved(state, gradient, halves, num_since)
             state = where(
-                is_checkpoint,
+                halves | (i == 0),
                 state,
                 num_increases=tf.zeros_like(state["num_increases"]),
                 loss_best_before=state["loss_best"],

@@ -30,8 +30,10 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
     """The smallest delta with <normal, delta> = change that keeps x + delta within `bounds`.
 
     With s the signs of change * normal and r the way from x to the pixel range's end in direction
-    s, it is s * min(t m, r), where m is 1 in L-infinity and |normal| in L2. Sorting the pixels by
-    r / m, where each meets the end of the range, finds the t (Croce & Hein 2020, Sec. 2.2 and A).
+    s, it is s * min(t m, r), where m is 1 in L-infinity and |normal| in L2 (Croce & Hein 2020,
+    Sec. 2.2 and A). What that changes grows with t along a concave line with a corner where a
+    pixel meets the end of the range, so that Newton's method from t = 0 finds the t exactly, in
+    fewer passes over the pixels than a sort of these takes.
 
     Args:
         x: float32 images (batch, height, width, channels), pixels in `bounds`.
@@ -50,22 +52,26 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
     room = tf.where(sign > 0, bounds[1] - x, x - bounds[0])
     weight = tf.abs(normal)
     speed = tf.ones_like(weight) if norm == "linf" else weight
-    end = tf.where(speed > 0, room / speed, np.inf)
+    whole, rate = weight * room, weight * speed
+    change = tf.abs(change)
 
-    # Pixel by pixel in the order in which they meet the end: what those before it, at their ends,
-    # contribute to the change, and how fast it and those after it add to it.
-    order = tf.argsort(end, axis=1)
-    sort = functools.partial(tf.gather, indices=order, axis=1, batch_dims=1)
-    at_end = tf.cumsum(sort(weight * room), axis=1, exclusive=True)
-    rate = tf.cumsum(sort(weight * speed), axis=1, reverse=True)
-    change = tf.abs(change)[:, None]
-    reached = at_end + tf.where(rate > 0, rate * sort(end), 0.0)  # when it meets its end
-    num_ended = tf.reduce_sum(tf.cast(reached < change, tf.int32), axis=1, keepdims=True)
-    is_possible = num_ended < tf.shape(x)[1]
-    pixel = tf.minimum(num_ended, tf.shape(x)[1] - 1)
-    at_end, rate = (tf.gather(sums, pixel, axis=1, batch_dims=1) for sums in (at_end, rate))
-    t = tf.math.divide_no_nan(change - at_end, rate)
-    delta = sign * tf.where(is_possible, tf.minimum(t * speed, room), room)
+    def is_moving(t):
+        return t[:, None] * speed < room
+
+    def newton(t, num_moving, _):
+        moving = is_moving(t)
+        at_end = tf.reduce_sum(tf.where(moving, 0.0, whole), axis=1)
+        slope = tf.reduce_sum(tf.where(moving, rate, 0.0), axis=1)
+        # Where nothing moves any more, the change is out of reach.
+        t = tf.maximum(t, tf.math.divide_no_nan(change - at_end, slope))
+        return t, tf.math.count_nonzero(moving, axis=1), num_moving
+
+    def goes_on(_, num_moving, num_before):
+        return tf.reduce_any(num_moving != num_before)
+
+    count = tf.fill(shape[:1], tf.constant(-1, tf.int64))
+    t, _, _ = tf.while_loop(goes_on, newton, (tf.zeros_like(change), count, count - 1))
+    delta = sign * tf.minimum(t[:, None] * speed, room)
     return tf.reshape(delta, shape)
 
 

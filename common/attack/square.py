@@ -26,7 +26,7 @@ def share_of_pixels(query, num_queries, p_init):
 
     Args:
         query: int from 0, the start included.
-        num_queries: of the attack; the schedule is that of 10,000 queries, rescaled.
+        num_queries: that the schedule, which is that of 10,000 queries, is rescaled to.
         p_init: p of the first squares.
     """
     rescaled = query * 10_000 // num_queries
@@ -72,27 +72,33 @@ class Square(Attack):
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
         num_queries: squares that are tried, the start counted as the first.
         p_init: the share of pixels of the first squares.
+        schedule_queries: the schedule of p is that of an attack of so many queries, by default
+            of `num_queries`.
     """
 
     name = "square"
     random_start = True
 
-    def __init__(self, model, *, epsilon, num_queries=5000, p_init=0.8, **kwargs):
+    def __init__(
+        self, model, *, epsilon, num_queries=5000, p_init=0.8, schedule_queries=None, **kwargs
+    ):
         super().__init__(model, epsilon=epsilon, **kwargs)
-        check_counts(at_least=1, num_queries=num_queries)
+        schedule_queries = num_queries if schedule_queries is None else schedule_queries
+        check_counts(at_least=1, num_queries=num_queries, schedule_queries=schedule_queries)
         self.p_init = float(p_init)
         self.num_queries = int(num_queries)
+        self.schedule_queries = int(schedule_queries)
         self._start = self._compiled(self._start_)
         self._search = self._compiled(self._search_)
         self._draw = self._compiled(draw, has_random_numbers=True)
 
     def settings(self):
-        names = ("num_queries", "p_init")
+        names = ("num_queries", "p_init", "schedule_queries")
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def square_size(self, query, height, width):
         """The side of a query's square, in pixels of images of that height and width."""
-        share = share_of_pixels(query, self.num_queries, self.p_init)
+        share = share_of_pixels(query, self.schedule_queries, self.p_init)
         size = round(math.sqrt(share * height * width))
         if self.norm == "l2":
             size = max(size, 3)

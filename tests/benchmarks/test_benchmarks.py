@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import attack_throughput, peers, plain, training_throughput
+from benchmarks import attack_throughput, autoattack, peers, plain, training_throughput
 from cifar10_challenge.challenge import CIFAR10
 from common.attack import PGD
-from common.checkpoints import fast_model
+from common.checkpoints import LoadedModel, fast_model
 from common.config import make_config
+from common.data import Split
+from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
@@ -77,6 +79,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--implementations=magic", "--implementations: expected some of"),
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
 )
 def test_wrong_flags(script, flag, expected):
@@ -132,3 +135,69 @@ def test_torch_network_of_cifar10_is_the_same():
     theirs = torch_networks.Cifar10({weight.path: weight.numpy() for weight in model.weights})
     logits = theirs.eval()(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
     np.testing.assert_allclose(logits, model(tf.constant(x), training=False), rtol=1e-3, atol=1e-3)
+
+
+# Ours and AutoAttack's.
+
+
+def test_agreement_names_the_examples_that_only_one_breaks():
+    ours, theirs = np.array([[1, 0, 0, 1, 1], [1, 0, 1, 0, 0]], bool)
+    assert autoattack.agreement(ours, theirs) == {
+        "accuracy": {"ours": 60.0, "theirs": 40.0},
+        "only_ours_breaks": [2],
+        "only_theirs_breaks": [3, 4],
+    }
+
+
+@pytest.mark.parametrize(
+    "pixel, expected",
+    [(0.8, False), (0.8 + 1e-7, False), (0.81, True), (0.2, False), (0.19, True), (np.nan, True)],
+)
+def test_what_leaves_the_ball_is_outside(pixel, expected):
+    x_nat = np.full((2, 2, 2, 1), 0.5, np.float32)
+    x_adv = x_nat.copy()
+    x_adv[1, 0, 1, 0] = pixel
+    outside = autoattack.is_outside(x_adv, x_nat, 0.3, (0.0, 1.0))
+    np.testing.assert_array_equal(outside, [False, expected])
+
+
+def test_what_leaves_the_pixel_range_is_outside():
+    x_nat = np.float32([0.9, 0.9]).reshape(2, 1, 1, 1)
+    x_adv = np.float32([1.0, 1.1]).reshape(2, 1, 1, 1)
+    outside = autoattack.is_outside(x_adv, x_nat, 0.3, (0.0, 1.0))
+    np.testing.assert_array_equal(outside, [False, True])
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(InputError, match="expected no-such-package, which is not installed"):
+        peers.require("numpy", "no-such-package")
+
+
+def test_ours_and_autoattacks_on_the_same_network():
+    pytest.importorskip("torch")
+    pytest.importorskip("pyautoattack")
+    model = build_model(2, seed=1)
+    images = (digits(6)[0] * 255).astype(np.uint8)
+    labels = np.argmax(model(MNIST.to_pixels(images)), axis=1)
+    labels[2] = (labels[2] + 1) % 10
+    config = make_config(MNIST, ("test", {"eval_batch_size": 4, "epsilon": 0.3}))
+    loaded = LoadedModel(fast_model(model, MNIST), model.weights, ROOT, model=model)
+    test = Split(images, labels.astype(np.int32), "digits", "here", False)
+    comparison = autoattack.Comparison(MNIST, config, loaded, test)
+    np.testing.assert_array_equal(comparison.natural_correct, np.arange(6) != 2)
+
+    entry, withstood = comparison.run("apgd_xent")
+    for who in ("ours", "theirs"):
+        # An untrained network withstands nothing.
+        assert not withstood[who].any() and entry["accuracy"][who] == 0
+        found = entry["found"][who]
+        assert (found["num_found"], found["num_outside"], found["num_disputed"]) == (5, 0, 0)
+        assert found["num_misclassified"] == {"keras": 5, "fast": 5, "torch": 5}
+    assert entry["ratio"] == entry["seconds"]["theirs"] / entry["seconds"]["ours"]
+
+    # What is claimed and is not so does not count.
+    x = MNIST.to_pixels(images)
+    counts, withstood = comparison._verified(1 - x, comparison.natural_correct)
+    assert counts["num_outside"] == 5 and withstood.sum() == 5
+    counts, withstood = comparison._verified(x, comparison.natural_correct)
+    assert counts["num_misclassified"]["keras"] == 0 and withstood.sum() == 5

@@ -221,6 +221,7 @@ def test_the_standard_suite_is_autoattacks():
     ]
     assert [attack.random_start for _, attack in suite] == [True, True, False, True]
     assert all(attack.bounds == (0.0, 255.0) and attack.epsilon == 8.0 for _, attack in suite)
+    assert suite[-1][1].settings()["schedule_queries"] == 10_000
 
 
 @pytest.mark.parametrize(

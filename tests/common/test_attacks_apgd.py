@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from common.attack import APGD, uniform_start, xent_loss
-from common.attack.apgd import checkpoints
+from common.attack.apgd import checkpoints, segments
 from tests.common.attack_cases import highest_leads, labelled, linear_model
 
 
@@ -15,6 +15,13 @@ def test_checkpoints_are_rounded_up_and_before_the_end():
     assert checkpoints(10) == [0, 3, 5, 6, 7, 8, 9]  # of 2.2, 4.1, 5.7, 7, 8, 8.7, 9.3, 9.9
     assert checkpoints(50) == [0, 11, 21, 29, 35, 40, 44, 47]  # 49.5 rounds to the end
     assert checkpoints(1) == [0]
+
+
+def test_a_climb_is_run_from_checkpoint_to_checkpoint_and_more_often_at_first():
+    assert segments(50)[:5] == [(0, 3, 0), (3, 10, 0), (10, 11, 0), (11, 21, 11), (21, 29, 10)]
+    assert segments(50)[-1] == (47, 50, 3)
+    assert segments(10)[:2] == [(0, 3, 0), (3, 5, 3)]
+    assert segments(1) == [(0, 1, 0)]
 
 
 @pytest.mark.parametrize("loss_func", ["xent", "targeted_dlr"])

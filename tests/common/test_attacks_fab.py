@@ -29,7 +29,7 @@ def least_step(x, normal, change, norm):
     return np.linalg.norm(delta(high), order), abs(normal @ delta(high))
 
 
-def random_cases(count=60, pixels=12):
+def random_cases(pixels, count=60):
     rng = np.random.default_rng(0)
     x = np.clip(rng.uniform(-0.5, 1.5, (count, pixels)), 0, 1)
     normal = rng.normal(size=(count, pixels)) * rng.integers(2, size=(count, pixels))
@@ -39,9 +39,10 @@ def random_cases(count=60, pixels=12):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_step_to_the_hyperplane_is_the_smallest_within_the_box(norm):
-    x, normal, change = random_cases()
-    shape = (-1, 2, 3, 2)
+@pytest.mark.parametrize("pixels", [12, 784])
+def test_the_step_to_the_hyperplane_is_the_smallest_within_the_box(pixels, norm):
+    x, normal, change = random_cases(pixels)
+    shape = (-1, pixels // 4, 2, 2)
     delta = step_to_hyperplane(x.reshape(shape), normal.reshape(shape), change, (0.0, 1.0), norm)
     delta = np.reshape(delta, x.shape).astype(np.float64)
     assert (x + delta).min() >= -1e-6 and (x + delta).max() <= 1 + 1e-6

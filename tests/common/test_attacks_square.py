@@ -25,6 +25,12 @@ def test_the_sides_of_the_squares():
     assert linf.square_size(0, 40, 8) == 8  # not 16
 
 
+def test_the_schedule_may_be_that_of_more_queries():
+    attack = Square(lambda x: x, epsilon=0.3, num_queries=5000, schedule_queries=10_000)
+    assert attack.square_size(40, 28, 28) == 18  # once halved: root of 0.4 * 28**2 is 17.7
+    assert attack.square_size(4999, 28, 28) == 2  # seven times: 2.2
+
+
 def test_the_bump_by_hand():
     # Halves of 1 x 3 and 2 x 3, n = 1: 1 + 1/4 at the centre, 1/4 around it.
     upper = np.array([[0.25, 1.25, 0.25]])

@@ -1,0 +1,278 @@
+"""Runs the standard suite's attacks and those of the public AutoAttack package on one network.
+
+    python benchmarks/autoattack.py --model=mnist --num_images=1000 --output_json=result.json
+
+Each attack runs alone on every image that the network classifies correctly, first ours, then
+theirs, attack by attack: ours as `eval.py --suite=standard` runs it, tracing and compiling
+included, theirs through its own `run_standard_evaluation`. What counts as broken is decided by the
+plain Keras network, for both, and where an image has left the ball or the pixel range nothing
+counts. The JSON is written after each attack.
+"""
+
+import pathlib
+import sys
+import time
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import common  # noqa: F401  first, since it quiets TensorFlow
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmarks import measure, peers
+from cifar10_challenge.challenge import CIFAR10
+from common import attack as attacks
+from common import checkpoints
+from common.commands import check_writable
+from common.config import make_config
+from common.errors import InputError
+from common.evaluation import Evaluator, Trial
+from mnist_challenge.challenge import MNIST
+
+MODELS = {"mnist": MNIST, "cifar_simple": CIFAR10}
+THEIR_NAMES = {
+    "apgd_xent": "apgd-ce",
+    "apgd_targeted": "apgd-t",
+    "fab_targeted": "fab-t",
+    "square": "square",
+}
+SUITE = "suite"  # all four in turn, each on what those before it left
+THEIR_BATCH_SIZE = 250  # the package's own
+TOLERANCE = 1e-6  # of the pixel range: rounding of x + delta, and of pixels scaled to [0, 1]
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    """Declares the flags."""
+    flags.DEFINE_enum("model", "mnist", list(MODELS), "challenge of the network under attack")
+    flags.DEFINE_string("model_dir", None, "as in eval.py; default: the shipped network")
+    flags.DEFINE_integer("num_images", 1000, "the first so many test images", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "ours; default: eval_batch_size of config.json", lower_bound=1
+    )
+    flags.DEFINE_list(
+        "attacks", list(THEIR_NAMES), f"of {', '.join(THEIR_NAMES)} and {SUITE}, all four in turn"
+    )
+    flags.DEFINE_string("output_json", None, "file to write the result to")
+
+
+def main():
+    """Runs what the flags ask for."""
+    if FLAGS.output_json:
+        check_writable("--output_json", FLAGS.output_json)
+    for name in FLAGS.attacks:
+        if name not in (*THEIR_NAMES, SUITE):
+            known = ", ".join((*THEIR_NAMES, SUITE))
+            raise InputError(f"--attacks: expected some of {known}, got {name!r}")
+    peers.require("pyautoattack", "torch")
+    challenge = MODELS[FLAGS.model]
+    size = {"eval_batch_size": FLAGS.batch_size} if FLAGS.batch_size else {}
+    config = make_config(challenge, ("--batch_size", size))
+    loaded = checkpoints.load_model(challenge, FLAGS.model_dir or challenge.shipped)
+    if loaded.model is None:
+        raise InputError(f"--model_dir: expected the challenge's own network, got {loaded.path}")
+    test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
+    print(f"{test.source}; {loaded.path}")
+    both = Comparison(challenge, config, loaded, test)
+    result = {
+        "model": loaded.name,
+        "model_digest": loaded.digest(),
+        "data": test.name,
+        "epsilon": config.epsilon,
+        "seed": config.random_seed,
+        "batch_size": {"ours": config.eval_batch_size, "theirs": THEIR_BATCH_SIZE},
+        "num_examples": len(test.labels),
+        "num_correct": int(both.natural_correct.sum()),
+        "attacks": {},
+    }
+    withstood = {"ours": both.natural_correct.copy(), "theirs": both.natural_correct.copy()}
+    for name in FLAGS.attacks:
+        entry, found = both.run(name)
+        result["attacks"][name] = entry
+        for who in withstood:
+            withstood[who] &= found[who]
+        result["worst_case"] = {
+            "attacks": list(result["attacks"]),
+            **agreement(withstood["ours"], withstood["theirs"]),
+        }
+        print(f"{name:14} {_line(entry)}", flush=True)
+        if FLAGS.output_json:
+            measure.save(FLAGS.output_json, result, ["pyautoattack", "torch"])
+    print(f"{'worst case':14} {_line(result['worst_case'])}")
+
+
+def agreement(ours, theirs):
+    """How far two attacks agree on the same examples.
+
+    Args:
+        ours, theirs: bool (n,), whether the network is right under the attack.
+
+    Returns:
+        Dict: accuracy of each in percent, and the numbers of the examples that only one broke.
+    """
+    return {
+        "accuracy": {"ours": 100 * float(np.mean(ours)), "theirs": 100 * float(np.mean(theirs))},
+        "only_ours_breaks": np.flatnonzero(~ours & theirs).tolist(),
+        "only_theirs_breaks": np.flatnonzero(ours & ~theirs).tolist(),
+    }
+
+
+def is_outside(x_adv, x_nat, epsilon, bounds):
+    """bool (n,), whether an image is not within `epsilon` (L-infinity) or not within `bounds`.
+
+    Args:
+        x_adv, x_nat: images (n, height, width, channels).
+        epsilon: in the units of `bounds`.
+        bounds: (lowest, highest) pixel value.
+    """
+    tolerance = TOLERANCE * (bounds[1] - bounds[0])
+    distance = np.abs(x_adv.astype(np.float64) - x_nat)
+    # Written so that what is no number is outside.
+    inside = (distance <= epsilon + tolerance) & (x_adv >= bounds[0]) & (x_adv <= bounds[1])
+    return ~inside.all(axis=(1, 2, 3))
+
+
+class Comparison:
+    """Both suites on the same network and images.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        config: its config.
+        loaded: the `LoadedModel` under attack, the challenge's own network.
+        test: the `common.data.Split` of the images.
+
+    Attributes:
+        natural_correct: bool (n,), whether the network is right about the image itself.
+    """
+
+    def __init__(self, challenge, config, loaded, test):
+        self._challenge, self._config, self._loaded, self._test = challenge, config, loaded, test
+        self._x, self._y = challenge.to_pixels(test.images), test.labels.astype(np.int64)
+        suite = attacks.standard_suite(
+            loaded.logits, config.epsilon, challenge.bounds, jit_compile=config.jit_compile
+        )
+        self._trials = {name: Trial(attack, name=name) for name, attack in suite}
+        # The package wants pixels in [0, 1].
+        self._width = challenge.bounds[1] - challenge.bounds[0]
+        self._torch_model = peers.scaled_torch_network(loaded.model, self._width)
+        keras_logits = tf.function(lambda x: loaded.model(x, training=False), reduce_retracing=True)
+        fast_logits = tf.function(lambda x: loaded.logits.prepare()(x), reduce_retracing=True)
+        self._logits = {
+            "keras": lambda x: keras_logits(tf.constant(x)).numpy(),
+            "fast": lambda x: fast_logits(tf.constant(x)).numpy(),
+            "torch": lambda x: self._torch_model(self._to_torch(x)).numpy(),
+        }
+        self.natural_correct = self._predictions("keras", self._x) == self._y
+
+    def run(self, name):
+        """Runs one attack of both, ours first.
+
+        Args:
+            name: of `THEIR_NAMES`, or `SUITE`.
+
+        Returns:
+            A dict for JSON; and "ours" and "theirs" to bool (n,), whether the network withstood.
+        """
+        names = list(THEIR_NAMES) if name == SUITE else [name]
+        seconds, cpu_seconds, found, withstood = {}, {}, {}, {}
+        for who, attack in (("ours", self._ours), ("theirs", self._theirs)):
+            begin, cpu_begin = time.perf_counter(), time.process_time()
+            x_adv, is_found = attack(names)
+            seconds[who] = time.perf_counter() - begin
+            cpu_seconds[who] = time.process_time() - cpu_begin
+            found[who], withstood[who] = self._verified(x_adv, is_found)
+        entry = {
+            **agreement(withstood["ours"], withstood["theirs"]),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "ratio": seconds["theirs"] / seconds["ours"],
+            "cpu_ratio": cpu_seconds["theirs"] / cpu_seconds["ours"],
+            "found": found,
+        }
+        return entry, withstood
+
+    def _ours(self, names):
+        """The images, and which of them are said to be adversarial examples."""
+        evaluator = Evaluator(
+            self._loaded.logits,
+            [self._trials[name] for name in names],
+            to_pixels=self._challenge.to_pixels,
+            batch_size=self._config.eval_batch_size,
+            seed=self._config.random_seed,
+            spare_misclassified=True,
+            show_progress=False,
+        )
+        result = evaluator.run(self._test.images, self._test.labels)
+        return result.x_adv, result.natural_correct & ~result.adversarial_correct
+
+    def _theirs(self, names):
+        import pyautoattack
+        import torch
+
+        suite = pyautoattack.AutoAttack(
+            self._torch_model, eps=self._config.epsilon / self._width, seed=self._config.random_seed
+        )
+        suite.attacks_to_run = [THEIR_NAMES[name] for name in names]
+        given = np.flatnonzero(self.natural_correct)
+        x, y = self._to_torch(self._x[given]), torch.tensor(self._y[given])
+        found, classes = suite.run_standard_evaluation(x, y, batch_size=THEIR_BATCH_SIZE)
+        x_adv, is_found = self._x.copy(), np.zeros(len(self._y), bool)
+        x_adv[given] = peers.to_images(found * self._width)
+        is_found[given] = (classes != y).numpy()
+        return x_adv, is_found
+
+    def _verified(self, x_adv, is_found):
+        """A dict of counts, and bool (n,), whether the network withstood."""
+        numbers = np.flatnonzero(is_found)
+        x, y = x_adv[numbers], self._y[numbers]
+        outside = is_outside(x, self._x[numbers], self._config.epsilon, self._challenge.bounds)
+        wrong = {name: self._predictions(name, x) != y for name in self._logits}
+        withstood = self.natural_correct.copy()
+        withstood[numbers] &= outside | ~wrong["keras"]
+        verdicts = np.stack(list(wrong.values()))
+        counts = {
+            "num_found": len(numbers),
+            "num_outside": int(outside.sum()),
+            "num_misclassified": {name: int(verdict.sum()) for name, verdict in wrong.items()},
+            "num_disputed": int((verdicts.any(axis=0) & ~verdicts.all(axis=0)).sum()),
+        }
+        return counts, withstood
+
+    def _predictions(self, name, x):
+        """int64 classes (n,) by one formulation of the network."""
+        size = self._config.eval_batch_size
+        parts = [self._logits[name](x[i : i + size]) for i in range(0, len(x), size)]
+        return np.concatenate([np.zeros((0, 10)), *parts]).argmax(axis=1)
+
+    def _to_torch(self, x):
+        import torch
+
+        return torch.tensor(x.transpose(0, 3, 1, 2).copy()) / self._width
+
+
+def _line(entry):
+    accuracy = entry["accuracy"]
+    text = (
+        f"accuracy {accuracy['ours']:.2f}% (theirs {accuracy['theirs']:.2f}%), broken by ours only "
+        f"{len(entry['only_ours_breaks'])}, by theirs only {len(entry['only_theirs_breaks'])}"
+    )
+    if "seconds" not in entry:
+        return text
+    seconds, found = entry["seconds"], entry["found"].values()
+    outside, disputed = (
+        sum(counts[name] for counts in found) for name in ("num_outside", "num_disputed")
+    )
+    return (
+        f"{text}; {seconds['ours']:.1f} s (theirs {seconds['theirs']:.1f} s), "
+        f"{entry['ratio']:.2f} times as fast, in CPU time {entry['cpu_ratio']:.2f}; "
+        f"outside {outside}, disputed {disputed}"
+    )
+
+
+if __name__ == "__main__":
+    measure.run(main, define_flags)
