@@ -58,7 +58,7 @@ setuptools.setup(
             "cleverhans>=4,<5",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
-        "test": ["pytest>=8,<10"],
-        "dev": ["pytest>=8,<10", "ruff>=0.15,<0.18"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+        "dev": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.15,<0.18"],
     },
 )
