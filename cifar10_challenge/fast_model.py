@@ -1,13 +1,13 @@
 """The CIFAR-10 networks as a CPU runs them fastest, for attacks; `model.py` says what they compute.
 
-Same weights, same logits, same gradients to float32 rounding, in inference mode, where batch norm
-is a multiplication and an addition. What differs is the way:
+Same weights, same logits, same gradients to rounding (of float32, in mixed precision of bfloat16),
+in inference mode, where batch norm is a multiplication and an addition. What differs is the way:
 
 - A normalisation between two convolutions is folded into the first one's kernel and bias; the
   other one's multiplication, on the way back, into the kernel of the convolution after it.
 - Bias, activation and the addition of the shortcut happen as a convolution writes its results.
 - A shortcut that changes its number of channels is a convolution with a fixed kernel.
-- The wide network's convolutions are Winograd's.
+- The wide network's convolutions are Winograd's, in float32.
 """
 
 import tensorflow as tf

@@ -7,6 +7,7 @@ card says what the network was trained on and how, and holds its accuracy under 
 
 import json
 import pathlib
+import shlex
 
 import numpy as np
 from absl import flags
@@ -189,7 +190,7 @@ def readme(challenge, card):
         "output `logits` (float32, (batch, 10)).",
         "",
         "```",
-        *(f"python {command}" for command in commands),
+        *(f"python {shlex.join(shlex.split(command))}" for command in commands),
         "```",
         "",
         f"{training['steps']:,} steps of {config['training_batch_size']} images in {minutes:.0f} "
@@ -281,7 +282,7 @@ def _kept_results(output, loaded):
     """The results that a card at `output` holds for these weights."""
     try:
         card = json.loads((output / CARD).read_text())
-    except OSError:
+    except (OSError, ValueError):
         return []
     return card["results"] if card["weights_digest"] == loaded.digest() else []
 

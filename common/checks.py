@@ -221,9 +221,10 @@ def check_result(result, trials):
     warnings = []
     is_white_box = np.array([trial.attack.num_gradients > 0 for trial in trials], bool)
     for number, trial in enumerate(trials):
-        # An attack before the first by gradients was given what those would have broken.
-        if not is_white_box[number] and is_white_box[:number].any():
-            left = result.withstood[is_white_box].all(axis=0) & result.natural_correct
+        # Those after it may not have been given what it broke.
+        before = result.withstood[:number][is_white_box[:number]]
+        if not is_white_box[number] and len(before):
+            left = before.all(axis=0) & result.natural_correct
             broken = int(np.count_nonzero(left & ~result.withstood[number]))
             warnings.append(black_box_stronger(trial.name, broken, len(left)))
     return [warning for warning in warnings if warning is not None]

@@ -328,12 +328,12 @@ def _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, st
 
 def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir):
     """Runs several attacks in turn and prints a table; checks whether it may flatter."""
-    name = flag_values.suite
+    name, attacked = flag_values.suite, suite.with_gradient(loaded.logits)
     if name is None:
         name = flag_values.attack
-        trials = suite.named_trials(name, loaded.logits, config, challenge)
+        trials = suite.named_trials(name, attacked, config, challenge)
     else:
-        trials = suite.suite_trials(name, loaded.logits, config, challenge)
+        trials = suite.suite_trials(name, attacked, config, challenge)
     record = record_of(config, loaded, images)
     attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
     key = {

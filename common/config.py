@@ -153,7 +153,8 @@ class Config:
     num_summary_steps: int = key("steps between TensorBoard summaries", integer(1))
     num_checkpoint_steps: int = key("steps between checkpoints, three are kept", integer(1))
     num_validation_steps: int = key(
-        "steps between evaluations on 500 held-out images under a strong PGD, 0 for none",
+        "steps between evaluations on 500 images under a strong PGD (CIFAR-10: of the test set), "
+        "0 for none",
         integer(0),
     )
     training_batch_size: int = key("images in a training step", integer(1))

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import tensorflow as tf
 def provenance():
     """Command, commit of this project, hardware and library versions, as a dict for JSON."""
     return {
-        "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "commit": _commit(),
         "hardware": {
             "processor": _processor(),

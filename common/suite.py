@@ -7,11 +7,28 @@ network and on the example; so the number that counts is the worst case over dif
 
 import dataclasses
 
+import tensorflow as tf
+
 from common import attack as attacks
+from common.attack import FastModel
 from common.errors import InputError
 from common.evaluation import Trial, wilson_interval
 
 SUITES = ("paper", "leaderboard", "standard")
+
+
+def with_gradient(model):
+    """The same logits, with a gradient of zeros for the images where TensorFlow knows none.
+
+    It knows none of rounding, say, and an attack by gradients refuses such a model; in a suite it
+    shall find nothing, be warned of, and leave the model to the attacks that need none.
+
+    Args:
+        model: see `common.attack.Attack`.
+    """
+    if isinstance(model, FastModel):  # the challenge's own network
+        return model
+    return lambda x: model(x) + 0.0 * tf.reduce_sum(x, axis=(1, 2, 3))[:, None]
 
 
 def named_trial(name, model, config, challenge):
@@ -21,6 +38,8 @@ def named_trial(name, model, config, challenge):
         InputError: there is no such attack, or a setting is out of range.
     """
     attack = attacks.make_attack(name, model, config, challenge.bounds)
+    if config.round_to_8_bits and attack.norm != "linf":
+        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name}")
     num_restarts = config.num_restarts if attack.random_start else 1
     return Trial(attack, num_restarts, config.round_to_8_bits, name)
 

@@ -121,7 +121,7 @@ def train(
         InputError: `model_dir` holds another training or a model; a setting is out of range.
     """
     directory = pathlib.Path(config.model_dir)
-    _check_directory(directory, config)
+    _check_directory(directory, config, challenge)
     result = challenge.build_model(config)
     averaged = result if config.average_decay or model is not None else None
     model = model or (challenge.build_model(config) if averaged else result)
@@ -333,7 +333,7 @@ def _write_summary(writer, step, numbers, kind, x, bounds):
     writer.flush()
 
 
-def _check_directory(directory, config):
+def _check_directory(directory, config, challenge):
     """Refuses a `model_dir` that holds anything but a training with these settings."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--model_dir: expected a directory, got the file {directory}")
@@ -343,7 +343,9 @@ def _check_directory(directory, config):
             "holds a TensorFlow 1 checkpoint: eval.py takes it, but no training can go on from it"
         )
     if any(directory.glob("checkpoint-*.index")) and (directory / "config.json").exists():
-        old = config_lib.read_json(directory / "config.json")
+        # A setting that came later had the value that config.json has now.
+        own = challenge.directory / "config.json"
+        old = {**config_lib.read_json(own), **config_lib.read_json(directory / "config.json")}
         differing = [
             f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
             for name, value in json.loads(config.to_json()).items()

@@ -1,4 +1,4 @@
-"""Accuracy on images that no training sees, under a strong attack, while a training runs.
+"""Accuracy on images that are not trained on, under a strong attack, while a training runs.
 
 A training against few or weak steps may look robust to its own attack and not be so (label
 leaking, sudden collapse); an attack of many small steps shows it.

@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and from benchmarks/results/*.json.
+"""Writes the tables of the README from the models' cards and from benchmarks/results/*.json.
 
 python paper/readme_tables.py
 """
@@ -118,8 +118,8 @@ def attack_speed_table():
 def training_speed_table():
     """The table of the speed of adversarial training, as Markdown."""
     lines = [
-        "| training step | plain, examples/s | ours, examples/s | ratio | plain, GiB | ours, GiB | "
-        "attack and update, part of the time |",
+        "| training step | plain in float32, examples/s | ours, examples/s | ratio | plain, GiB | "
+        "ours, GiB | attack and update, part of the time |",
         "|---|---|---|---|---|---|---|",
     ]
     # The wide network's training has not been timed.

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
-from absl import logging
 
 from common.errors import InputError
 
@@ -52,8 +51,10 @@ def value_and_gradient(loss, logits, x):
         x: float32 images (batch, height, width, channels).
 
     Returns:
-        float32 logits (batch, classes), losses (batch,), gradient of the shape of `x`: zeros, and a
-        warning, where the model has none.
+        float32 logits (batch, classes), losses (batch,), gradient of the shape of `x`.
+
+    Raises:
+        ValueError: the logits do not depend on the images.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -62,10 +63,5 @@ def value_and_gradient(loss, logits, x):
         total = tf.reduce_sum(losses)
     gradient = tape.gradient(total, x)
     if gradient is None:
-        # TensorFlow has none for rounding, say. Other attacks may break such a model.
-        logging.warning(
-            "the model's logits have no gradient for the images: attacks by gradients stay where "
-            "they start"
-        )
-        gradient = tf.zeros_like(x)
+        raise ValueError("model: expected logits with a gradient for the images, got none")
     return z, losses, tf.ensure_shape(gradient, x.shape)

@@ -184,7 +184,7 @@ def test_every_preset_is_an_attack(challenge, preset):
         assert settings.num_restarts == int(restarts[1])
     if "fgsm" in preset:
         assert (attack.num_steps, attack.step_size) == (1, attack.epsilon)
-        assert not attack.random_start
+        assert attack.random_start == preset.endswith("random_start")
 
 
 # The originals' files.

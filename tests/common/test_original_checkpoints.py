@@ -4,17 +4,17 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model as build_cifar10
 from common import checkpoints, commands, training
 from common.attack import PGD, FastModel, xent_loss
-from common.config import make_config
+from common.config import define_flags, make_config
 from common.errors import InputError
 from common.original_checkpoints import is_original, load_original, save_original
 from mnist_challenge.challenge import MNIST
@@ -509,7 +509,10 @@ def test_eval_takes_an_originals_directory(tmp_path):
 def test_what_else_the_scripts_do_with_it(tmp_path, capsys):
     write_checkpoint(tmp_path, mnist_shapes(scale=1), step=99900)
     config = make_config(MNIST, ("test", {"model_dir": str(tmp_path)}))
-    watch = types.SimpleNamespace(output_json=None, watch=True)
+    watch = flags.FlagValues()
+    define_flags(MNIST, watch)
+    commands.define_eval_flags(MNIST, watch)
+    watch(["eval.py", "--watch"])
     refused("--watch: expected a training directory", commands.evaluate, MNIST, config, watch)
     training.export_newest(config, MNIST)
     assert capsys.readouterr().out == f"step 99900; SavedModel in {tmp_path / 'saved_model'}\n"

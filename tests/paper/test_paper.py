@@ -32,7 +32,11 @@ def test_tables_are_those_of_the_results(path):
         ("adversarial_images.py", "cifar10", ("--num_steps=2",)),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
-        ("loss_along_pgd.py", "mnist", ("--num_steps=3", "--num_restarts=2", "--num_images=2")),
+        (
+            "loss_along_pgd.py",
+            "mnist",
+            ("--model_dir=natural,adv_trained", "--num_restarts=2", "--num_images=2"),
+        ),
         (
             "accuracy_against_epsilon.py",
             "mnist",
