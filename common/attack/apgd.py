@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import direction, per_image, project, uniform_start
+from common.attack.ball import direction, per_image, project
 from common.attack.base import Attack, check_counts, where
 from common.attack.losses import (
     dlr_loss,
@@ -143,11 +143,7 @@ class APGD(Attack):
             yield self._finish
 
     def _start_(self, state, rank):
-        x = x_nat = state["x_nat"]
-        if self.random_start:
-            x = uniform_start(
-                x_nat, self.epsilon, self.bounds, state["seed"], state["index"], self.norm, rank
-            )
+        x = self._start_of(state, rank, self.epsilon)
         if self.is_targeted:
             state = {**state, "target": tf.gather(state["targets"], rank, axis=1)}
         lowest = tf.fill(tf.shape(state["y"]), -np.inf)

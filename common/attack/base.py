@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import NORMS, check_radius, per_image
+from common.attack.ball import NORMS, check_radius, per_image, uniform_start
 from common.attack.losses import is_misclassified
 from common.attack.model import FastModel, compiles_with_xla
 from common.errors import InputError
@@ -152,6 +152,13 @@ class Attack:
     def _stages(self, num_classes):
         """Yields functions from state to state, which `_perturb` runs in turn."""
         raise NotImplementedError
+
+    def _start_of(self, state, stream, radius):
+        """A random point within `radius`, or the image where the attack has no random start."""
+        x_nat, seed, index = state["x_nat"], state["seed"], state["index"]
+        if not self.random_start:
+            return x_nat
+        return uniform_start(x_nat, radius, self.bounds, seed, index, self.norm, stream)
 
     def _begin(self, state, logits):
         """Adds what the stages need to a state of x_nat, y, seed, index, broken and x_adv."""

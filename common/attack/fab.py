@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import length, per_image, uniform_start
+from common.attack.ball import length, per_image
 from common.attack.base import Attack, check_counts, where
 from common.attack.losses import (
     is_misclassified,
@@ -176,16 +176,12 @@ class FABT(Attack):
             yield self._search
 
     def _start_(self, state, rank):
-        x = x_nat = state["x_nat"]
-        if self.random_start:
-            seed, index, radius = state["seed"], state["index"], self.epsilon / 2.0
-            x = uniform_start(x_nat, radius, self.bounds, seed, index, self.norm, rank)
         return {
             **state,
             "target": tf.gather(state["targets"], rank, axis=1),
-            "x": x,
+            "x": self._start_of(state, rank, self.epsilon / 2.0),
             # Of this target's closest point.
-            "x_best": x_nat,
+            "x_best": state["x_nat"],
             "distance_best": tf.fill(tf.shape(state["y"]), np.inf),
             "lead_best": tf.zeros_like(state["lead_nat"]),
         }

@@ -251,11 +251,7 @@ class MultiTargeted(Attack):
             yield lambda state: self._climb(self._start(state, tf.constant(rank)))
 
     def _start_(self, state, rank):
-        x = x_nat = state["x_nat"]
-        if self.random_start:
-            x = uniform_start(
-                x_nat, self.epsilon, self.bounds, state["seed"], state["index"], self.norm, rank
-            )
+        x = self._start_of(state, rank, self.epsilon)
         return {**state, "x": x, "target": tf.gather(state["targets"], rank, axis=1)}
 
     def _climb_(self, state):
