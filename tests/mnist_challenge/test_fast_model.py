@@ -4,8 +4,9 @@ import tensorflow as tf
 
 from benchmarks import plain
 from common.attack import PGD
-from common.checkpoints import fast_model
+from common.checkpoints import fast_model, load_model
 from mnist_challenge.challenge import MNIST
+from mnist_challenge.fast_model import _live_filters
 from mnist_challenge.model import build_model
 from tests.mnist_challenge.test_model import digits, float64, input_gradient
 
@@ -74,3 +75,54 @@ def test_the_attack_follows_weights_that_change():
     after = attack.perturb(x, y).numpy()
     assert np.mean(after != before) > 0.1
     np.testing.assert_array_equal(after, PGD(fast_model(other, MNIST), **settings).perturb(x, y))
+
+
+def with_biases(values):
+    """A network whose 8 first filters come to that much at most."""
+    model = build_model(4, seed=3)
+    kernel, bias = model.get_layer("conv1").weights
+    bias.assign(values - np.maximum(kernel, 0).sum(axis=(0, 1, 2)))
+    return model
+
+
+@pytest.mark.parametrize(
+    "highest, live",
+    [
+        ([0.5] * 8, range(8)),
+        ([-0.5, 0.5, -0.5, 0.5, -0.5, -0.5, 1e-7, -1e-7], [1, 3, 6, 7]),
+        ([-0.5, -0.4, -0.3, -0.2, -0.3, -0.4, -0.5, -0.6], [3]),
+    ],
+)
+def test_filters_that_no_image_brings_above_zero_are_left_out(highest, live):
+    kernel, bias = with_biases(np.float32(highest)).get_layer("conv1").weights
+    actual = tf.function(_live_filters)(kernel, bias)
+    np.testing.assert_array_equal(actual, live)
+
+
+@NOISE
+@pytest.mark.parametrize("highest", [[-0.5, 0.5, 0.4, -0.5, 0.8, -0.5, 0.3, -0.1], [-0.5] * 8])
+def test_leaving_filters_out_changes_nothing(highest, noise):
+    x, y = noisy_digits(5, noise)
+    with float64():
+        model = with_biases(np.float64(highest))
+    x = tf.constant(x, tf.float64)
+    np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-12, atol=1e-12)
+    expected = input_gradient(model, x, y)
+    np.testing.assert_allclose(input_gradient(compiled(model), x, y), expected, atol=1e-12)
+
+
+def test_a_diverged_network_keeps_its_filters():
+    model = with_biases(np.full(8, np.nan, np.float32))
+    assert len(tf.function(_live_filters)(*model.get_layer("conv1").weights)) == 8
+
+
+def test_shipped_robust_network_is_attacked_with_few_filters_and_the_same_gradients():
+    x, y = noisy_digits(50, 0.3)
+    model = load_model(MNIST, "adv_trained").model
+    kernel, bias = model.get_layer("conv1").weights
+    assert len(_live_filters(kernel, bias)) == 9
+    x = tf.constant(x)
+    np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-4, atol=1e-4)
+    expected = input_gradient(model, x, y).numpy()
+    actual = input_gradient(compiled(model), x, y)
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
