@@ -6,9 +6,11 @@ Each attack runs alone on every image that the network classifies correctly, fir
 theirs, attack by attack: ours as `eval.py --suite=standard` runs it, tracing and compiling
 included, theirs through its own `run_standard_evaluation`. What counts as broken is decided by the
 plain Keras network, for both, and where an image has left the ball or the pixel range nothing
-counts. The JSON is written after each attack.
+counts. The JSON is written after each attack, and the same command goes on from there.
 """
 
+import json
+import os
 import pathlib
 import sys
 import time
@@ -31,6 +33,7 @@ from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
 from common.evaluation import Evaluator, Trial
+from common.provenance import provenance
 from mnist_challenge.challenge import MNIST
 
 MODELS = {"mnist": MNIST, "cifar_simple": CIFAR10}
@@ -79,7 +82,7 @@ def main():
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
     print(f"{test.source}; {loaded.path}")
     both = Comparison(challenge, config, loaded, test)
-    result = {
+    what = {
         "model": loaded.name,
         "model_digest": loaded.digest(),
         "data": test.name,
@@ -88,22 +91,57 @@ def main():
         "batch_size": {"ours": config.eval_batch_size, "theirs": THEIR_BATCH_SIZE},
         "num_examples": len(test.labels),
         "num_correct": int(both.natural_correct.sum()),
-        "attacks": {},
     }
-    withstood = {"ours": both.natural_correct.copy(), "theirs": both.natural_correct.copy()}
+    entries = earlier_entries(FLAGS.output_json, what) if FLAGS.output_json else {}
     for name in FLAGS.attacks:
-        entry, found = both.run(name)
-        result["attacks"][name] = entry
-        for who in withstood:
-            withstood[who] &= found[who]
-        result["worst_case"] = {
-            "attacks": list(result["attacks"]),
-            **agreement(withstood["ours"], withstood["theirs"]),
-        }
-        print(f"{name:14} {_line(entry)}", flush=True)
-        if FLAGS.output_json:
-            measure.save(FLAGS.output_json, result, ["pyautoattack", "torch"])
-    print(f"{'worst case':14} {_line(result['worst_case'])}")
+        if name not in entries:
+            entries[name] = both.run(name)
+            if FLAGS.output_json:
+                result = {**what, "attacks": entries, "worst_case": worst_case(entries)}
+                measure.save(FLAGS.output_json, result, ["pyautoattack", "torch"])
+        print(f"{name:14} {_line(entries[name])}", flush=True)
+    print(f"{'worst case':14} {_line(worst_case(entries))}")
+
+
+def earlier_entries(path, what):
+    """Name to entry of the attacks that a result file holds, which may not be there yet.
+
+    Args:
+        path: the file.
+        what: dict, what is compared.
+
+    Raises:
+        InputError: it holds another comparison.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return {}
+    try:
+        result = json.loads(path.read_text())
+        differing = [name for name, value in what.items() if result[name] != value]
+        entries = result["attacks"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--output_json: expected a new file, got {path}") from None
+    if differing:
+        raise InputError(
+            f"--output_json: expected a new file or one of the same comparison, got {path}, which "
+            f"differs in {', '.join(differing)}"
+        )
+    return entries
+
+
+def worst_case(entries):
+    """`agreement` over all of the attacks, which are named, and the times of all of them."""
+    alone = {name: entry for name, entry in entries.items() if name != SUITE} or entries
+    withstood = {
+        who: np.all([_from_bits(entry["withstood"][who]) for entry in alone.values()], axis=0)
+        for who in ("ours", "theirs")
+    }
+    times = {
+        kind: {who: sum(entry[kind][who] for entry in alone.values()) for who in withstood}
+        for kind in ("seconds", "cpu_seconds")
+    }
+    return {"attacks": list(alone), **agreement(**withstood), **times, **_ratios(**times)}
 
 
 def agreement(ours, theirs):
@@ -113,10 +151,12 @@ def agreement(ours, theirs):
         ours, theirs: bool (n,), whether the network is right under the attack.
 
     Returns:
-        Dict: accuracy of each in percent, and the numbers of the examples that only one broke.
+        Dict: accuracy of each in percent, which examples withstood as a string of 0 and 1, and the
+        numbers of those that only one broke.
     """
     return {
         "accuracy": {"ours": 100 * float(np.mean(ours)), "theirs": 100 * float(np.mean(theirs))},
+        "withstood": {"ours": _to_bits(ours), "theirs": _to_bits(theirs)},
         "only_ours_breaks": np.flatnonzero(~ours & theirs).tolist(),
         "only_theirs_breaks": np.flatnonzero(ours & ~theirs).tolist(),
     }
@@ -176,7 +216,8 @@ class Comparison:
             name: of `THEIR_NAMES`, or `SUITE`.
 
         Returns:
-            A dict for JSON; and "ours" and "theirs" to bool (n,), whether the network withstood.
+            A dict for JSON: `agreement`, the times, how many examples each claims to have found
+            and what the networks make of these, and the processor.
         """
         names = list(THEIR_NAMES) if name == SUITE else [name]
         seconds, cpu_seconds, found, withstood = {}, {}, {}, {}
@@ -186,15 +227,15 @@ class Comparison:
             seconds[who] = time.perf_counter() - begin
             cpu_seconds[who] = time.process_time() - cpu_begin
             found[who], withstood[who] = self._verified(x_adv, is_found)
-        entry = {
-            **agreement(withstood["ours"], withstood["theirs"]),
+        return {
+            **agreement(**withstood),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
-            "ratio": seconds["theirs"] / seconds["ours"],
-            "cpu_ratio": cpu_seconds["theirs"] / cpu_seconds["ours"],
+            **_ratios(seconds, cpu_seconds),
             "found": found,
+            "processor": provenance()["hardware"]["processor"],
+            "threads": len(os.sched_getaffinity(0)),
         }
-        return entry, withstood
 
     def _ours(self, names):
         """The images, and which of them are said to be adversarial examples."""
@@ -255,23 +296,35 @@ class Comparison:
         return torch.tensor(x.transpose(0, 3, 1, 2).copy()) / self._width
 
 
+def _ratios(seconds, cpu_seconds):
+    return {
+        "ratio": seconds["theirs"] / seconds["ours"],
+        "cpu_ratio": cpu_seconds["theirs"] / cpu_seconds["ours"],
+    }
+
+
+def _to_bits(values):
+    return "".join("01"[int(value)] for value in values)
+
+
+def _from_bits(text):
+    return np.array([digit == "1" for digit in text])
+
+
 def _line(entry):
-    accuracy = entry["accuracy"]
+    accuracy, seconds = entry["accuracy"], entry["seconds"]
     text = (
         f"accuracy {accuracy['ours']:.2f}% (theirs {accuracy['theirs']:.2f}%), broken by ours only "
         f"{len(entry['only_ours_breaks'])}, by theirs only {len(entry['only_theirs_breaks'])}"
     )
-    if "seconds" not in entry:
-        return text
-    seconds, found = entry["seconds"], entry["found"].values()
-    outside, disputed = (
-        sum(counts[name] for counts in found) for name in ("num_outside", "num_disputed")
+    text += (
+        f"; {seconds['ours']:.1f} s (theirs {seconds['theirs']:.1f} s), "
+        f"{entry['ratio']:.2f} times as fast, in CPU time {entry['cpu_ratio']:.2f}"
     )
-    return (
-        f"{text}; {seconds['ours']:.1f} s (theirs {seconds['theirs']:.1f} s), "
-        f"{entry['ratio']:.2f} times as fast, in CPU time {entry['cpu_ratio']:.2f}; "
-        f"outside {outside}, disputed {disputed}"
-    )
+    for name in ("num_outside", "num_disputed") if "found" in entry else ():
+        count = sum(counts[name] for counts in entry["found"].values())
+        text += f", {name.removeprefix('num_')} {count}"
+    return text
 
 
 if __name__ == "__main__":

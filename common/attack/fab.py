@@ -19,7 +19,6 @@ from common.attack.losses import (
 from common.attack.model import value_and_gradient
 
 SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the steps, after which broken examples leave
-SEARCH_STEPS = 3
 # The search ends on the boundary, where a model in another formulation may round the other way:
 # what it finds has to be misclassified by this share of its largest logit.
 LEAST_LEAD = 1e-5
@@ -85,8 +84,8 @@ class FABT(Attack):
         alpha = min(|delta| / (|delta| + |delta_nat|), alpha_max)
 
     From a point of another class it goes back most of the way, x <- (1 - beta) x_nat + beta x.
-    After each target 3 steps of interpolation on the way to the image bring its closest point
-    closer.
+    After each target some steps of interpolation on the way to the image bring its closest point
+    closer (the paper's final search).
 
     An example comes back as the first misclassified point within epsilon, else as the image.
 
@@ -95,6 +94,7 @@ class FABT(Attack):
         num_steps: steps for each target, of one gradient and one forward pass.
         num_targets: how many classes, the likeliest at the image.
         alpha_max, eta, beta: see above.
+        num_search_steps: of the final search, one forward pass each, for each target.
         random_start: start at a uniform point of the ball of half the radius, as the paper's
             restarts; False starts at the image.
     """
@@ -111,19 +111,22 @@ class FABT(Attack):
         alpha_max=0.1,
         eta=1.05,
         beta=0.9,
+        num_search_steps=3,
         random_start=False,
         **kwargs,
     ):
         super().__init__(model, epsilon=epsilon, **kwargs)
         check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
+        check_counts(at_least=0, num_search_steps=num_search_steps)
         self.num_steps = int(num_steps)
         self.num_targets = int(num_targets)
         self.alpha_max = float(alpha_max)
         self.eta = float(eta)
         self.beta = float(beta)
+        self.num_search_steps = int(num_search_steps)
         self.random_start = bool(random_start)
         self.num_gradients = self.num_targets * self.num_steps
-        self.num_queries = self.num_targets * (self.num_steps + SEARCH_STEPS)
+        self.num_queries = self.num_targets * (self.num_steps + self.num_search_steps)
         self._start = self._compiled(self._start_, has_random_numbers=True)
         self._walk = self._compiled(self._walk_)
         self._search = self._compiled(self._search_)
@@ -146,7 +149,8 @@ class FABT(Attack):
         return x, tf.where(broken, distance, np.inf)
 
     def settings(self):
-        names = ("num_steps", "num_targets", "alpha_max", "eta", "beta", "random_start")
+        names = ("num_steps", "num_targets", "alpha_max", "eta", "beta", "num_search_steps")
+        names += ("random_start",)
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def _perturb(self, x_nat, y, seed, index):
@@ -173,7 +177,8 @@ class FABT(Attack):
             yield functools.partial(self._start, rank=tf.constant(rank))
             for num_steps in np.diff(lasts, prepend=0):
                 yield functools.partial(self._walk, num_steps=tf.constant(num_steps, tf.int32))
-            yield self._search
+            if self.num_search_steps:
+                yield self._search
 
     def _start_(self, state, rank):
         return {
@@ -254,5 +259,5 @@ class FABT(Attack):
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)
 
-        state = self._iterate(search, {**state, **inner}, 0, SEARCH_STEPS)
+        state = self._iterate(search, {**state, **inner}, 0, self.num_search_steps)
         return {name: value for name, value in state.items() if name not in inner}

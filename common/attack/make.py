@@ -66,8 +66,8 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
     """AutoAttack's standard version (Croce & Hein 2020, "Reliable evaluation ...").
 
     APGD on cross-entropy, APGD on the targeted DLR loss and targeted FAB with 9 targets, of 100
-    steps and one restart each, and Square with 5,000 queries on the schedule of 10,000, which that
-    version does not rescale.
+    steps and one restart each, and Square with 5,000 queries. As in its public code, FAB goes
+    without a final search, and Square's schedule, that of 10,000 queries, is not rescaled.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
@@ -79,7 +79,7 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
     attacks = [
         APGD(model, loss_func="xent", **options),
         APGD(model, loss_func="targeted_dlr", **options),
-        FABT(model, **options),
+        FABT(model, num_search_steps=0, **options),
         Square(model, schedule_queries=10_000, **options),
     ]
     return [(attack.name, attack) for attack in attacks]

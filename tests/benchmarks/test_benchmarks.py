@@ -144,9 +144,44 @@ def test_agreement_names_the_examples_that_only_one_breaks():
     ours, theirs = np.array([[1, 0, 0, 1, 1], [1, 0, 1, 0, 0]], bool)
     assert autoattack.agreement(ours, theirs) == {
         "accuracy": {"ours": 60.0, "theirs": 40.0},
+        "withstood": {"ours": "10011", "theirs": "10100"},
         "only_ours_breaks": [2],
         "only_theirs_breaks": [3, 4],
     }
+
+
+def autoattack_entry(ours, theirs, seconds):
+    return {
+        "withstood": {"ours": ours, "theirs": theirs},
+        "seconds": {"ours": seconds, "theirs": 3 * seconds},
+        "cpu_seconds": {"ours": seconds, "theirs": 2 * seconds},
+    }
+
+
+def test_the_worst_case_is_over_the_attacks_that_ran_alone():
+    entries = {
+        "square": autoattack_entry("1101", "1100", 1.0),
+        "fab_targeted": autoattack_entry("1011", "1100", 2.0),
+        "suite": autoattack_entry("0000", "0000", 10.0),
+    }
+    worst = autoattack.worst_case(entries)
+    assert worst["attacks"] == ["square", "fab_targeted"]
+    assert worst["withstood"] == {"ours": "1001", "theirs": "1100"}
+    assert worst["seconds"] == {"ours": 3.0, "theirs": 9.0}
+    assert (worst["ratio"], worst["cpu_ratio"]) == (3.0, 2.0)
+    assert autoattack.worst_case({"suite": entries["suite"]})["attacks"] == ["suite"]
+
+
+def test_a_comparison_goes_on_with_its_own_results_only(tmp_path):
+    what, path = {"model": "adv_trained", "seed": 1}, tmp_path / "result.json"
+    assert autoattack.earlier_entries(path, what) == {}
+    path.write_text(json.dumps({**what, "attacks": {"square": {"ratio": 2.0}}}))
+    assert autoattack.earlier_entries(path, what) == {"square": {"ratio": 2.0}}
+    with pytest.raises(InputError, match="the same comparison, got .*, which differs in seed"):
+        autoattack.earlier_entries(path, {**what, "seed": 2})
+    path.write_text("{}")
+    with pytest.raises(InputError, match="--output_json: expected a new file, got "):
+        autoattack.earlier_entries(path, what)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +221,10 @@ def test_ours_and_autoattacks_on_the_same_network():
     comparison = autoattack.Comparison(MNIST, config, loaded, test)
     np.testing.assert_array_equal(comparison.natural_correct, np.arange(6) != 2)
 
-    entry, withstood = comparison.run("apgd_xent")
+    entry = comparison.run("apgd_xent")
     for who in ("ours", "theirs"):
         # An untrained network withstands nothing.
-        assert not withstood[who].any() and entry["accuracy"][who] == 0
+        assert entry["withstood"][who] == "000000" and entry["accuracy"][who] == 0
         found = entry["found"][who]
         assert (found["num_found"], found["num_outside"], found["num_disputed"]) == (5, 0, 0)
         assert found["num_misclassified"] == {"keras": 5, "fast": 5, "torch": 5}
