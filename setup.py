@@ -53,12 +53,13 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        "boundary": ["foolbox>=3.3.4,<4"],
         "peers": [
             "foolbox>=3.3.4,<4",
             "cleverhans>=4,<5",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "foolbox>=3.3.4,<4"],
         "dev": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.15,<0.18"],
     },
 )

@@ -49,6 +49,9 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "network under attack")
+    flags.DEFINE_string(
+        "model_dir", None, "as in eval.py; default: the shipped network where it is of that size"
+    )
     flags.DEFINE_list("batch_size", None, "images at a time; default 50,200,500 or 100 (CIFAR-10)")
     flags.DEFINE_integer("rounds", 7, "how often each is timed", lower_bound=1)
     flags.DEFINE_list("implementations", None, "which to time; default: all that are installed")
@@ -62,7 +65,8 @@ def main():
         check_writable("--output_json", FLAGS.output_json)
     challenge, size, settings = MODELS[FLAGS.model]
     names, sizes = _implementations(), _batch_sizes(challenge)
-    model, test = _network(challenge, size), challenge.load("test", allow_sample=True)
+    model = _network(challenge, size, FLAGS.model_dir)
+    test = challenge.load("test", allow_sample=True)
     make_attack = _attacks(challenge, model, settings)
     batches = []
     for count in sizes:
@@ -79,6 +83,7 @@ def main():
     elif FLAGS.output_json:
         result = {
             "model": FLAGS.model,
+            "model_dir": FLAGS.model_dir,
             "num_steps": settings["num_steps"],
             "megaflop_per_example_step": _operations(model) / 1e6,
             "rounds": FLAGS.rounds,
@@ -109,13 +114,15 @@ def _batch_sizes(challenge):
     return [int(text) for text in sizes]
 
 
-def _network(challenge, size):
-    """The shipped network where there is one of this size, else one with initial weights."""
-    shipped = challenge.directory / "models" / challenge.shipped
-    if shipped.exists():
-        model = checkpoints.load_model(challenge, shipped).model
-        if challenge.size_of([tuple(weight.shape) for weight in model.weights]) == size:
+def _network(challenge, size, model_dir=None):
+    """A given network, else the shipped one if it is of this size, else one of initial weights."""
+    path = model_dir or challenge.directory / "models" / challenge.shipped
+    if model_dir or path.exists():
+        model = checkpoints.load_model(challenge, path).model
+        if model and challenge.size_of([tuple(weight.shape) for weight in model.weights]) == size:
             return model
+        if model_dir:
+            raise InputError(f"--model_dir: expected the network of --model, got {model_dir}")
     return challenge.build_model(make_config(challenge, ("size", size)))
 
 

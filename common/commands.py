@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS
+from common.attack import ATTACKS, maker
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
@@ -56,6 +56,12 @@ def define_eval_flags(challenge, flag_values):
         "standard, AutoAttack's; --attack=NAME,NAME does the same for these",
         flag_values,
     )
+    flags.DEFINE_string(
+        "source",
+        None,
+        "model to attack in place of --model_dir, which the examples are then tried on (transfer)",
+        flag_values,
+    )
     flags.DEFINE_bool(
         "each_alone",
         False,
@@ -77,8 +83,9 @@ def evaluate(challenge, config, flag_values):
     """eval.py: accuracy and mean loss over every image, natural and in the worst case over attacks.
 
     One attack is evaluated as the original code does, on every image; several, or a suite, on
-    those that the model classifies correctly. Ctrl-C ends it after the batch in hand, and the same
-    command goes on from there. The examples are written where --store_adv_path asks for it.
+    those that the model classifies correctly. With --source they attack that model instead. Ctrl-C
+    ends it after the batch in hand, and the same command goes on from there. The examples are
+    written where --store_adv_path asks for it.
 
     Raises:
         InputError: no model, no data, no such suite or attack, or one that is out of range.
@@ -89,13 +96,24 @@ def evaluate(challenge, config, flag_values):
         return
     state_dir = _state_dir(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
+    source = _load_source(challenge, flag_values.source)
     images = load_test_images(config, challenge)
     if is_suite:
-        _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir)
+        _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
-    trials = [suite.named_trial(flag_values.attack, loaded.logits, config, challenge)]
+    attacked = (source or loaded).logits
+    trials = [suite.named_trial(flag_values.attack, attacked, config, challenge)]
     evaluator = make_evaluator(challenge, config, trials, loaded)
-    _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir)
+    _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
+
+
+def _load_source(challenge, name):
+    if name is None:
+        return None
+    try:
+        return checkpoints.load_model(challenge, name)
+    except InputError as error:
+        raise InputError(str(error).replace("--model_dir", "--source", 1)) from None
 
 
 def _check_eval_flags(flag_values):
@@ -113,16 +131,29 @@ def _check_eval_flags(flag_values):
                 raise InputError(f"--{other}: expected none beside --suite, which names its own")
         allowed = ("epsilon", "round_to_8_bits") if name == "standard" else ()
         refuse_attack_settings(flag_values, f"--suite={name} has its own", allowed)
+    else:
+        refuse_unused_settings(flag_values)
     is_suite = name is not None or "," in flag_values.attack
     if flag_values.each_alone and not is_suite:
         raise InputError("--each_alone: expected several attacks, by --suite or --attack=NAME,NAME")
     if flag_values.watch:
         if is_suite:
             raise InputError("--watch: expected one attack, got several")
-        for other in ("state_dir", "store_adv_path"):
+        for other in ("state_dir", "store_adv_path", "source"):
             if flag_values[other].present:
                 raise InputError(f"--{other}: expected none beside --watch, which has no end")
     return is_suite
+
+
+def refuse_unused_settings(flag_values):
+    """Raises InputError where the command line has settings that none of --attack takes."""
+    names = [name.strip() for name in flag_values.attack.split(",")]
+    taken = [setting for name in names for setting in maker(name).settings]
+    refuse_attack_settings(
+        flag_values,
+        f"--attack={flag_values.attack} does not take it",
+        (*taken, "epsilon", "num_restarts", "round_to_8_bits"),
+    )
 
 
 def refuse_attack_settings(flag_values, reason, allowed=()):
@@ -140,6 +171,7 @@ def pgd_attack(challenge, config, flag_values):
     """
     target = config.store_adv_path
     check_writable("--store_adv_path", target)
+    refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
     trial = suite.named_trial(flag_values.attack, loaded.logits, config, challenge)
@@ -265,10 +297,11 @@ def make_evaluator(challenge, config, trials, loaded, **options):
     )
 
 
-def key_of(config, loaded, images):
+def key_of(config, loaded, images, source=None):
     """What of an evaluation decides its result beside its attacks, for the key of a `State`."""
     return {
         "model_digest": loaded.digest(),
+        **({} if source is None else {"source_digest": source.digest()}),
         "seed": config.random_seed,
         "data_sha256": images.digest(),
         "num_examples": len(images.images),
@@ -301,20 +334,26 @@ def _state(state_dir, key):
     return State(state_dir / f"evaluation-{digest_of(key)}.npz", key)
 
 
-def _print_model(loaded):
-    print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
+def _print_model(loaded, source=None):
+    for what, model in (("model", loaded), ("attacked in its place", source)):
+        if model is not None:
+            step = "" if model.step is None else f", step {model.step}"
+            print(f"{what}: {model.path}{step}")
 
 
-def _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir=None):
+def _evaluate_once(
+    challenge, config, flag_values, loaded, images, evaluator, state_dir=None, source=None
+):
     (trial,) = evaluator.trials
-    record = {**record_of(config, loaded, images), "attack": trial.settings()}
-    _print_model(loaded)
+    record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
+    _print_model(loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
     state = None
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
     else:
-        state = _state(state_dir, {**key_of(config, loaded, images), "attack": trial.settings()})
+        key = {**key_of(config, loaded, images, source), "attack": trial.settings()}
+        state = _state(state_dir, key)
         result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     print(f"natural: {summary['natural_accuracy']:.2f}%")
@@ -326,23 +365,23 @@ def _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, st
     return summary
 
 
-def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir):
+def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source):
     """Runs several attacks in turn and prints a table; checks whether it may flatter."""
-    name, attacked = flag_values.suite, suite.with_gradient(loaded.logits)
+    name, attacked = flag_values.suite, suite.with_gradient((source or loaded).logits)
     if name is None:
         name = flag_values.attack
         trials = suite.named_trials(name, attacked, config, challenge)
     else:
         trials = suite.suite_trials(name, attacked, config, challenge)
-    record = record_of(config, loaded, images)
+    record = record_of(config, loaded, images, source)
     attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
     key = {
-        **key_of(config, loaded, images),
+        **key_of(config, loaded, images, source),
         "attacks": attacks,
         "each_alone": flag_values.each_alone,
     }
     state = _state(state_dir, key)
-    _print_model(loaded)
+    _print_model(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)
     print(f"checking the model on {len(few.images)} images", flush=True)
@@ -394,11 +433,13 @@ def _write(flag_values, challenge, result, record, state):
         state.path.unlink(missing_ok=True)
 
 
-def record_of(config, loaded, images):
-    """What was evaluated and on what, as a dict for JSON."""
+def record_of(config, loaded, images, source=None):
+    """What was evaluated and on what, as a dict for JSON; `source` was attacked in its place."""
+    names = {} if source is None else {"source": source.name, "source_digest": source.digest()}
     return {
         "model": loaded.name,
         "model_digest": loaded.digest(),
+        **names,
         "step": loaded.step,
         "data": images.name,
         "seed": config.random_seed,

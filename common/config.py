@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from common.attack import check_radius
+from common.attack import check_radius, maker
 from common.errors import InputError
 
 # The original code's names, and what they are called here.
@@ -245,16 +245,17 @@ def read_json(path):
     }
 
 
-def make_config(challenge, *layers):
+def make_config(challenge, *layers, norm="linf"):
     """The challenge's config, from its own config.json and `layers`, of which later ones win.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         *layers: pairs (where from, {name: value}); the first word of the error, the settings.
+        norm: of the ball, "linf" or "l2", whose radius may be more than the pixel range.
 
     Raises:
-        InputError: an unknown name, a value of the wrong kind, or epsilon or step_size outside the
-            pixel range; the message says what was expected.
+        InputError: an unknown name, a value of the wrong kind, or epsilon or step_size outside
+            what the norm allows; the message says what was expected.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     own = challenge.directory / "config.json"
@@ -270,7 +271,7 @@ def make_config(challenge, *layers):
                 raise InputError(f"{source}: {name}: {error}") from None
     scheduled = [step_size for _, _, step_size in config["attack_schedule"] or ()]
     for step_size in (config["step_size"], *scheduled):
-        check_radius(config["epsilon"], step_size, challenge.bounds)
+        check_radius(config["epsilon"], step_size, challenge.bounds, norm)
     return challenge.config_class(**config)
 
 
@@ -293,7 +294,7 @@ def config_from_flags(challenge, flag_values):
     file to that file.
 
     Raises:
-        InputError: as `make_config`; an unknown preset.
+        InputError: as `make_config`; an unknown preset or attack.
     """
     layers, base = [], challenge.directory
     if flag_values.config is not None:
@@ -314,7 +315,10 @@ def config_from_flags(challenge, flag_values):
     names = [field.name for field in dataclasses.fields(challenge.config_class)]
     given = {name: flag_values[name].value for name in names}
     given = {name: value for name, value in given.items() if value is not None}
-    config = make_config(challenge, *layers, ("command line", given))
+    norm = "linf"
+    if "attack" in flag_values:
+        norm = maker(flag_values.attack.split(",")[0].strip()).norm
+    config = make_config(challenge, *layers, ("command line", given), norm=norm)
     if "model_dir" not in given:
         config = dataclasses.replace(config, model_dir=str(base / config.model_dir))
     return config

@@ -34,11 +34,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         model = (source or loaded).logits
         trials = [suite.preset_trial(name, model, config, challenge)]
         attack = trials[0].settings()
-    key = {
-        **commands.key_of(config, loaded, images),
-        **({} if source is None else {"source_digest": source.digest()}),
-        "attack": attack,
-    }
+    key = {**commands.key_of(config, loaded, images, source), "attack": attack}
     path = state_dir / f"{name}-{digest_of(key)}"
     finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
     found = _read_finished(finished, key)

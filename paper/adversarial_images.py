@@ -3,9 +3,9 @@
     python paper/adversarial_images.py mnist --model_dir=natural,adv_trained --output=digits.png
 
 The models stand side by side. Each has the same natural images, the examples that PGD finds on it
-(the settings of the challenge's config.json unless flags say otherwise), and what PGD added: grey
-is nothing, black and white are epsilon. Above an image is what the model takes it for and how sure
-it is.
+(the settings of the challenge's config.json unless flags say otherwise) or another --attack, and
+what that added: grey is nothing, black and white are epsilon (in L2 the most). Above an image is
+what the model takes it for and how sure it is.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, commands
-from common.attack import make_attack
+from common.attack import ATTACKS, make_attack
 from paper import challenges
 
 
@@ -43,17 +43,18 @@ def draw(challenge, config, flag_values):
     for panel, name in zip(panels, names):
         path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
         logits = checkpoints.load_model(challenge, path).logits
-        attack = make_attack("pgd", logits, config, challenge.bounds)
+        attack = make_attack(flag_values.attack, logits, config, challenge.bounds)
         x_adv = attack.perturb(x_nat, y, seed=config.random_seed).numpy()
         panel.suptitle(pathlib.Path(name).name, y=0.995, fontsize=10)
         axes = panel.subplots(3, count, squeeze=False)
         low, high = challenge.bounds
         for row, (title, images) in zip(
-            axes, (("natural", x_nat), (f"PGD,\n{config.num_steps} steps", x_adv))
+            axes, (("natural", x_nat), (flag_values.attack.replace("_", "\n"), x_adv))
         ):
             _show(row, title, (images - low) / (high - low))
             _tell(row, logits(tf.constant(images)), y, challenge.class_names)
-        _show(axes[2], "difference", 0.5 + (x_adv - x_nat) / (2 * config.epsilon))
+        largest = config.epsilon if attack.norm == "linf" else np.abs(x_adv - x_nat).max() or 1.0
+        _show(axes[2], "difference", 0.5 + (x_adv - x_nat) / (2 * largest))
         panel.subplots_adjust(
             left=0.6 / count, right=0.99, top=0.86, bottom=0.02, wspace=0.06, hspace=0.22
         )
@@ -78,8 +79,9 @@ def _tell(row, logits, y, class_names):
 
 
 def define_flags(challenge, flag_values):
-    """Declares --output and --num_images."""
+    """Declares --output, --attack and --num_images."""
     flags.DEFINE_string("output", "adversarial_images.png", "image to write", flag_values)
+    flags.DEFINE_string("attack", "pgd", f"one of {', '.join(ATTACKS)}", flag_values)
     flags.DEFINE_integer(
         "num_images", 5, "of the test set, from the first", lower_bound=1, flag_values=flag_values
     )

@@ -18,6 +18,7 @@ from common.attack.ball import (
     uniform_start,
 )
 from common.attack.base import Attack
+from common.attack.boundary import Boundary
 from common.attack.fab import FABT
 from common.attack.losses import (
     cw_loss,
@@ -29,7 +30,7 @@ from common.attack.losses import (
     targeted_xent_loss,
     xent_loss,
 )
-from common.attack.make import ATTACKS, make_attack, standard_suite
+from common.attack.make import ATTACKS, Maker, make_attack, maker, standard_suite
 from common.attack.model import FastModel, compiles_with_xla
 from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
 from common.attack.square import Square
@@ -43,7 +44,9 @@ __all__ = [
     "NORMS",
     "PGD",
     "Attack",
+    "Boundary",
     "FastModel",
+    "Maker",
     "MultiTargeted",
     "Square",
     "check_radius",
@@ -53,6 +56,7 @@ __all__ = [
     "draw",
     "is_misclassified",
     "make_attack",
+    "maker",
     "margin",
     "project",
     "round_to_8_bits",

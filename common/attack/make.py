@@ -1,47 +1,76 @@
 """Attacks by name."""
 
+import dataclasses
+from collections.abc import Callable
+
 from common.attack.apgd import APGD
+from common.attack.boundary import Boundary
 from common.attack.fab import FABT
 from common.attack.pgd import FGSM, PGD, MultiTargeted
 from common.attack.square import Square
 from common.errors import InputError
 
-# What each takes from a config beside the radius, the pixel range and how it is compiled.
 _LOSS = ("loss_func", "kappa")
 _STEPS = ("step_size", "num_steps", "random_start")
 
 
-def _takes(attack, *names, is_trainable=False, **fixed):
-    def make(model, config, batch_statistics, **options):
-        if is_trainable:
-            options["batch_statistics"] = batch_statistics
-        return attack(model, **{name: getattr(config, name) for name in names}, **fixed, **options)
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """How a config makes an attack.
 
-    return make
+    Attributes:
+        attack: the class, or function that makes it.
+        settings: names of what it takes from a config beside the radius, the pixel range and how
+            it is compiled.
+        fixed: dict of further arguments.
+        is_trainable: whether it takes `batch_statistics`, see `PGD`.
+    """
+
+    attack: Callable
+    settings: tuple = ()
+    fixed: dict = dataclasses.field(default_factory=dict)
+    is_trainable: bool = False
+
+    @property
+    def norm(self):
+        """Of its ball: "linf" or "l2"."""
+        return self.fixed.get("norm", "linf")
 
 
 ATTACKS = {
-    "pgd": _takes(PGD, *_STEPS, *_LOSS, is_trainable=True),
-    "fgsm": _takes(FGSM, *_LOSS, is_trainable=True),
-    "pgd_l2": _takes(PGD, *_STEPS, *_LOSS, is_trainable=True, norm="l2"),
-    "fgsm_random_start": _takes(FGSM, *_LOSS, is_trainable=True, random_start=True),
-    "multi_targeted": _takes(MultiTargeted, *_STEPS),
-    "odi_pgd": _takes(PGD, *_STEPS, *_LOSS, is_trainable=True, odi_steps=2),
-    "apgd_xent": _takes(APGD, loss_func="xent"),
-    "apgd_dlr": _takes(APGD, loss_func="dlr"),
-    "apgd_targeted": _takes(APGD, loss_func="targeted_dlr"),
-    "fab_targeted": _takes(FABT),
-    "square": _takes(Square),
+    "pgd": Maker(PGD, (*_STEPS, *_LOSS), is_trainable=True),
+    "fgsm": Maker(FGSM, _LOSS, is_trainable=True),
+    "pgd_l2": Maker(PGD, (*_STEPS, *_LOSS), {"norm": "l2"}, is_trainable=True),
+    "fgsm_random_start": Maker(FGSM, _LOSS, {"random_start": True}, is_trainable=True),
+    "multi_targeted": Maker(MultiTargeted, _STEPS),
+    "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, is_trainable=True),
+    "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
+    "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),
+    "apgd_targeted": Maker(APGD, fixed={"loss_func": "targeted_dlr"}),
+    "fab_targeted": Maker(FABT),
+    "square": Maker(Square),
+    "boundary": Maker(Boundary, fixed={"norm": "l2"}),
 }
+
+
+def maker(name):
+    """The `Maker` of an attack by its name.
+
+    Raises:
+        InputError: there is no such attack.
+    """
+    if name not in ATTACKS:
+        *others, last = ATTACKS
+        raise InputError(f"--attack: expected {', '.join(others)} or {last}, got {name!r}")
+    return ATTACKS[name]
 
 
 def make_attack(name, model, config, bounds, batch_statistics=False):
     """The attack that a config describes.
 
     Args:
-        name: one of `ATTACKS`. "pgd", "pgd_l2" and "odi_pgd" take all of the config's settings,
-            "multi_targeted" the steps and "fgsm" and "fgsm_random_start" the loss; the others are
-            as in their papers. All take epsilon.
+        name: one of `ATTACKS`, whose `settings` it takes from the config beside epsilon; all
+            others are as in the attack's paper.
         model: see `Attack`.
         config: a `common.config.Config`.
         bounds, batch_statistics: see `PGD`.
@@ -49,16 +78,16 @@ def make_attack(name, model, config, bounds, batch_statistics=False):
     Raises:
         InputError: `name` is none of them; as the attack.
     """
-    if name not in ATTACKS:
-        *others, last = ATTACKS
-        raise InputError(f"--attack: expected {', '.join(others)} or {last}, got {name!r}")
-    return ATTACKS[name](
+    made = maker(name)
+    options = {setting: getattr(config, setting) for setting in made.settings} | made.fixed
+    if made.is_trainable:
+        options["batch_statistics"] = batch_statistics
+    return made.attack(
         model,
-        config,
-        batch_statistics,
         epsilon=config.epsilon,
         bounds=bounds,
         jit_compile=config.jit_compile,
+        **options,
     )
 
 

@@ -78,6 +78,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
     [
         ("attack_throughput.py", "--implementations=magic", "--implementations: expected some of"),
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
+        ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
         ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
@@ -87,6 +88,12 @@ def test_wrong_flags(script, flag, expected):
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: {expected}")
+
+
+def test_a_network_of_another_size_is_refused():
+    expected = "--model_dir: expected the network of --model, got natural"
+    with pytest.raises(InputError, match=expected):
+        attack_throughput._network(MNIST, {"scale": 2}, "natural")
 
 
 @pytest.mark.parametrize("scale", [2, 16])

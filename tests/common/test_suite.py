@@ -10,7 +10,8 @@ import tensorflow as tf
 from absl import flags
 
 from common import attack, commands, config, suite
-from common.attack import FGSM, PGD, Square
+from common.attack import FGSM, PGD, Square, make_attack
+from common.checkpoints import load_model
 from common.checks import check_model, check_result
 from common.errors import InputError
 from common.evaluation import Evaluator, Result, Trial, TrialResult
@@ -18,7 +19,8 @@ from mnist_challenge.challenge import MNIST
 from tests.common.test_resume import run as train
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
 
-FEW = ("--num_eval_examples=32", "--eval_batch_size=8")
+FEW_IMAGES = 32
+FEW = (f"--num_eval_examples={FEW_IMAGES}", "--eval_batch_size=8")
 PAPER = [name for name in MNIST.presets if name.startswith("paper_")]
 
 
@@ -249,9 +251,15 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
         (("--suite=standard", "--kappa=3"), "--kappa: expected none, as --suite=standard has"),
         (("--attack=pgd,best",), "--attack: expected .*'best'"),
         (("--attack=pgd,",), "--attack: expected .*''"),
+        (("--attack=square", "--num_steps=3"), "--num_steps: expected none, as --attack=square"),
+        (("--attack=fgsm,square", "--norandom_start"), "--random_start: expected none"),
+        (("--attack=pgd", "--epsilon=2"), "epsilon: expected 0 to 1 "),
+        (("--attack=pgd,pgd_l2", "--epsilon=0.5"), "--attack: expected attacks of one norm"),
         (("--each_alone",), "--each_alone: expected several attacks"),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
         (("--watch", "--state_dir=x"), "--state_dir: expected none beside --watch"),
+        (("--watch", "--source=natural"), "--source: expected none beside --watch"),
+        (("--source=no",), "--source: expected a training directory"),
         (("--suite=paper", "--output_json=no/r.json"), "--output_json: cannot write no/r.json"),
         (("--suite=paper", "--store_adv_path=no/a"), "--store_adv_path: cannot write no/a"),
         (("--suite=paper", "--state_dir=no"), "--state_dir: cannot write no/evaluation"),
@@ -261,6 +269,36 @@ def test_wrong_use_leaves_nothing(settings, message, evaluate, tmp_path):
     with pytest.raises(InputError, match=message):
         evaluate(*settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
+    command = ("--attack=pgd,fgsm", "--num_steps=5", "--each_alone", "--output_json=r.json", *FEW)
+    evaluate(*command)
+    own = json.loads((tmp_path / "r.json").read_text())
+    assert "source" not in own
+    out = evaluate(*command, "--source=adv_trained").out
+    assert "attacked in its place: " in out and "models/adv_trained" in out
+    transferred = json.loads((tmp_path / "r.json").read_text())
+    assert (transferred["model"], transferred["source"]) == (own["model"], "adv_trained")
+    assert transferred["source_digest"] != transferred["model_digest"] == own["model_digest"]
+    # What the examples made on it do to it is what is counted.
+    source = load_model(MNIST, "adv_trained").logits
+    few = MNIST.load("sample").head(FEW_IMAGES)
+    x_nat, settings = MNIST.to_pixels(few.images), config.make_config(MNIST, ("", {"num_steps": 5}))
+    x = make_attack("pgd", source, settings, MNIST.bounds).perturb(
+        x_nat, few.labels, seed=(settings.random_seed, 0)
+    )
+    model = load_model(MNIST, tiny).logits
+    stands = np.argmax(model(x), axis=1) == few.labels
+    stands &= np.argmax(model(tf.constant(x_nat)), axis=1) == few.labels
+    assert transferred["attacks"][0]["accuracy"] == 100 * np.mean(stands)
+    assert transferred["adversarial_accuracy"] > own["adversarial_accuracy"]
+
+
+def test_an_l2_ball_may_be_wider_than_the_pixel_range(evaluate, tmp_path):
+    evaluate("--attack=pgd_l2", "--epsilon=2", "--num_steps=1", "--output_json=r.json", *FEW)
+    attack = json.loads((tmp_path / "r.json").read_text())["attack"]
+    assert (attack["norm"], attack["epsilon"]) == ("l2", 2.0)
 
 
 def test_an_unknown_suite_is_one_line_and_exit_code_1(tmp_path):

@@ -30,6 +30,7 @@ def test_tables_are_those_of_the_results(path):
     [
         ("adversarial_images.py", "mnist", ("--num_steps=2",)),
         ("adversarial_images.py", "cifar10", ("--num_steps=2",)),
+        ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2", "--num_images=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
         (
@@ -41,6 +42,11 @@ def test_tables_are_those_of_the_results(path):
             "accuracy_against_epsilon.py",
             "mnist",
             ("--num_steps=2", "--epsilons=0.3,0.4", "--num_eval_examples=20"),
+        ),
+        (
+            "accuracy_against_epsilon.py",
+            "cifar10",
+            ("--attack=pgd_l2", "--num_steps=2", "--epsilons=40,300", "--num_eval_examples=20"),
         ),
     ],
 )
@@ -110,6 +116,7 @@ def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
         types.SimpleNamespace(logits=logits),
         types.SimpleNamespace(images=images, labels=labels),
         epsilons,
+        "pgd",
     )
     stands = np.argmax(logits(x_nat), axis=1) == labels
     expected = [95.0]
@@ -125,6 +132,22 @@ def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
         expected.append(100 * np.mean(stands))
     np.testing.assert_allclose(found, expected)
     assert len(set(expected)) > 2 and expected[-1] == 0  # or there is nothing to see
+
+
+def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(challenge, linear):
+    pytest.importorskip("foolbox")
+    logits, images, x_nat, labels = linear
+    config = make_config(challenge, ("test", {"eval_batch_size": 8}))
+    epsilons = np.array([0, 1e-4, 100]) * challenge.bounds[1]
+    found = accuracy_against_epsilon.accuracies(
+        challenge,
+        config,
+        types.SimpleNamespace(logits=logits),
+        types.SimpleNamespace(images=images, labels=labels),
+        epsilons,
+        "boundary",
+    )
+    assert found == [95, 95, 0]
 
 
 def test_python_of_the_readme_runs(monkeypatch):
