@@ -25,6 +25,7 @@ CIFAR10_MODELS = ("simple_adv_trained", "simple_fgsm_trained", "simple_natural")
 # Network as the benchmarks name it, as the README does.
 SPEED_COLUMNS = {
     "mnist": "MNIST",
+    "mnist_natural": "MNIST natural",
     "cifar_simple": "CIFAR-10 simple",
     "cifar_wide": "CIFAR-10 wide",
 }
@@ -81,8 +82,9 @@ def _accuracy(entry):
 
 def attack_speed_table():
     """The table of PGD's speed by implementation, as Markdown."""
-    columns, matmul = {}, []
+    columns, matmul, machines = {}, [], {}
     for model, name in SPEED_COLUMNS.items():
+        machines.setdefault(_machine(f"attack_{model}"), []).append(name)
         for batch in read_speed(f"attack_{model}")["batches"]:
             columns[f"{name}, {batch['batch_size']}"] = batch["implementations"]
             matmul.append(batch["matmul_flop_per_second"]["median"] / 1e9)
@@ -102,8 +104,8 @@ def attack_speed_table():
     }
     lines += [
         "",
-        f"{_machine('attack_mnist')}, matrix products at {min(matmul):.0f} to {max(matmul):.0f} "
-        "GFLOP/s; "
+        "; ".join(f"{' and '.join(names)}: {machine}" for machine, names in machines.items())
+        + f"; matrix products at {min(matmul):.0f} to {max(matmul):.0f} GFLOP/s. "
         + ", ".join(f"{name} {versions[package]}" for package, name in packages.items())
         + ". Peak memory of the wide network's: "
         + ", ".join(
