@@ -10,11 +10,11 @@ from common.errors import InputError
 from tests.common.attack_cases import labelled, linear_model
 
 
-def test_the_distance_comes_close_to_that_of_the_nearest_hyperplane():
+def test_the_walk_comes_closer_and_not_beyond_the_nearest_hyperplane():
     pytest.importorskip("foolbox")
     weights, _, model = linear_model()
     x, _ = labelled(model)
-    x_nat = 0.4 + 0.2 * x  # the pixel range is far
+    x_nat = 0.2 + 0.6 * x  # the pixel range is far
     logits = model(x_nat).numpy()
     y = np.argmax(logits, axis=1)
     gaps = logits[np.arange(len(y)), y][:, None] - logits
@@ -23,17 +23,19 @@ def test_the_distance_comes_close_to_that_of_the_nearest_hyperplane():
         gaps / np.where(norms > 0, norms, np.nan), axis=1, initial=np.inf, where=norms > 0
     )
 
-    attack = Boundary(model, epsilon=0.1, num_steps=600, jit_compile="no")
-    found, distance = attack.closest(x_nat, y, seed=2)
+    options = {"epsilon": 1.5, "jit_compile": "no"}
+    _, early = Boundary(model, num_steps=10, **options).closest(x_nat, y, seed=2)
+    attack = Boundary(model, num_steps=100, **options)
+    found, distance = (tensor.numpy() for tensor in attack.closest(x_nat, y, seed=2))
     np.testing.assert_allclose(distance, length(found - x_nat, "l2"), rtol=1e-6)
     assert (np.argmax(model(found), axis=1) != y).all()
     assert (distance >= nearest * (1 - 1e-4)).all()
-    assert np.median(distance / nearest) < 1.3
+    assert np.median(distance / early) < 0.9
 
     x_adv = attack.perturb(x_nat, y, seed=2)
-    is_within = distance.numpy() <= 0.1
+    is_within = distance <= 1.5
     assert 0 < is_within.sum() < len(y)
-    np.testing.assert_array_equal(x_adv.numpy()[is_within], found.numpy()[is_within])
+    np.testing.assert_array_equal(x_adv.numpy()[is_within], found[is_within])
     np.testing.assert_array_equal(x_adv.numpy()[~is_within], x_nat[~is_within])
 
 

@@ -271,6 +271,15 @@ def test_wrong_use_leaves_nothing(settings, message, evaluate, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_natural_network_falls_to_zero_under_the_standard_suite(evaluate, tmp_path):
+    command = ("--model_dir=natural", "--suite=standard", "--num_eval_examples=100")
+    out = evaluate(*command, "--output_json=r.json").out
+    assert "robust accuracy: 0.00%" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["natural_accuracy"] > 95 and result["adversarial_accuracy"] == 0
+    assert [attack["name"] for attack in result["attacks"]][0] == "apgd_xent"
+
+
 def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
     command = ("--attack=pgd,fgsm", "--num_steps=5", "--each_alone", "--output_json=r.json", *FEW)
     evaluate(*command)
@@ -279,7 +288,8 @@ def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
     out = evaluate(*command, "--source=adv_trained").out
     assert "attacked in its place: " in out and "models/adv_trained" in out
     transferred = json.loads((tmp_path / "r.json").read_text())
-    assert (transferred["model"], transferred["source"]) == (own["model"], "adv_trained")
+    assert transferred["model"] == own["model"]
+    assert transferred["source"] == "mnist_challenge/models/adv_trained"
     assert transferred["source_digest"] != transferred["model_digest"] == own["model_digest"]
     # What the examples made on it do to it is what is counted.
     source = load_model(MNIST, "adv_trained").logits
