@@ -58,6 +58,9 @@ def define_flags():
     flags.DEFINE_integer(
         "batch_size", None, "ours; default: eval_batch_size of config.json", lower_bound=1
     )
+    flags.DEFINE_integer(
+        "random_seed", None, "of both; default: random_seed of config.json", lower_bound=0
+    )
     flags.DEFINE_list(
         "attacks", list(THEIR_NAMES), f"of {', '.join(THEIR_NAMES)} and {SUITE}, all four in turn"
     )
@@ -74,8 +77,9 @@ def main():
             raise InputError(f"--attacks: expected some of {known}, got {name!r}")
     peers.require("pyautoattack", "torch")
     challenge = MODELS[FLAGS.model]
-    size = {"eval_batch_size": FLAGS.batch_size} if FLAGS.batch_size else {}
-    config = make_config(challenge, ("--batch_size", size))
+    given = {"eval_batch_size": FLAGS.batch_size, "random_seed": FLAGS.random_seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = make_config(challenge, ("command line", given))
     loaded = checkpoints.load_model(challenge, FLAGS.model_dir or challenge.shipped)
     if loaded.model is None:
         raise InputError(f"--model_dir: expected the challenge's own network, got {loaded.path}")
