@@ -28,7 +28,7 @@ class Boundary(Attack):
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`; the norm is "l2".
-        num_steps: of the walk; the paper's Figure 6 has 2,000.
+        num_steps: of the walk, of one query each, and of two in every tenth.
 
     Raises:
         InputError: Foolbox is not installed; a number is out of range; another norm.
@@ -37,7 +37,7 @@ class Boundary(Attack):
     name = "boundary"
     random_start = True
 
-    def __init__(self, model, *, epsilon, num_steps=2000, norm="l2", **kwargs):
+    def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", **kwargs):
         super().__init__(model, epsilon=epsilon, norm=norm, **kwargs)
         check_counts(at_least=1, num_steps=num_steps)
         if norm != "l2":
