@@ -9,6 +9,7 @@ plain Keras network, for both, and where an image has left the ball or the pixel
 counts. The JSON is written after each attack, and the same command goes on from there.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -43,6 +44,7 @@ THEIR_NAMES = {
     "fab_targeted": "fab-t",
     "square": "square",
 }
+PACKAGES = ("pyautoattack", "torch")
 SUITE = "suite"  # all four in turn, each on what those before it left
 THEIR_BATCH_SIZE = 250  # the package's own
 TOLERANCE = 1e-6  # of the pixel range: rounding of x + delta, and of pixels scaled to [0, 1]
@@ -75,7 +77,9 @@ def main():
         if name not in (*THEIR_NAMES, SUITE):
             known = ", ".join((*THEIR_NAMES, SUITE))
             raise InputError(f"--attacks: expected some of {known}, got {name!r}")
-    peers.require("pyautoattack", "torch")
+    if not FLAGS.attacks:
+        raise InputError("--attacks: expected one or more, got none")
+    peers.require(*PACKAGES)
     challenge = MODELS[FLAGS.model]
     given = {"eval_batch_size": FLAGS.batch_size, "random_seed": FLAGS.random_seed}
     given = {name: value for name, value in given.items() if value is not None}
@@ -95,6 +99,8 @@ def main():
         "batch_size": {"ours": config.eval_batch_size, "theirs": THEIR_BATCH_SIZE},
         "num_examples": len(test.labels),
         "num_correct": int(both.natural_correct.sum()),
+        "settings": both.settings(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     entries = earlier_entries(FLAGS.output_json, what) if FLAGS.output_json else {}
     for name in FLAGS.attacks:
@@ -102,7 +108,7 @@ def main():
             entries[name] = both.run(name)
             if FLAGS.output_json:
                 result = {**what, "attacks": entries, "worst_case": worst_case(entries)}
-                measure.save(FLAGS.output_json, result, ["pyautoattack", "torch"])
+                measure.save(FLAGS.output_json, result, PACKAGES)
         print(f"{name:14} {_line(entries[name])}", flush=True)
     print(f"{'worst case':14} {_line(worst_case(entries))}")
 
@@ -124,6 +130,7 @@ def earlier_entries(path, what):
         result = json.loads(path.read_text())
         differing = [name for name, value in what.items() if result[name] != value]
         entries = result["attacks"]
+        worst_case(entries)
     except (ValueError, KeyError, TypeError):
         raise InputError(f"--output_json: expected a new file, got {path}") from None
     if differing:
@@ -135,7 +142,7 @@ def earlier_entries(path, what):
 
 
 def worst_case(entries):
-    """`agreement` over all of the attacks, which are named, and the times of all of them."""
+    """`agreement` over all attacks that ran alone, else the suite, and their times in all."""
     alone = {name: entry for name, entry in entries.items() if name != SUITE} or entries
     withstood = {
         who: np.all([_from_bits(entry["withstood"][who]) for entry in alone.values()], axis=0)
@@ -212,6 +219,10 @@ class Comparison:
             "torch": lambda x: self._torch_model(self._to_torch(x)).numpy(),
         }
         self.natural_correct = self._predictions("keras", self._x) == self._y
+
+    def settings(self):
+        """Name to settings of our attacks."""
+        return {name: trial.settings() for name, trial in self._trials.items()}
 
     def run(self, name):
         """Runs one attack of both, ours first.

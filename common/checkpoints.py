@@ -228,7 +228,9 @@ def restore_training(challenge, directory):
 def fast_model(model, challenge):
     """The challenge's own keras.Model, in inference mode, as attacks run it fastest."""
     return FastModel(
-        functools.partial(model, training=False), functools.partial(challenge.fast_logits, model)
+        functools.partial(model, training=False),
+        functools.partial(challenge.fast_logits, model),
+        challenge.bounds,
     )
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS, maker
+from common.attack import ATTACKS, maker, split
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
@@ -103,6 +103,7 @@ def evaluate(challenge, config, flag_values):
         return
     attacked = (source or loaded).logits
     trials = [suite.named_trial(flag_values.attack, attacked, config, challenge)]
+    refuse_unused_restarts(flag_values, trials)
     evaluator = make_evaluator(challenge, config, trials, loaded)
     _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
 
@@ -147,13 +148,24 @@ def _check_eval_flags(flag_values):
 
 def refuse_unused_settings(flag_values):
     """Raises InputError where the command line has settings that none of --attack takes."""
-    names = [name.strip() for name in flag_values.attack.split(",")]
-    taken = [setting for name in names for setting in maker(name).settings]
+    taken = [setting for name in split(flag_values.attack) for setting in maker(name).settings]
+    if not taken and "preset" in flag_values and flag_values.preset is not None:
+        raise InputError(f"--preset: expected none, as --attack={flag_values.attack} takes none")
     refuse_attack_settings(
         flag_values,
         f"--attack={flag_values.attack} does not take it",
         (*taken, "epsilon", "num_restarts", "round_to_8_bits"),
     )
+
+
+def refuse_unused_restarts(flag_values, trials):
+    """Raises InputError where the command line asks for restarts that would all be the same."""
+    given = int(flag_values.num_restarts or 1)
+    if given > 1 and not any(trial.attack.random_start for trial in trials):
+        raise InputError(
+            f"--num_restarts: expected 1, as --attack={flag_values.attack} always finds the same, "
+            f"got {given}"
+        )
 
 
 def refuse_attack_settings(flag_values, reason, allowed=()):
@@ -175,6 +187,7 @@ def pgd_attack(challenge, config, flag_values):
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
     trial = suite.named_trial(flag_values.attack, loaded.logits, config, challenge)
+    refuse_unused_restarts(flag_values, [trial])
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
     summary = result.summary()
@@ -238,10 +251,11 @@ def score(challenge, config, path):
             "give the place with --data_dir or TFDS_DATA_DIR"
         )
     submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
-    made_on = submission.load_note(path)
-    if made_on.get("model_digest", loaded.digest()) != loaded.digest():
+    note = submission.load_note(path)
+    made_on = "source" if "source_digest" in note else "model"
+    if note.get(f"{made_on}_digest", loaded.digest()) != loaded.digest():
         print(
-            f"note: these examples were made on another model, {made_on.get('model')}: "
+            f"note: these examples were made on another model, {note.get(made_on)}: "
             "the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
@@ -308,6 +322,12 @@ def key_of(config, loaded, images, source=None):
     }
 
 
+def _batch_of(config, trials):
+    """What `key_of` lacks for attacks in which the examples of a batch meet."""
+    depends = any(trial.attack.depends_on_batch for trial in trials)
+    return {"batch_size": config.eval_batch_size} if depends else {}
+
+
 def run_with_state(evaluator, images, state, name, report=None):
     """`Evaluator.run`, which goes on from a `State` and says so; `name` is for people.
 
@@ -353,7 +373,7 @@ def _evaluate_once(
         result = evaluator.run(images.images, images.labels)
     else:
         key = {**key_of(config, loaded, images, source), "attack": trial.settings()}
-        state = _state(state_dir, key)
+        state = _state(state_dir, {**key, **_batch_of(config, [trial])})
         result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     print(f"natural: {summary['natural_accuracy']:.2f}%")
@@ -371,6 +391,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     if name is None:
         name = flag_values.attack
         trials = suite.named_trials(name, attacked, config, challenge)
+        refuse_unused_restarts(flag_values, trials)
     else:
         trials = suite.suite_trials(name, attacked, config, challenge)
     record = record_of(config, loaded, images, source)
@@ -380,13 +401,13 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         "attacks": attacks,
         "each_alone": flag_values.each_alone,
     }
-    state = _state(state_dir, key)
+    state = _state(state_dir, {**key, **_batch_of(config, trials)})
     _print_model(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)
     print(f"checking the model on {len(few.images)} images", flush=True)
     warnings = checks.check_model(
-        loaded.logits,
+        (source or loaded).logits,
         challenge.to_pixels(few.images),
         few.labels,
         epsilon=trials[0].attack.epsilon,
@@ -406,7 +427,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     result = run_with_state(
         evaluator, images, state, name, lambda trial: print(suite.line(trial), flush=True)
     )
-    late = checks.check_result(result, trials)
+    late = checks.check_result(result, trials) if source is None else []
     _warn(late)
     print(suite.table(trials, result), flush=True)
     described = {

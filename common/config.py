@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from common.attack import check_radius, maker
+from common.attack import check_radius, maker, split
 from common.errors import InputError
 
 # The original code's names, and what they are called here.
@@ -317,7 +317,7 @@ def config_from_flags(challenge, flag_values):
     given = {name: value for name, value in given.items() if value is not None}
     norm = "linf"
     if "attack" in flag_values:
-        norm = maker(flag_values.attack.split(",")[0].strip()).norm
+        norm = maker(split(flag_values.attack)[0]).norm
     config = make_config(challenge, *layers, ("command line", given), norm=norm)
     if "model_dir" not in given:
         config = dataclasses.replace(config, model_dir=str(base / config.model_dir))

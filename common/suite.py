@@ -50,7 +50,7 @@ def named_trials(names, model, config, challenge):
     Raises:
         InputError: as `named_trial`; they are of different norms, so that there is none.
     """
-    trials = [named_trial(name.strip(), model, config, challenge) for name in names.split(",")]
+    trials = [named_trial(name, model, config, challenge) for name in attacks.split(names)]
     norms = sorted({trial.attack.norm for trial in trials})
     if len(norms) > 1:
         raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")

@@ -84,8 +84,9 @@ def _live_filters(kernel, bias):
     """
     highest = bias + tf.reduce_sum(tf.nn.relu(kernel), axis=(0, 1, 2))
     highest += ROUNDING * (tf.abs(bias) + tf.reduce_sum(tf.abs(kernel), axis=(0, 1, 2)))
-    is_live = highest >= tf.minimum(tf.reduce_max(highest), 0.0)
-    return tf.where(is_live | tf.math.is_nan(highest))[:, 0]  # of a diverged network, all
+    # A filter of a diverged network stays.
+    highest = tf.where(tf.math.is_nan(highest), tf.constant(np.inf, highest.dtype), highest)
+    return tf.where(highest >= tf.minimum(tf.reduce_max(highest), 0.0))[:, 0]
 
 
 @fused

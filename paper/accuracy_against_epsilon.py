@@ -28,7 +28,7 @@ from absl import flags
 from tqdm import tqdm
 
 from common import checkpoints, commands
-from common.attack import PGD, Boundary, maker
+from common.attack import PGD, Boundary, maker, split
 from common.errors import InputError
 from common.evaluation import Trial, wilson_interval
 from paper import challenges
@@ -131,11 +131,13 @@ def draw(challenge, config, flag_values):
     commands.check_writable("--output", output)
     if config.num_steps < 1:
         raise InputError(f"--num_steps: expected 1 or more, got {config.num_steps}")
-    names = flag_values.attack.split(",")
+    names = split(flag_values.attack)
     paper = PAPER[challenge.name]
     for name in names:
         if name not in paper:
             raise InputError(f"--attack: expected some of {', '.join(paper)}, got {name!r}")
+    allowed = ("epsilon",) if names == ["boundary"] else ("epsilon", "num_steps")
+    commands.refuse_attack_settings(flag_values, "the figure has its own", allowed)
     norms = {maker(name).norm for name in names}
     if len(norms) > 1:
         raise InputError(f"--attack: expected attacks of one norm, got {flag_values.attack}")

@@ -33,6 +33,7 @@ def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
     commands.check_writable("--output", output)
+    commands.refuse_unused_settings(flag_values)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     test = test.head(flag_values.num_images)
     print(test.source)

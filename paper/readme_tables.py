@@ -106,7 +106,9 @@ def attack_speed_table():
         "",
         "; ".join(f"{' and '.join(names)}: {machine}" for machine, names in machines.items())
         + f"; matrix products at {min(matmul):.0f} to {max(matmul):.0f} GFLOP/s. "
-        + ", ".join(f"{name} {versions[package]}" for package, name in packages.items())
+        + ", ".join(
+            f"{name} {versions[package].split('+')[0]}" for package, name in packages.items()
+        )
         + ". Peak memory of the wide network's: "
         + ", ".join(
             f"{name} {entry['peak_memory_gib']:.1f} GiB"

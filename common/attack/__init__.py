@@ -30,7 +30,7 @@ from common.attack.losses import (
     targeted_xent_loss,
     xent_loss,
 )
-from common.attack.make import ATTACKS, Maker, make_attack, maker, standard_suite
+from common.attack.make import ATTACKS, Maker, make_attack, maker, split, standard_suite
 from common.attack.model import FastModel, compiles_with_xla
 from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
 from common.attack.square import Square
@@ -60,6 +60,7 @@ __all__ = [
     "margin",
     "project",
     "round_to_8_bits",
+    "split",
     "standard_suite",
     "targeted_dlr_loss",
     "targeted_margin_loss",

@@ -34,6 +34,7 @@ class Attack:
         name: as in `make_attack`.
         epsilon, bounds, norm: as given.
         random_start: whether the result depends on the seed, so that a restart may find more.
+        depends_on_batch: whether an example's result depends on the others of its batch.
         num_gradients: gradients that one call takes of an example, at most.
         num_queries: forward passes beside those and that of the image itself, at most.
 
@@ -43,6 +44,7 @@ class Attack:
 
     name = "attack"
     random_start = False
+    depends_on_batch = False
     num_gradients = 0
     num_queries = 0
 
@@ -57,7 +59,11 @@ class Attack:
         self.norm = norm
         self._model = model
         self._uses_xla = compiles_with_xla(jit_compile)
-        self._is_fast = isinstance(model, FastModel) and not self._uses_xla
+        self._is_fast = (
+            isinstance(model, FastModel)
+            and not self._uses_xla
+            and model.bounds[0] <= self.bounds[0] <= self.bounds[1] <= model.bounds[1]
+        )
         self._largest = 1  # batch so far
 
     def perturb(self, x_nat, y, seed=0, index=None):
@@ -72,10 +78,11 @@ class Attack:
                 `seed` decides its random numbers; by default 0, 1, 2, ...
 
         Returns:
-            float32 tensor, the shape of `x_nat`, in the ball and within `bounds`.
+            float32 tensor, the shape of `x_nat`, in the ball and within `bounds`, which `x_nat` is
+            clipped to first, as rounding may have led it out.
 
         Raises:
-            InputError: NumPy images are outside `bounds`.
+            InputError: NumPy images are outside `bounds` by more than that.
         """
         return self._perturb(*self._inputs(x_nat, y, seed, index))
 
@@ -92,7 +99,7 @@ class Attack:
                     f"x_nat: expected pixels in [{low:g}, {high:g}], "
                     f"got [{x_nat.min():g}, {x_nat.max():g}]"
                 )
-        x_nat = tf.cast(x_nat, tf.float32)
+        x_nat = tf.clip_by_value(tf.cast(x_nat, tf.float32), *self.bounds)
         index = tf.range(tf.shape(x_nat)[0]) if index is None else tf.cast(index, tf.int32)
         seed = tf.cast(seed, tf.int32)
         seed = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed

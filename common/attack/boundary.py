@@ -23,7 +23,7 @@ class Boundary(Attack):
     steps that stay on the other side of the boundary. An image whose batch has no such start comes
     back as it is.
 
-    Its walk depends on the seed of the batch's first example, and on the batch; it sets
+    Its walk depends on the seed and number of the batch's first example, and on the batch; it sets
     TensorFlow's global seed.
 
     Args:
@@ -36,6 +36,7 @@ class Boundary(Attack):
 
     name = "boundary"
     random_start = True
+    depends_on_batch = True
 
     def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", **kwargs):
         super().__init__(model, epsilon=epsilon, norm=norm, **kwargs)
@@ -43,8 +44,10 @@ class Boundary(Attack):
         if norm != "l2":
             raise InputError(f"norm: expected l2, which the boundary attack is for, got {norm!r}")
         self.num_steps = int(num_steps)
-        self.num_queries = START_TRIES + self.num_steps + self.num_steps // 10
+        # Beside the starts and the walk: which starts hold, twice, and what the walk ended with.
+        self.num_queries = START_TRIES + 3 + self.num_steps + self.num_steps // 10
         self._foolbox = _foolbox()
+        self._is_fast = False  # it ends on the boundary, where the fast form may round otherwise
         self._logits = self._compiled(lambda x: self._prepare()(x))
         self._draw = self._compiled(draw, has_random_numbers=True)
 
@@ -62,14 +65,16 @@ class Boundary(Attack):
             float32 (batch,), infinite where none was found, 0 where the image is misclassified.
         """
         x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
-        broken = is_misclassified(self._logits(x_nat), y).numpy()
+        logits = self._logits(x_nat)
+        broken = is_misclassified(logits, y).numpy()
         x = x_nat.numpy()
-        start, has_start = self._starts(x_nat, y, seed, index)
+        start, has_start = self._starts(x_nat, y, seed, index, np.argmax(logits, axis=1))
         rows = np.flatnonzero(has_start & ~broken)
+        rows = rows[self._is_broken(start[rows], tf.gather(y, rows))]
         if len(rows):
             walk = self._foolbox.attacks.BoundaryAttack(steps=self.num_steps)
             first, second = np.reshape(seed, (-1, 2))[0].tolist()
-            tf.random.set_seed(first * 1_000_003 + second)
+            tf.random.set_seed((first * 1_000_003 + second) * 1_000_003 + int(index[0]))
             # int64 as argmax returns: where types differ, Foolbox 3.3 fails with NumPy 2.
             labels = tf.cast(tf.gather(y, rows), tf.int64)
             x[rows] = walk.run(
@@ -78,14 +83,18 @@ class Boundary(Attack):
                 self._foolbox.criteria.Misclassification(labels),
                 starting_points=tf.constant(start[rows]),
             )
-        x = tf.constant(x)
-        return x, tf.where(has_start | broken, length(x - x_nat, "l2"), np.inf)
+        broken = self._is_broken(x, y)
+        x = tf.where(per_image(tf.constant(broken), x_nat), x, x_nat)
+        return x, tf.where(broken, length(x - x_nat, "l2"), np.inf)
 
     def _perturb(self, x_nat, y, seed, index):
         x, distance = self.closest(x_nat, y, seed, index)
         return tf.where(per_image(distance <= self.epsilon, x), x, x_nat)
 
-    def _starts(self, x_nat, y, seed, index):
+    def _is_broken(self, x, y):
+        return is_misclassified(self._logits(tf.constant(x)), y).numpy()
+
+    def _starts(self, x_nat, y, seed, index, classes):
         """Misclassified points (batch, ...), and bool (batch,), whether there is one."""
         start, has_start = x_nat.numpy(), np.zeros(len(y), bool)
         low, high = self.bounds
@@ -93,11 +102,10 @@ class Boundary(Attack):
         for number in range(START_TRIES):
             noise = self._draw(shape, seed, index, tf.constant(number))
             noise = low + (noise + 1.0) / 2.0 * (high - low)
-            found = is_misclassified(self._logits(noise), y).numpy() & ~has_start
+            found = self._is_broken(noise, y) & ~has_start
             start[found], has_start = noise.numpy()[found], has_start | found
             if has_start.all():
                 return start, has_start
-        classes = np.argmax(self._logits(x_nat), axis=1)
         for row in np.flatnonzero(~has_start):
             others = np.flatnonzero(classes != y[row])
             if len(others):

@@ -53,6 +53,11 @@ ATTACKS = {
 }
 
 
+def split(names):
+    """The names in a text that has commas between them."""
+    return [name.strip() for name in names.split(",")]
+
+
 def maker(name):
     """The `Maker` of an attack by its name.
 

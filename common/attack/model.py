@@ -1,6 +1,7 @@
 """What is attacked, and how it is compiled."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -17,10 +18,13 @@ class FastModel:
         prepare: function without arguments to such a callable, which agrees with `model` to
             float32 rounding, gradients for the images included. An attack calls it once before
             a loop, so that what depends on the weights alone is computed once.
+        bounds: (lowest, highest) pixel value of the images for which it agrees; attacks on wider
+            ranges run `model`.
     """
 
     model: Callable
     prepare: Callable
+    bounds: tuple = (-math.inf, math.inf)
 
     def __call__(self, x):
         """The model's logits."""

@@ -80,6 +80,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),
         ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
 )
@@ -182,13 +183,15 @@ def test_the_worst_case_is_over_the_attacks_that_ran_alone():
 def test_a_comparison_goes_on_with_its_own_results_only(tmp_path):
     what, path = {"model": "adv_trained", "seed": 1}, tmp_path / "result.json"
     assert autoattack.earlier_entries(path, what) == {}
-    path.write_text(json.dumps({**what, "attacks": {"square": {"ratio": 2.0}}}))
-    assert autoattack.earlier_entries(path, what) == {"square": {"ratio": 2.0}}
+    entries = {"square": autoattack_entry("10", "11", 1.0)}
+    path.write_text(json.dumps({**what, "attacks": entries}))
+    assert autoattack.earlier_entries(path, what) == entries
     with pytest.raises(InputError, match="the same comparison, got .*, which differs in seed"):
         autoattack.earlier_entries(path, {**what, "seed": 2})
-    path.write_text("{}")
-    with pytest.raises(InputError, match="--output_json: expected a new file, got "):
-        autoattack.earlier_entries(path, what)
+    for other in ({}, {**what, "attacks": {"square": {"ratio": 2.0}}}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(InputError, match="--output_json: expected a new file, got "):
+            autoattack.earlier_entries(path, what)
 
 
 @pytest.mark.parametrize(

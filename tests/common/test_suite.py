@@ -253,6 +253,8 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
         (("--attack=pgd,",), "--attack: expected .*''"),
         (("--attack=square", "--num_steps=3"), "--num_steps: expected none, as --attack=square"),
         (("--attack=fgsm,square", "--norandom_start"), "--random_start: expected none"),
+        (("--attack=fgsm", "--num_restarts=3"), "--num_restarts: expected 1, as --attack=fgsm"),
+        (("--attack=square", "--preset=paper_fgsm"), "--preset: expected none, as --attack=square"),
         (("--attack=pgd", "--epsilon=2"), "epsilon: expected 0 to 1 "),
         (("--attack=pgd,pgd_l2", "--epsilon=0.5"), "--attack: expected attacks of one norm"),
         (("--each_alone",), "--each_alone: expected several attacks"),
@@ -303,6 +305,17 @@ def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
     stands &= np.argmax(model(tf.constant(x_nat)), axis=1) == few.labels
     assert transferred["attacks"][0]["accuracy"] == 100 * np.mean(stands)
     assert transferred["adversarial_accuracy"] > own["adversarial_accuracy"]
+
+
+def test_an_attack_file_of_another_model_says_so(tiny, evaluate, capsys):
+    evaluate("--num_steps=2", "--source=adv_trained", "--store_adv_path=a.npy", *FEW)
+    for name, is_noted in ((tiny, True), ("adv_trained", False)):
+        settings = config.make_config(
+            MNIST, ("", {"model_dir": str(name), "num_eval_examples": FEW_IMAGES})
+        )
+        commands.score(MNIST, settings, "a.npy")
+        out = capsys.readouterr().out
+        assert ("made on another model, mnist_challenge/models/adv_trained" in out) == is_noted
 
 
 def test_an_l2_ball_may_be_wider_than_the_pixel_range(evaluate, tmp_path):

@@ -111,9 +111,25 @@ def test_leaving_filters_out_changes_nothing(highest, noise):
     np.testing.assert_allclose(input_gradient(compiled(model), x, y), expected, atol=1e-12)
 
 
-def test_a_diverged_network_keeps_its_filters():
-    model = with_biases(np.full(8, np.nan, np.float32))
+@pytest.mark.parametrize("other", [np.nan, 0.5])
+def test_a_diverged_network_keeps_its_filters(other):
+    model = with_biases(np.float32([np.nan, *[other] * 6, np.nan]))
     assert len(tf.function(_live_filters)(*model.get_layer("conv1").weights)) == 8
+
+
+def test_an_attack_on_other_pixels_runs_the_plain_network():
+    x, y = digits(4)
+    model = build_model(4, seed=3)
+    kernel, bias = model.get_layer("conv1").weights
+    kernel.assign(-tf.abs(kernel))  # pixels below zero alone bring a filter above it
+    bias.assign(tf.fill(bias.shape, -0.1))
+    assert len(_live_filters(kernel, bias)) == 1
+    settings = {"epsilon": 0.2, "step_size": 0.05, "num_steps": 3, "bounds": (-1.0, 1.0)}
+    attack = PGD(fast_model(model, MNIST), random_start=False, **settings)
+    actual = attack.perturb(x - 0.5, y)
+    expected = plain.pgd(plain.mnist_model(model.get_weights()), **settings)(x - 0.5, y)
+    assert np.abs(expected - (x - 0.5)).max() > 0.1
+    assert np.mean(np.abs(actual - expected) > 1e-6) < 0.005
 
 
 def test_shipped_robust_network_is_attacked_with_few_filters_and_the_same_gradients():
@@ -121,6 +137,8 @@ def test_shipped_robust_network_is_attacked_with_few_filters_and_the_same_gradie
     model = load_model(MNIST, "adv_trained").model
     kernel, bias = model.get_layer("conv1").weights
     assert len(_live_filters(kernel, bias)) == 9
+    natural = load_model(MNIST, "natural").model.get_layer("conv1").weights
+    assert len(_live_filters(*natural)) == 32
     x = tf.constant(x)
     np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-4, atol=1e-4)
     expected = input_gradient(model, x, y).numpy()
