@@ -1,4 +1,4 @@
-"""Writes the tables of the README from the models' cards and from benchmarks/results/*.json.
+"""Writes the tables of the READMEs from the models' cards and from benchmarks/results/*.json.
 
 python paper/readme_tables.py
 """
@@ -142,6 +142,34 @@ def training_speed_table():
     return "\n".join(lines)
 
 
+def autoattack_table():
+    """The table of our suite beside the public AutoAttack, as Markdown."""
+    lines = [
+        "| network, images, seed | attack | ours | AutoAttack | broken by ours alone | by theirs "
+        "alone | times as fast | in CPU time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    machines = set()
+    for path in sorted(SPEED.glob("autoattack_*.json")):
+        result = read_speed(path.stem)
+        model = pathlib.Path(result["model"]).name
+        what = f"{model}, {result['num_examples']:,}, {result['seed']}"
+        entries = dict(result["attacks"])
+        machines |= {f"{e['threads']} of {e['processor']}" for e in entries.values()}
+        if len(entries) > 1:
+            entries["worst case"] = result["worst_case"]
+        for name, entry in entries.items():
+            ours, theirs = (entry["accuracy"][who] for who in ("ours", "theirs"))
+            lines.append(
+                f"| {what} | {name} | {ours:.2f} | {theirs:.2f} | {len(entry['only_ours_breaks'])} "
+                f"| {len(entry['only_theirs_breaks'])} | {entry['ratio']:.2f} | "
+                f"{entry['cpu_ratio']:.2f} |"
+            )
+            what = ""
+    lines += ["", f"Threads and processor: {'; '.join(sorted(machines))}."]
+    return "\n".join(lines)
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -153,13 +181,14 @@ def _machine(name):
 
 
 TABLES = {
-    ROOT / "README.md": (mnist_table, cifar10_table, attack_speed_table, training_speed_table)
+    ROOT / "README.md": (mnist_table, cifar10_table, attack_speed_table, training_speed_table),
+    ROOT / "benchmarks" / "README.md": (autoattack_table,),
 }
 START, END = "<!-- table -->\n", "<!-- end -->"
 
 
 def fill_in(path):
-    """The README's text with its tables made anew."""
+    """A README's text with its tables made anew."""
     before, *rest = path.read_text().split(START)
     for table, part in zip(TABLES[path], rest, strict=True):
         before += START + table() + "\n" + END + part.split(END, 1)[1]
