@@ -30,7 +30,7 @@ def test_tables_are_those_of_the_results(path):
     [
         ("adversarial_images.py", "mnist", ("--num_steps=2",)),
         ("adversarial_images.py", "cifar10", ("--num_steps=2",)),
-        ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2", "--num_images=2")),
+        ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
         (
@@ -146,6 +146,7 @@ def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(chal
         types.SimpleNamespace(images=images, labels=labels),
         epsilons,
         "boundary",
+        boundary_steps=5,
     )
     assert found == [95, 95, 0]
 
