@@ -311,21 +311,17 @@ def make_evaluator(challenge, config, trials, loaded, **options):
     )
 
 
-def key_of(config, loaded, images, source=None):
-    """What of an evaluation decides its result beside its attacks, for the key of a `State`."""
+def key_of(config, loaded, images, trials, source=None):
+    """What decides the result of `trials` beside their settings, for the key of a `State`."""
+    depends_on_batch = any(trial.attack.depends_on_batch for trial in trials)
     return {
         "model_digest": loaded.digest(),
         **({} if source is None else {"source_digest": source.digest()}),
         "seed": config.random_seed,
         "data_sha256": images.digest(),
         "num_examples": len(images.images),
+        **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
     }
-
-
-def _batch_of(config, trials):
-    """What `key_of` lacks for attacks in which the examples of a batch meet."""
-    depends = any(trial.attack.depends_on_batch for trial in trials)
-    return {"batch_size": config.eval_batch_size} if depends else {}
 
 
 def run_with_state(evaluator, images, state, name, report=None):
@@ -372,8 +368,8 @@ def _evaluate_once(
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
     else:
-        key = {**key_of(config, loaded, images, source), "attack": trial.settings()}
-        state = _state(state_dir, {**key, **_batch_of(config, [trial])})
+        key = {**key_of(config, loaded, images, [trial], source), "attack": trial.settings()}
+        state = _state(state_dir, key)
         result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     print(f"natural: {summary['natural_accuracy']:.2f}%")
@@ -397,11 +393,11 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     record = record_of(config, loaded, images, source)
     attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
     key = {
-        **key_of(config, loaded, images, source),
+        **key_of(config, loaded, images, trials, source),
         "attacks": attacks,
         "each_alone": flag_values.each_alone,
     }
-    state = _state(state_dir, {**key, **_batch_of(config, trials)})
+    state = _state(state_dir, key)
     _print_model(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)

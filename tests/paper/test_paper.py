@@ -106,18 +106,20 @@ def test_the_loss_is_that_along_pgd(challenge, linear):
     assert len(along) == 4 and (along[-1] > along[0]).all()
 
 
+def accuracies_of(linear, challenge, config, epsilons, *attack, **options):
+    logits, images, _, labels = linear
+    loaded = types.SimpleNamespace(logits=logits)
+    split = types.SimpleNamespace(images=images, labels=labels)
+    return accuracy_against_epsilon.accuracies(
+        challenge, config, loaded, split, epsilons, *attack, **options
+    )
+
+
 def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
-    logits, images, x_nat, labels = linear
+    logits, _, x_nat, labels = linear
     config = make_config(challenge, ("test", {"num_steps": 4, "random_seed": 5}))
     epsilons = np.array([0, 0.005, 0.01, 0.02, 0.1]) * challenge.bounds[1]
-    found = accuracy_against_epsilon.accuracies(
-        challenge,
-        config,
-        types.SimpleNamespace(logits=logits),
-        types.SimpleNamespace(images=images, labels=labels),
-        epsilons,
-        "pgd",
-    )
+    found = accuracies_of(linear, challenge, config, epsilons, "pgd")
     stands = np.argmax(logits(x_nat), axis=1) == labels
     expected = [95.0]
     for epsilon in epsilons[1:]:
@@ -136,18 +138,9 @@ def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
 
 def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(challenge, linear):
     pytest.importorskip("foolbox")
-    logits, images, x_nat, labels = linear
     config = make_config(challenge, ("test", {"eval_batch_size": 8}))
     epsilons = np.array([0, 1e-4, 100]) * challenge.bounds[1]
-    found = accuracy_against_epsilon.accuracies(
-        challenge,
-        config,
-        types.SimpleNamespace(logits=logits),
-        types.SimpleNamespace(images=images, labels=labels),
-        epsilons,
-        "boundary",
-        boundary_steps=5,
-    )
+    found = accuracies_of(linear, challenge, config, epsilons, "boundary", boundary_steps=5)
     assert found == [95, 95, 0]
 
 
