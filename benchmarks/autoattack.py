@@ -6,7 +6,8 @@ Each attack runs alone on every image that the network classifies correctly, fir
 theirs, attack by attack: ours as `eval.py --suite=standard` runs it, tracing and compiling
 included, theirs through its own `run_standard_evaluation`. What counts as broken is decided by the
 plain Keras network, for both, and where an image has left the ball or the pixel range nothing
-counts. The JSON is written after each attack, and the same command goes on from there.
+counts. The JSON is written after each attack, and the same command goes on from there; commands
+with other --attacks may share it.
 """
 
 import importlib.metadata
@@ -102,10 +103,12 @@ def main():
         "settings": both.settings(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    entries = earlier_entries(FLAGS.output_json, what) if FLAGS.output_json else {}
+    entries = earlier_entries(FLAGS.output_json, what)
     for name in FLAGS.attacks:
         if name not in entries:
-            entries[name] = both.run(name)
+            entry = both.run(name)
+            entries = {**entries, **earlier_entries(FLAGS.output_json, what), name: entry}
+            entries = {name: entries[name] for name in (*THEIR_NAMES, SUITE) if name in entries}
             if FLAGS.output_json:
                 result = {**what, "attacks": entries, "worst_case": worst_case(entries)}
                 measure.save(FLAGS.output_json, result, PACKAGES)
@@ -117,15 +120,15 @@ def earlier_entries(path, what):
     """Name to entry of the attacks that a result file holds, which may not be there yet.
 
     Args:
-        path: the file.
+        path: the file, or None.
         what: dict, what is compared.
 
     Raises:
         InputError: it holds another comparison.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    if path is None or not os.path.exists(path):
         return {}
+    path = pathlib.Path(path)
     try:
         result = json.loads(path.read_text())
         differing = [name for name, value in what.items() if result[name] != value]
