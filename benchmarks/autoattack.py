@@ -128,9 +128,8 @@ def earlier_entries(path, what):
     """
     if path is None or not os.path.exists(path):
         return {}
-    path = pathlib.Path(path)
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(pathlib.Path(path).read_text())
         differing = [name for name, value in what.items() if result[name] != value]
         entries = result["attacks"]
         worst_case(entries)

@@ -85,11 +85,11 @@ EPSILONS = {
 }
 
 
-def accuracies(challenge, config, loaded, images, epsilons, attack, boundary_steps=25_000):
+def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_options):
     """Accuracy in percent at each of `epsilons`, which rise from 0, under an attack of `PAPER`."""
     options = {"bounds": challenge.bounds, "jit_compile": config.jit_compile}
     if attack == "boundary":
-        options["num_steps"] = boundary_steps
+        options |= boundary_options
         distances = boundary_distances(challenge, config, loaded, images, options)
         return [100 * float(np.mean(distances > epsilon)) for epsilon in epsilons]
     largest = epsilons[-1]

@@ -140,7 +140,7 @@ def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(chal
     pytest.importorskip("foolbox")
     config = make_config(challenge, ("test", {"eval_batch_size": 8}))
     epsilons = np.array([0, 1e-4, 100]) * challenge.bounds[1]
-    found = accuracies_of(linear, challenge, config, epsilons, "boundary", boundary_steps=5)
+    found = accuracies_of(linear, challenge, config, epsilons, "boundary", num_steps=5)
     assert found == [95, 95, 0]
 
 
