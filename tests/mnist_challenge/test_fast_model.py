@@ -136,7 +136,7 @@ def test_shipped_robust_network_is_attacked_with_few_filters_and_the_same_gradie
     x, y = noisy_digits(50, 0.3)
     model = load_model(MNIST, "adv_trained").model
     kernel, bias = model.get_layer("conv1").weights
-    assert len(_live_filters(kernel, bias)) == 9
+    assert len(_live_filters(kernel, bias)) == 13
     natural = load_model(MNIST, "natural").model.get_layer("conv1").weights
     assert len(_live_filters(*natural)) == 32
     x = tf.constant(x)
