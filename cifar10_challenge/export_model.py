@@ -1,6 +1,7 @@
 """Makes a shipped model of a CIFAR-10 training: SavedModel, card.json, README.md.
 
 python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
+python cifar10_challenge/export_model.py --model_dir=NAME [--rows=...] [--sources=...]
 """
 
 import pathlib

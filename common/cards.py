@@ -8,6 +8,7 @@ card says what the network was trained on and how, and holds its accuracy under 
 import json
 import pathlib
 import shlex
+import shutil
 
 import numpy as np
 from absl import flags
@@ -29,7 +30,10 @@ TRAINING = {
 def define_flags(challenge, flag_values):
     """Declares the flags of export_model.py beside the config's."""
     flags.DEFINE_string(
-        "output_dir", None, "directory of the model, such as models/mine", flag_values
+        "output_dir",
+        None,
+        "directory of the model, such as models/mine; none adds rows to the card of --model_dir",
+        flag_values,
     )
     flags.DEFINE_list(
         "rows",
@@ -51,44 +55,31 @@ def define_flags(challenge, flag_values):
 def export_model(challenge, config, flag_values):
     """export_model.py: writes a training's SavedModel, its card and README.
 
+    Without --output_dir, --model_dir is a model that has a card, which gets the rows it lacks.
+
     Rows that the card holds for as many images are not evaluated again. Ctrl-C ends an evaluation
     after the batch in hand, and the same command goes on from there.
 
     Raises:
         InputError: no training, no data, no such row or source, or another model in the directory.
     """
-    if flag_values.output_dir is None:
-        raise InputError("--output_dir: expected the directory to write the model to, got none")
     known = ("natural", *challenge.presets)
     for flag in ("rows", "transfer_rows"):
         unknown = sorted(set(flag_values[flag].value) - set(known))
         if unknown:
             raise InputError(f"--{flag}: expected some of {', '.join(known)}, got {unknown[0]!r}")
-    training, output = pathlib.Path(config.model_dir), pathlib.Path(flag_values.output_dir)
-    loaded = checkpoints.load_model(challenge, training)
-    if not runs.read(training):
-        raise InputError(
-            f"--model_dir: expected a training directory with runs.json, got {training}"
-        )
+    path = checkpoints.find_model(challenge, config.model_dir)
+    loaded = checkpoints.load_model(challenge, path)
     sources = [load_source(challenge, name) for name in flag_values.sources]
     images = commands.load_test_images(config, challenge)
     if images.is_sample:
         raise InputError("a card needs the full test set; give its place with TFDS_DATA_DIR")
-    if output.exists():
-        if checkpoints.load_model(challenge, output).digest() != loaded.digest():
-            raise InputError(
-                f"--output_dir: expected a new directory or the model of {training}, got another "
-                f"model in {output}"
-            )
+    if flag_values.output_dir is None:
+        output, card = path, _own_card(path, loaded)
     else:
-        checkpoints.export(loaded.model, output)
-    card = {
-        "name": output.resolve().name,
-        **describe(challenge, training, loaded),
-        "results": _kept_results(output, loaded),
-    }
-    write(challenge, output, card)
-    state_dir = make_state_dir(training / "rows")
+        output = pathlib.Path(flag_values.output_dir)
+        card = _export(challenge, path, loaded, output)
+    state_dir = make_state_dir(output / "rows")
     tasks = [(row, None, None) for row in flag_values.rows]
     tasks += [(row, *source) for source in sources for row in flag_values.transfer_rows]
     for row, source_card, source in tasks:
@@ -111,7 +102,42 @@ def export_model(challenge, config, flag_values):
         )
         write(challenge, output, card)
         print(f"{full_title(entry)}: {found['accuracy']:.2f}%", flush=True)
+    shutil.rmtree(state_dir)  # the card holds all that it held
     print(f"SavedModel, {CARD} and README.md in {output}")
+
+
+def _export(challenge, training, loaded, output):
+    """Writes a training's SavedModel and its card, with the results of one that is there."""
+    if not runs.read(training):
+        raise InputError(
+            f"--model_dir: expected a training directory with runs.json, got {training}"
+        )
+    if output.exists():
+        if checkpoints.load_model(challenge, output).digest() != loaded.digest():
+            raise InputError(
+                f"--output_dir: expected a new directory or the model of {training}, got another "
+                f"model in {output}"
+            )
+    else:
+        checkpoints.export(loaded.model, output)
+    card = {
+        "name": output.resolve().name,
+        **describe(challenge, training, loaded),
+        "results": _card_of(output, loaded).get("results", []),
+    }
+    write(challenge, output, card)
+    return card
+
+
+def _own_card(path, loaded):
+    """The card of the model in `path`, to add rows to."""
+    card = _card_of(path, loaded)
+    if "training" not in card:
+        raise InputError(
+            f"--output_dir: expected the directory to write the model to, got none; only a model "
+            f"with its {CARD} needs none, and {path} is no such model"
+        )
+    return card
 
 
 def load_source(challenge, name):
@@ -121,10 +147,7 @@ def load_source(challenge, name):
         InputError: there is no such model, or it has no card of `export_model`.
     """
     path = checkpoints.find_model(challenge, name)
-    try:
-        card = json.loads((path / CARD).read_text())
-    except (OSError, ValueError):
-        card = {}
+    card = _read_card(path)
     if "training" not in card:
         raise InputError(f"--sources: expected models with a {CARD} of export_model.py, got {path}")
     return card, checkpoints.load_model(challenge, path)
@@ -278,13 +301,18 @@ def full_title(entry):
     return f"{text}, made on {entry['source']}" if entry["source"] else text
 
 
-def _kept_results(output, loaded):
-    """The results that a card at `output` holds for these weights."""
+def _card_of(directory, loaded):
+    """The card in a directory, as a dict; {} where there is none, or one of other weights."""
+    card = _read_card(directory)
+    return card if card.get("weights_digest") == loaded.digest() else {}
+
+
+def _read_card(directory):
+    """The card in a directory, as a dict; {} where there is none."""
     try:
-        card = json.loads((output / CARD).read_text())
+        return json.loads((directory / CARD).read_text())
     except (OSError, ValueError):
-        return []
-    return card["results"] if card["weights_digest"] == loaded.digest() else []
+        return {}
 
 
 def _machine(run):

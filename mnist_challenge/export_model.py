@@ -1,6 +1,7 @@
 """Makes a shipped model of a MNIST training: SavedModel, card.json, README.md.
 
 python mnist_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
+python mnist_challenge/export_model.py --model_dir=NAME [--rows=...] [--sources=...]
 """
 
 import pathlib

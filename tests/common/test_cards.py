@@ -89,12 +89,13 @@ def training(tfds_dir, tmp_path_factory):
 
 
 def export(training, output, tfds_dir, *flags, **kwargs):
+    if output is not None:
+        flags = (f"--output_dir={output}", *flags)
     return run(
         ROOT / "mnist_challenge" / "export_model.py",
         f"--model_dir={training}",
-        f"--output_dir={output}",
         *flags,
-        cwd=output.parent,
+        cwd=training.parent,
         data_dir=tfds_dir,
         **kwargs,
     )
@@ -131,6 +132,14 @@ def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
     # Its own examples, as a transfer from itself, fool it as much.
     assert transfer["source"] == "mine" and transfer["accuracy"] == fgsm["accuracy"]
 
+    # So does a call with the model in the training's place.
+    out = export(output, None, tfds_dir, few, "--rows=natural,paper_cw")
+    assert "natural images:" not in out and out.count("CW") == 1
+    natural, fgsm, cw, kept = card_of(output)["results"]
+    assert [natural, fgsm, kept] == [*own, transfer] and cw["row"] == "paper_cw"
+    assert cw["attack"]["loss_func"] == "cw" and cw["accuracy"] < natural["accuracy"]
+    assert not (output / "rows").exists() and not (training / "rows").exists()
+
 
 def test_export_model_refuses(training, tfds_dir, tmp_path):
     def refused(reason, *flags, model_dir=training, output=tmp_path / "out"):
@@ -142,6 +151,7 @@ def test_export_model_refuses(training, tfds_dir, tmp_path):
     refused("--rows: expected some of natural, paper_fgsm,", "--rows=paper_pgd_39")
     refused("got another model in", output=shipped)
     refused("expected a training directory with runs.json", model_dir=shipped)
+    refused("--output_dir: expected the directory to write the model to, got none", output=None)
     refused(
         "--sources: expected models with a card.json of export_model.py", f"--sources={training}"
     )
