@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
 
 # The shipped models, in the order of the columns.
-MNIST_MODELS = ("adv_trained", "fgsm_trained", "natural")
+MNIST_MODELS = ("adv_trained", "adv_trained_b", "fgsm_trained", "natural")
 CIFAR10_MODELS = ("simple_adv_trained", "simple_fgsm_trained", "simple_natural")
 
 # Network as the benchmarks name it, as the README does.
