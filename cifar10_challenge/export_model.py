@@ -1,4 +1,4 @@
-"""Makes a shipped model of a CIFAR-10 training: SavedModel, card.json, README.md.
+"""Makes a model with a card of a CIFAR-10 training, or adds rows to the card of one.
 
 python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
 python cifar10_challenge/export_model.py --model_dir=NAME [--rows=...] [--sources=...]

@@ -5,10 +5,10 @@ card says what the network was trained on and how, and holds its accuracy under 
 `card_rows`, each with attack, number of images, time, hardware and commit.
 """
 
+import contextlib
 import json
 import pathlib
 import shlex
-import shutil
 
 import numpy as np
 from absl import flags
@@ -55,13 +55,13 @@ def define_flags(challenge, flag_values):
 def export_model(challenge, config, flag_values):
     """export_model.py: writes a training's SavedModel, its card and README.
 
-    Without --output_dir, --model_dir is a model that has a card, which gets the rows it lacks.
-
-    Rows that the card holds for as many images are not evaluated again. Ctrl-C ends an evaluation
+    Without --output_dir, --model_dir is a model that has a card, which gets more rows. A row that
+    the card holds for as many images, or more, is not evaluated again. Ctrl-C ends an evaluation
     after the batch in hand, and the same command goes on from there.
 
     Raises:
-        InputError: no training, no data, no such row or source, or another model in the directory.
+        InputError: no training, no card to add to, no data, no such row or source, or another model
+            in the directory.
     """
     known = ("natural", *challenge.presets)
     for flag in ("rows", "transfer_rows"):
@@ -70,30 +70,34 @@ def export_model(challenge, config, flag_values):
             raise InputError(f"--{flag}: expected some of {', '.join(known)}, got {unknown[0]!r}")
     path = checkpoints.find_model(challenge, config.model_dir)
     loaded = checkpoints.load_model(challenge, path)
+    is_new = flag_values.output_dir is not None
+    card = None if is_new else _own_card(path, loaded)
     sources = [load_source(challenge, name) for name in flag_values.sources]
     images = commands.load_test_images(config, challenge)
     if images.is_sample:
         raise InputError("a card needs the full test set; give its place with TFDS_DATA_DIR")
-    if flag_values.output_dir is None:
-        output, card = path, _own_card(path, loaded)
-    else:
-        output = pathlib.Path(flag_values.output_dir)
+    output = pathlib.Path(flag_values.output_dir) if is_new else path
+    if is_new:
         card = _export(challenge, path, loaded, output)
-    state_dir = make_state_dir(output / "rows")
+    # Of the start: the first row that is written into a clone makes it differ from its commit.
+    record = commands.record_of(config, loaded, images)
+    state_dir = make_state_dir(output / "rows", "--output_dir" if is_new else "--model_dir")
     tasks = [(row, None, None) for row in flag_values.rows]
     tasks += [(row, *source) for source in sources for row in flag_values.transfer_rows]
     for row, source_card, source in tasks:
         place = {"row": row, "source": source_card and source_card["name"]}
-        number = {"num_examples": len(images.images)}
-        if source is not None:
-            number["source_digest"] = source.digest()
-        if any(entry.items() >= {**place, **number}.items() for entry in card["results"]):
+        of_source = {} if source is None else {"source_digest": source.digest()}
+        num_examples = len(images.images)
+        if any(
+            entry.items() >= {**place, **of_source}.items()
+            and entry["num_examples"] >= num_examples
+            for entry in card["results"]
+        ):
             continue
-        found = evaluate_row(challenge, config, row, loaded, images, state_dir, source)
-        entry = {**place, **number, **found}
+        found = evaluate_row(challenge, config, row, loaded, images, state_dir, source, keep=False)
+        entry = {**place, "num_examples": num_examples, **of_source, **found}
         if source is not None:
             entry["source_adversary"] = source_card["training"]["config"]["adversary"]
-        record = commands.record_of(config, loaded, images)
         names = ("data", "seed", "command", "commit", "hardware", "versions")
         entry.update({name: record[name] for name in names})
         others = [old for old in card["results"] if {**old, **place} != old]
@@ -102,12 +106,17 @@ def export_model(challenge, config, flag_values):
         )
         write(challenge, output, card)
         print(f"{full_title(entry)}: {found['accuracy']:.2f}%", flush=True)
-    shutil.rmtree(state_dir)  # the card holds all that it held
-    print(f"SavedModel, {CARD} and README.md in {output}")
+    with contextlib.suppress(OSError):  # another command's row may be there, interrupted
+        state_dir.rmdir()
+    print(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}")
 
 
 def _export(challenge, training, loaded, output):
-    """Writes a training's SavedModel and its card, with the results of one that is there."""
+    """Writes a training's SavedModel and its card, with the results of one that is there.
+
+    Raises:
+        InputError: it is no training, or there is another model at `output`.
+    """
     if not runs.read(training):
         raise InputError(
             f"--model_dir: expected a training directory with runs.json, got {training}"
@@ -120,23 +129,31 @@ def _export(challenge, training, loaded, output):
             )
     else:
         checkpoints.export(loaded.model, output)
+    card = _read_card(output)
+    is_same = card.get("weights_digest") == loaded.digest()
     card = {
         "name": output.resolve().name,
         **describe(challenge, training, loaded),
-        "results": _card_of(output, loaded).get("results", []),
+        "results": card["results"] if is_same else [],
     }
     write(challenge, output, card)
     return card
 
 
 def _own_card(path, loaded):
-    """The card of the model in `path`, to add rows to."""
-    card = _card_of(path, loaded)
+    """The card of the model at `path`, to add rows to.
+
+    Raises:
+        InputError: it has none, or one of other weights.
+    """
+    card = _read_card(path)
     if "training" not in card:
         raise InputError(
-            f"--output_dir: expected the directory to write the model to, got none; only a model "
-            f"with its {CARD} needs none, and {path} is no such model"
+            "--output_dir: expected the directory to write the model to, got none; only a model "
+            f"that has a {CARD} needs none, and {path} has none"
         )
+    if card["weights_digest"] != loaded.digest():
+        raise InputError(f"--model_dir: expected the model of {path / CARD}, got other weights")
     return card
 
 
@@ -299,12 +316,6 @@ def full_title(entry):
     """A result's attack in words, and whose examples it is where they are another model's."""
     text = title(entry["attack"])
     return f"{text}, made on {entry['source']}" if entry["source"] else text
-
-
-def _card_of(directory, loaded):
-    """The card in a directory, as a dict; {} where there is none, or one of other weights."""
-    card = _read_card(directory)
-    return card if card.get("weights_digest") == loaded.digest() else {}
 
 
 def _read_card(directory):

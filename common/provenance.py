@@ -1,6 +1,5 @@
 """What a result was computed by, so that it can be repeated."""
 
-import functools
 import os
 import pathlib
 import platform
@@ -44,7 +43,6 @@ def _processor():
     return names[0] if names else platform.processor()
 
 
-@functools.cache  # a result that the program itself writes makes its next one no less clean
 def _commit():
     """The commit of this project's clone, with -dirty where files differ; None outside a clone."""
     project = pathlib.Path(__file__).resolve().parents[1]

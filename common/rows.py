@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.evaluation import State, digest_of
 
 
-def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None):
+def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, keep=True):
     """A model's accuracy under a preset, taken from `state_dir` where it was finished before.
 
     Ctrl-C ends it after the batch in hand, and the next call goes on from there.
@@ -22,6 +22,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         images: the `common.data.Split` to evaluate on.
         state_dir: from `make_state_dir`.
         source: the `LoadedModel` whose examples are tried on `loaded`; None attacks `loaded`.
+        keep: whether a finished row stays in `state_dir`; an interrupted one does in any case.
 
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds.
@@ -48,7 +49,8 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
             "num_attacks": summary["num_attacks"],
             "seconds": summary["seconds"],
         }
-        write_json(finished, {"key": key, "found": found})
+        if keep:
+            write_json(finished, {"key": key, "found": found})
     # It may be there still where a run ended between the two.
     state.path.unlink(missing_ok=True)
     return found
@@ -63,16 +65,16 @@ def _read_finished(path, key):
         return None
 
 
-def make_state_dir(path):
+def make_state_dir(path, flag="--state_dir"):
     """The directory `path`, made where there is none, for `evaluate_row`.
 
     Raises:
-        InputError: it cannot be made or written to.
+        InputError: it cannot be made or written to; the message begins with `flag`.
     """
     path = pathlib.Path(path)
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"--state_dir: cannot make {path}: {error.strerror}") from None
-    commands.check_writable("--state_dir", path / "row")
+        raise InputError(f"{flag}: cannot make {path}: {error.strerror}") from None
+    commands.check_writable(flag, path / "row")
     return path

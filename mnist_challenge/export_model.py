@@ -1,4 +1,4 @@
-"""Makes a shipped model of a MNIST training: SavedModel, card.json, README.md.
+"""Makes a model with a card of a MNIST training, or adds rows to the card of one.
 
 python mnist_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
 python mnist_challenge/export_model.py --model_dir=NAME [--rows=...] [--sources=...]

@@ -132,13 +132,37 @@ def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
     # Its own examples, as a transfer from itself, fool it as much.
     assert transfer["source"] == "mine" and transfer["accuracy"] == fgsm["accuracy"]
 
-    # So does a call with the model in the training's place.
-    out = export(output, None, tfds_dir, few, "--rows=natural,paper_cw")
-    assert "natural images:" not in out and out.count("CW") == 1
-    natural, fgsm, cw, kept = card_of(output)["results"]
-    assert [natural, fgsm, kept] == [*own, transfer] and cw["row"] == "paper_cw"
-    assert cw["attack"]["loss_func"] == "cw" and cw["accuracy"] < natural["accuracy"]
+
+def test_export_model_adds_rows_to_a_card_without_the_training(training, tfds_dir, tmp_path):
+    output = tmp_path / "mine"
+    export(training, output, tfds_dir, "--num_eval_examples=200", "--rows=natural,paper_fgsm")
+    natural, fgsm = card_of(output)["results"]
+    (output / "rows").mkdir()
+    (output / "rows" / "interrupted.npz").touch()  # of a row that is still to be finished
+
+    # Of the three only CW is not there for as many images.
+    few = "--num_eval_examples=100"
+    out = export(output, None, tfds_dir, few, "--rows=natural,paper_fgsm,paper_cw")
+    assert out.count("%") == out.count("CW") == 1
+    *before, cw = card_of(output)["results"]
+    assert before == [natural, fgsm] and cw["num_examples"] == 100
+    assert cw["attack"]["loss_func"] == "cw" and 0 < cw["accuracy"] < natural["accuracy"]
+    assert (
+        f"| CW, 40 steps of 0.01 | itself | {cw['accuracy']:.2f} |"
+        in (output / "README.md").read_text()
+    )
+    assert [path.name for path in (output / "rows").iterdir()] == ["interrupted.npz"]
+
+    (output / "rows" / "interrupted.npz").unlink()
+    export(output, None, tfds_dir, "--num_eval_examples=200", "--rows=paper_cw")
+    assert card_of(output)["results"][2]["num_examples"] == 200
     assert not (output / "rows").exists() and not (training / "rows").exists()
+
+    card = card_of(output)
+    (output / "card.json").write_text(json.dumps({**card, "weights_digest": "0" * 64}))
+    err = export(output, None, tfds_dir, "--rows=natural", code=1)
+    assert "--model_dir: expected the model of" in error_line(err)
+    assert card_of(output)["results"] == card["results"]
 
 
 def test_export_model_refuses(training, tfds_dir, tmp_path):
@@ -171,3 +195,23 @@ def test_the_shipped_robust_network_is_the_fast_recipes(challenge):
     assert recipe["adversary"] == "pgd" and recipe["random_start"]
     for _, num_steps, step_size in recipe["attack_schedule"]:
         assert num_steps * step_size >= recipe["epsilon"]  # it reaches the ball's surface
+
+
+def test_the_fgsm_trained_network_is_the_fast_recipes_but_for_what_the_recipe_says():
+    path = MNIST.directory / "config_fast.json"
+    command = next(
+        line
+        for line in (MNIST.directory / "RECIPE.md").read_text().splitlines()
+        if "--adversary=fgsm" in line
+    )
+    values = dict(word[2:].split("=", 1) for word in command.split() if word.startswith("--"))
+    del values["config"], values["model_dir"]
+    given = {
+        name: json.loads(text) if name != "adversary" else text for name, text in values.items()
+    }
+    recipe = make_config(MNIST, (path, read_json(path)), ("command line", given))
+    recipe = json.loads(recipe.to_json())
+    trained = cards.read(MNIST, "fgsm_trained")["training"]["config"]
+    for name in trained.keys() - {"model_dir", "data_dir"}:
+        assert trained[name] == recipe[name], name
+    assert recipe["average_decay"] == 0  # which the training did not know yet
