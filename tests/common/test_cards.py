@@ -146,7 +146,7 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, tfds_di
     assert out.count("%") == out.count("CW") == 1
     *before, cw = card_of(output)["results"]
     assert before == [natural, fgsm] and cw["num_examples"] == 100
-    assert cw["attack"]["loss_func"] == "cw" and 0 < cw["accuracy"] < natural["accuracy"]
+    assert cw["attack"]["loss_func"] == "cw" and cw["accuracy"] < natural["accuracy"]
     assert (
         f"| CW, 40 steps of 0.01 | itself | {cw['accuracy']:.2f} |"
         in (output / "README.md").read_text()
