@@ -295,15 +295,15 @@ def test_pgd_finds_the_originals_examples(trained):
         for model in (loaded.model, loaded.logits)
     )
     assert np.mean(trained.x_adv != x) > 0.2
+    # The sign of a gradient that is nearly zero hangs on rounding.
+    assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.01
 
-    # The sign of a gradient that is nearly zero hangs on rounding, and each one that differs
-    # changes the later ones, so that the losses are compared.
+    # And each sign that differs changes all the later ones, so that here the losses are compared.
     def losses(x):
         return xent_loss(loaded.model(x, training=False), y).numpy()
 
     assert np.all(losses(trained.x_adv) > 1.2 * losses(x))
-    for found in (x_adv, x_adv_fast):
-        np.testing.assert_allclose(losses(found), losses(trained.x_adv), rtol=0.02)
+    np.testing.assert_allclose(losses(x_adv_fast), losses(trained.x_adv), rtol=0.02)
 
 
 def test_an_originals_directory_is_a_model(trained, tmp_path):
