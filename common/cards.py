@@ -81,13 +81,15 @@ def export_model(challenge, config, flag_values):
         card = _export(challenge, path, loaded, output)
     # Of the start: the first row that is written into a clone makes it differ from its commit.
     record = commands.record_of(config, loaded, images)
+    names = ("data", "seed", "command", "commit", "hardware", "versions")
+    of_all = {name: record[name] for name in names}
+    num_examples = len(images.images)
     state_dir = make_state_dir(output / "rows", "--output_dir" if is_new else "--model_dir")
     tasks = [(row, None, None) for row in flag_values.rows]
     tasks += [(row, *source) for source in sources for row in flag_values.transfer_rows]
     for row, source_card, source in tasks:
         place = {"row": row, "source": source_card and source_card["name"]}
         of_source = {} if source is None else {"source_digest": source.digest()}
-        num_examples = len(images.images)
         if any(
             entry.items() >= {**place, **of_source}.items()
             and entry["num_examples"] >= num_examples
@@ -98,8 +100,7 @@ def export_model(challenge, config, flag_values):
         entry = {**place, "num_examples": num_examples, **of_source, **found}
         if source is not None:
             entry["source_adversary"] = source_card["training"]["config"]["adversary"]
-        names = ("data", "seed", "command", "commit", "hardware", "versions")
-        entry.update({name: record[name] for name in names})
+        entry.update(of_all)
         others = [old for old in card["results"] if {**old, **place} != old]
         card["results"] = sorted(
             [*others, entry], key=lambda entry: (entry["source"] or "", known.index(entry["row"]))
