@@ -67,6 +67,9 @@ def _residual_unit(model, name, dtype):
     conv2_back = _conv_back(tf.cast(kernel2, dtype))
     resize = _shortcut_kernel(*kernel1.shape[2:], stride, dtype)
     scale1, offset2 = tf.cast(scale1, dtype), tf.cast(offset2, dtype)
+    # With a bias TensorFlow joins the addition to the convolution, but it drops one of constants
+    # that are zero; that these are, it does not see.
+    no_bias = tf.minimum(tf.abs(offset2), 0.0)
     # Only the network's first unit does.
     activates_before_shortcut = name == "unit1_0"
 
@@ -86,7 +89,7 @@ def _residual_unit(model, name, dtype):
                 return conv1_back(y, dz, _activate_gradient_of_sum, y, d * scale1)
             return conv1_back(y, dz, _activate_gradient_and_add, y, d)
 
-        return conv2(z, _add, shortcut), gradient
+        return conv2(z, _bias_add, no_bias, shortcut), gradient
 
     return unit
 
@@ -165,9 +168,8 @@ def _bias_activate(x, bias):
     return tf.nn.leaky_relu(tf.nn.bias_add(x, bias), SLOPE)
 
 
-def _add(x, shortcut):
-    # With a bias TensorFlow joins the addition to the convolution.
-    return tf.nn.bias_add(x, tf.zeros(x.shape[-1], x.dtype)) + shortcut
+def _bias_add(x, bias, shortcut):
+    return tf.nn.bias_add(x, bias) + shortcut
 
 
 def _activate_gradient(d, y):

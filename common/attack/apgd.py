@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import direction, per_image, project
+from common.attack.ball import direction, per_image, project, select
 from common.attack.base import Attack, check_counts, where
 from common.attack.losses import (
     dlr_loss,
@@ -213,7 +213,7 @@ class APGD(Attack):
         halved = condition_1 | condition_2
         state = where(halves, state, was_halved=halved)
         halved &= halves
-        gradient = tf.where(per_image(halved, gradient), state["gradient_best"], gradient)
+        gradient = select(halved, state["gradient_best"], gradient)
         state = where(
             halved,
             state,

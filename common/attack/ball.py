@@ -65,6 +65,14 @@ def per_image(values, x):
     return tf.reshape(values, [-1] + [1] * (len(x.shape) - 1))
 
 
+def select(condition, x, y):
+    """`x` where `condition`, else `y`: bool (batch,) and tensors (batch, ...) of one shape.
+
+    It copies whole images, which `tf.where` with a condition that is broadcast does pixel by pixel.
+    """
+    return tf.raw_ops.Select(condition=condition, x=x, y=y)
+
+
 def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None):
     """A uniform point of the ball around each image, clipped to the pixel range.
 

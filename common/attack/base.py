@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import NORMS, check_radius, per_image, uniform_start
+from common.attack.ball import NORMS, check_radius, select, uniform_start
 from common.attack.losses import is_misclassified
 from common.attack.model import FastModel, compiles_with_xla
 from common.errors import InputError
@@ -226,10 +226,7 @@ def _take(state, rows):
 
 def where(condition, state, **values):
     """`state` with `values` where `condition`: one bool, or one for each example."""
-    changed = {}
-    for name, value in values.items():
-        mask = per_image(condition, value) if condition.shape.rank else condition
-        changed[name] = tf.where(mask, value, state[name])
+    changed = {name: select(condition, value, state[name]) for name, value in values.items()}
     return {**state, **changed}
 
 

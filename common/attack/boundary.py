@@ -7,7 +7,7 @@ learning models", in Foolbox's implementation (https://github.com/bethgelab/fool
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import draw, length, per_image
+from common.attack.ball import draw, length, select
 from common.attack.base import Attack, check_counts
 from common.attack.losses import is_misclassified
 from common.errors import InputError
@@ -84,12 +84,12 @@ class Boundary(Attack):
                 starting_points=tf.constant(start[rows]),
             )
         broken = self._is_broken(x, y)
-        x = tf.where(per_image(tf.constant(broken), x_nat), x, x_nat)
+        x = select(tf.constant(broken), x, x_nat)
         return x, tf.where(broken, length(x - x_nat, "l2"), np.inf)
 
     def _perturb(self, x_nat, y, seed, index):
         x, distance = self.closest(x_nat, y, seed, index)
-        return tf.where(per_image(distance <= self.epsilon, x), x, x_nat)
+        return select(distance <= self.epsilon, x, x_nat)
 
     def _is_broken(self, x, y):
         return is_misclassified(self._logits(tf.constant(x)), y).numpy()

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import length, per_image
+from common.attack.ball import length, per_image, select
 from common.attack.base import Attack, check_counts, where
 from common.attack.losses import (
     is_misclassified,
@@ -156,7 +156,7 @@ class FABT(Attack):
     def _perturb(self, x_nat, y, seed, index):
         x = self._closest(x_nat, y, seed, index, radius=self.epsilon)
         is_within = length(x - x_nat, self.norm) <= self.epsilon
-        return tf.where(per_image(is_within, x), x, x_nat)
+        return select(is_within, x, x_nat)
 
     def _closest(self, x_nat, y, seed, index, radius):
         """The closest points; an example leaves once its own is within `radius`."""
@@ -200,7 +200,7 @@ class FABT(Attack):
             broken = is_misclassified(z, state["y"])
             state = self._evaluated(state, x, -margin(z, state["y"]), broken)
             back = state["x_nat"] + self.beta * (x - state["x_nat"])
-            return {**state, "x": tf.where(per_image(broken, x), back, x)}
+            return {**state, "x": select(broken, back, x)}
 
         return self._iterate(walk, state, 0, num_steps, is_done="broken")
 

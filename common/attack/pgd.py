@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import direction, draw, per_image, project, uniform_start
+from common.attack.ball import direction, draw, project, select, uniform_start
 from common.attack.base import Attack, check_counts
 from common.attack.losses import (
     cw_loss,
@@ -170,7 +170,7 @@ class PGD(Attack):
             state["target"] = tf.fill(tf.shape(y), self.target)
         x = self._climb(state, epsilon, step_size)
         if self.target is not None:
-            x = tf.where(per_image(state["target"] == y, x), x_nat, x)
+            x = select(state["target"] == y, x_nat, x)
         return x
 
     def _climb_(self, state, epsilon, step_size):
@@ -272,8 +272,8 @@ class MultiTargeted(Attack):
             better = (broken | (value > state["highest"])) & ~state["broken"]
             return {
                 **state,
-                "x_adv": tf.where(per_image(better, state["x"]), state["x"], state["x_adv"]),
-                "highest": tf.where(better, value, state["highest"]),
+                "x_adv": select(better, state["x"], state["x_adv"]),
+                "highest": select(better, value, state["highest"]),
                 "broken": state["broken"] | broken,
             }
 

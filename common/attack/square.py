@@ -177,11 +177,17 @@ class Square(Attack):
 
     def _with_square(self, state, size, numbers):
         x_nat = state["x_nat"]
-        corner = tf.clip_by_value(
-            x_nat + self.epsilon * _sign(numbers[:, None, None, 5:]), *self.bounds
-        )
+        _, height, width, channels = x_nat.shape
         top, left = _place(numbers[:, 0:2], size, x_nat)
-        return tf.where(_window(top, left, size, x_nat), corner, state["x"])
+        rows, columns = _between(top, size, height), _between(left, size, width)
+        # Channels beside columns: arithmetic is several times as fast along long rows.
+        window = rows[:, :, None] & tf.repeat(columns, channels, axis=1)[:, None]
+        sign = tf.tile(_sign(numbers[:, 5:]), (1, width))[:, None]
+        x_nat, x = (
+            tf.reshape(images, (-1, height, width * channels)) for images in (x_nat, state["x"])
+        )
+        corner = tf.clip_by_value(x_nat + self.epsilon * sign, *self.bounds)
+        return tf.reshape(tf.where(window, corner, x), (-1, height, width, channels))
 
     def _with_bump(self, state, size, bumps, numbers):
         x_nat = state["x_nat"]
@@ -231,13 +237,14 @@ def _place(numbers, size, x):
 
 def _window(top, left, size, x):
     """Bool (batch, height, width, 1), True within the square."""
-
-    def between(start, count):
-        offset = tf.range(count) - start[:, None]
-        return (offset >= 0) & (offset < size)
-
-    rows, columns = between(top, x.shape[1]), between(left, x.shape[2])
+    rows, columns = _between(top, size, x.shape[1]), _between(left, size, x.shape[2])
     return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def _between(start, size, count):
+    """Bool (batch, count), True from `start` (batch,) to below `start + size`."""
+    offset = tf.range(count) - start[:, None]
+    return (offset >= 0) & (offset < size)
 
 
 def _bumps(sizes, height, width):

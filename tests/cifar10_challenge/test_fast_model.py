@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context  # TensorFlow shows its optimised graphs here only
 
 from benchmarks import plain
 from cifar10_challenge.challenge import CIFAR10
@@ -53,6 +54,25 @@ def test_float32_gives_the_logits_to_rounding(width, count):
     expected = plain.cifar10_model(width, model.get_weights())(x, training=False).numpy()
     actual = compiled(model)(tf.constant(x))
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_follows_a_convolution_is_joined_to_it():
+    function = compiled(network("simple"))
+    context.enable_run_metadata()
+    function(tf.constant(pictures(2)[0]))
+    graphs = context.export_run_metadata().function_graphs
+    context.disable_run_metadata()
+    nodes = [node for graph in graphs for node in graph.post_optimization_graph.node]
+    nodes += [
+        node
+        for graph in graphs
+        for function in graph.post_optimization_graph.library.function
+        for node in function.node_def
+    ]
+    joined = [b" ".join(node.attr["fused_ops"].list.s) for node in nodes if "Conv2D" in node.op]
+    assert joined.count(b"BiasAdd LeakyRelu") == 31
+    # Of the 15 units two have a shortcut that is a convolution, to which TensorFlow may join it.
+    assert joined.count(b"BiasAdd Add") >= 13
 
 
 def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding():
