@@ -67,8 +67,8 @@ def _residual_unit(model, name, dtype):
     conv2_back = _conv_back(tf.cast(kernel2, dtype))
     resize = _shortcut_kernel(*kernel1.shape[2:], stride, dtype)
     scale1, offset2 = tf.cast(scale1, dtype), tf.cast(offset2, dtype)
-    # With a bias TensorFlow joins the addition to the convolution, but it drops one of constants
-    # that are zero; that these are, it does not see.
+    # TensorFlow joins an addition to a convolution behind a bias only, and drops a bias that it
+    # can tell is zero; of this one it cannot.
     no_bias = tf.minimum(tf.abs(offset2), 0.0)
     # Only the network's first unit does.
     activates_before_shortcut = name == "unit1_0"

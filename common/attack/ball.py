@@ -66,9 +66,9 @@ def per_image(values, x):
 
 
 def select(condition, x, y):
-    """`x` where `condition`, else `y`: bool (batch,) and tensors (batch, ...) of one shape.
+    """`x` where `condition`, else `y`: a bool, or (batch,), and tensors (batch, ...) of one shape.
 
-    It copies whole images, which `tf.where` with a condition that is broadcast does pixel by pixel.
+    It copies whole images; `tf.where`, which broadcasts, would go through them pixel by pixel.
     """
     return tf.raw_ops.Select(condition=condition, x=x, y=y)
 

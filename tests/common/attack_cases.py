@@ -56,6 +56,32 @@ def highest_leads(weights, biases, x, y, epsilon):
     )
 
 
+def worst_point(image, direction, epsilon, norm):
+    """The point of ball and pixel range that lies farthest in a direction; float64.
+
+    In L-infinity it is a corner. In L2 the pixels follow the direction, each until it reaches the
+    end of the range, so far that all of the radius is spent.
+
+    Args:
+        image, direction: arrays of one shape, pixels in [0, 1].
+        epsilon: radius.
+        norm: "linf" or "l2".
+    """
+    image, direction = np.asarray(image, np.float64), np.asarray(direction, np.float64)
+    if norm == "linf":
+        return np.clip(image + epsilon * np.sign(direction), 0, 1)
+
+    def moved(length):
+        return np.clip(image + length * direction, 0, 1)
+
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        is_within = np.linalg.norm(moved(middle) - image) < epsilon
+        low, high = (middle, high) if is_within else (low, middle)
+    return moved(high)
+
+
 def small_network(seed=0):
     """A keras.Model with all that a batch could disturb."""
     keras.utils.set_random_seed(seed)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from common.attack import PGD, Square, margin
 from common.attack.square import bump, share_of_pixels
-from tests.common.attack_cases import highest_leads, images, labelled, linear_model
+from tests.common.attack_cases import highest_leads, images, labelled, linear_model, worst_point
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,10 @@ def test_it_comes_close_to_the_corner_of_a_linear_model(queries, least):
     assert np.min((found - nat) / (corner - nat)) >= least  # of the way from image to corner
 
 
-def test_in_l2_it_climbs_most_of_the_way_to_the_sphere():
+@pytest.mark.parametrize("at_ends", [False, True])  # of the range, a third of the pixels
+def test_in_l2_it_climbs_most_of_the_way_to_the_sphere(at_ends):
     _, _, model = linear_model()
-    x_nat, y = np.full((6, 6, 6, 2), 0.5, np.float32), np.zeros(6, int)
+    x_nat, y = images(6) if at_ends else np.full((6, 6, 6, 2), 0.5, np.float32), np.zeros(6, int)
 
     def two_classes(x):
         return (model(x) + FAR)[:, :2]
@@ -75,9 +76,12 @@ def test_in_l2_it_climbs_most_of_the_way_to_the_sphere():
     weights, _, _ = linear_model()
     attack = Square(two_classes, epsilon=0.4, num_queries=2000, norm="l2", jit_compile="no")
     climbed = lead(attack.perturb(x_nat, y)) - lead(x_nat)
-    most = 0.4 * np.linalg.norm(weights[1] - weights[0])  # the box is out of reach
+    normal = (weights[1] - weights[0]).reshape(x_nat.shape[1:])
+    worst = np.stack([worst_point(image, normal, 0.4, "l2") for image in x_nat])
+    assert ((worst == 0) | (worst == 1)).any() == at_ends
+    most = ((worst - x_nat) * normal).sum(axis=(1, 2, 3))
     assert np.all(climbed <= most * (1 + 1e-4))
-    assert np.min(climbed) > 0.6 * most
+    assert np.min(climbed / most) > 0.6
 
 
 def test_it_breaks_a_model_that_masks_its_gradient():
