@@ -372,11 +372,22 @@ def _evaluate_once(
         state = _state(state_dir, key)
         result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
+    (done,) = result.trials
+    low, high = result.confidence_interval
+    print(
+        f"{summary['num_examples']:,} images, {done.num_gradients:,} gradients; 95% confidence "
+        f"interval of the adversarial accuracy: {low:.2f}% to {high:.2f}%"
+    )
     print(f"natural: {summary['natural_accuracy']:.2f}%")
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
     _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
+    summary |= {
+        "confidence_interval": [round(limit, 4) for limit in (low, high)],
+        "num_gradients": done.num_gradients,
+        "num_queries": done.num_queries,
+    }
     _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
 

@@ -27,7 +27,8 @@ class Trial:
     """An attack as an evaluation runs it.
 
     Attributes:
-        attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone.
+        attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone,
+            and to count what that takes `passes(num_examples)`.
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: for people.
@@ -58,6 +59,8 @@ class TrialResult:
         accuracy: in the worst case over this attack and those before it.
         accuracy_alone: under this attack alone, or None where it was not given all examples.
         num_attacks: how many examples it attacked, restarts counted.
+        num_gradients: how many gradients of one example each that took.
+        num_queries: how many forward passes beside those.
         seconds: the time it took.
     """
 
@@ -67,6 +70,8 @@ class TrialResult:
     accuracy: float
     accuracy_alone: float | None
     num_attacks: int
+    num_gradients: int
+    num_queries: int
     seconds: float
 
 
@@ -99,6 +104,12 @@ class Result:
     def num_attacks(self):
         """How many examples were attacked, attacks and restarts counted."""
         return sum(trial.num_attacks for trial in self.trials)
+
+    @property
+    def confidence_interval(self):
+        """(low, high), the 95 % one of the accuracy under all attacks, in percent."""
+        correct = self.adversarial_correct
+        return wilson_interval(int(np.count_nonzero(correct)), len(correct))
 
     def summary(self):
         """The numbers as a dict: accuracies in percent, mean losses."""
@@ -145,6 +156,7 @@ class _Found:
         trial: the attack that is being run.
         turn: its next of `Evaluator._attack_batches`.
         num_attacks, trial_seconds: of each attack.
+        passes: int64 (attacks, 2), the gradients and queries of each.
     """
 
     natural_correct: np.ndarray
@@ -154,6 +166,7 @@ class _Found:
     x_adv: np.ndarray
     withstood: np.ndarray
     num_attacks: np.ndarray
+    passes: np.ndarray
     trial_seconds: np.ndarray
     num_natural: int = 0
     trial: int = 0
@@ -172,6 +185,7 @@ class _Found:
             x_adv=np.zeros(images.shape, np.float32),
             withstood=np.ones((num_trials, count), bool),
             num_attacks=np.zeros(num_trials, np.int64),
+            passes=np.zeros((num_trials, 2), np.int64),
             trial_seconds=np.zeros(num_trials),
         )
 
@@ -366,6 +380,8 @@ class Evaluator:
         with self._progress(name, initial=int(found.num_attacks[number])) as progress:
             for batch, restarts in self._attack_batches(standing, trial.num_restarts, found.turn):
                 x, correct, losses = self._attack(trial, images, labels, batch, restarts)
+                if hasattr(trial.attack, "passes"):
+                    found.passes[number] += trial.attack.passes(len(batch))
                 # What an earlier attack has broken keeps its image.
                 worse = ~correct | (losses > found.adversarial_losses[batch])
                 worse &= found.adversarial_correct[batch]
@@ -404,6 +420,8 @@ class Evaluator:
             accuracy=100 * float(np.mean(to_break & withstood.all(axis=0))),
             accuracy_alone=100 * float(np.mean(to_break & withstood[-1])) if is_alone else None,
             num_attacks=int(found.num_attacks[number]),
+            num_gradients=int(found.passes[number, 0]),
+            num_queries=int(found.passes[number, 1]),
             seconds=float(found.trial_seconds[number]),
         )
 

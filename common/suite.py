@@ -12,7 +12,7 @@ import tensorflow as tf
 from common import attack as attacks
 from common.attack import FastModel
 from common.errors import InputError
-from common.evaluation import Trial, wilson_interval
+from common.evaluation import Trial
 
 SUITES = ("paper", "leaderboard", "standard")
 
@@ -102,20 +102,15 @@ def describe(trials, result):
 
     Returns:
         `Result.summary()`; confidence_interval, the 95 % one of the robust accuracy, in percent;
-        attacks, a list with settings and `TrialResult` of each, and how many gradients and further
-        forward passes that took at most, of all its examples and restarts.
+        attacks, a list with settings and `TrialResult` of each.
     """
-    correct = result.adversarial_correct
-    interval = wilson_interval(int(correct.sum()), len(correct))
     return {
         **result.summary(),
-        "confidence_interval": [round(limit, 4) for limit in interval],
+        "confidence_interval": [round(limit, 4) for limit in result.confidence_interval],
         "attacks": [
             {
                 **dataclasses.asdict(done),
                 "seconds": round(done.seconds, 2),
-                "num_gradients": done.num_attacks * trial.attack.num_gradients,
-                "num_queries": done.num_attacks * trial.attack.num_queries,
                 "attack": trial.settings(),
             }
             for trial, done in zip(trials, result.trials)

@@ -104,7 +104,11 @@ def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
     result = json.loads((tmp_path / "r.json").read_text())
     assert numbers[0][0] == f"natural: {result['natural_accuracy']:.2f}%"
     assert numbers[0][1] == f"adversarial: {result['adversarial_accuracy']:.2f}%"
-    assert result["num_examples"] == 60
+    assert (result["num_examples"], result["num_gradients"]) == (60, 180)
+    low, high = result["confidence_interval"]
+    assert 0 <= low <= result["adversarial_accuracy"] <= high <= 100
+    assert "60 images, 180 gradients; 95% confidence interval" in by_path
+    assert f"accuracy: {low:.2f}% to {high:.2f}%" in by_path
     assert "first 60 of: MNIST test set" in by_path
 
 

@@ -186,7 +186,7 @@ class APGD(Attack):
             )
             return self._stepped(state, gradient, tf.where(i > 0, MOMENTUM, 1.0))
 
-        return self._iterate(climb, state, first, last, is_done="broken")
+        return self._iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
 
     def _evaluated(self, state, logits, loss, gradient):
         """Takes note of the logits, loss and gradient at x."""
@@ -241,4 +241,4 @@ class APGD(Attack):
             is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
             return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
 
-        return self._iterate(finish, state, 0, 1)
+        return self._iterate(finish, state, 0, 1, passes=(0, 1))

@@ -35,7 +35,7 @@ class Attack:
         epsilon, bounds, norm: as given.
         random_start: whether the result depends on the seed, so that a restart may find more.
         depends_on_batch: whether an example's result depends on the others of its batch.
-        num_gradients: gradients that one call takes of an example, at most.
+        num_gradients: gradients that one call takes of an example, at most; see `passes`.
         num_queries: forward passes beside those and that of the image itself, at most.
 
     Raises:
@@ -65,6 +65,7 @@ class Attack:
             and model.bounds[0] <= self.bounds[0] <= self.bounds[1] <= model.bounds[1]
         )
         self._largest = 1  # batch so far
+        self._passes = None
 
     def perturb(self, x_nat, y, seed=0, index=None):
         """Adversarial examples for `x_nat`.
@@ -85,6 +86,20 @@ class Attack:
             InputError: NumPy images are outside `bounds` by more than that.
         """
         return self._perturb(*self._inputs(x_nat, y, seed, index))
+
+    def passes(self, num_examples):
+        """What the last call of `perturb` took: fewer where examples left once they were broken.
+
+        Args:
+            num_examples: of that call.
+
+        Returns:
+            int64 (2,): gradients of one example each, and forward passes beside those and those of
+            the images themselves.
+        """
+        if self._passes is None:
+            return num_examples * np.array([self.num_gradients, self.num_queries])
+        return self._passes
 
     def settings(self):
         """The hyperparameters as a dict, for the files that record what was run."""
@@ -126,7 +141,7 @@ class Attack:
             function, autograph=False, reduce_retracing=not self._needs_batch_size, **options
         )
 
-    def _iterate(self, step, state, first, last, is_done=None):
+    def _iterate(self, step, state, first, last, is_done=None, passes=(0, 0)):
         """`state` after state <- step(i, state) for i from `first` to below `last`.
 
         To be called within a tf.function.
@@ -136,6 +151,7 @@ class Attack:
             state: dict of tensors (batch, ...).
             first, last: ints or int tensors.
             is_done: the name of a bool entry of `state`: once all are True it ends.
+            passes: how many gradients and further forward passes a step takes of an example.
         """
         # Two halves of the batch side by side keep the cores busy: while one waits for memory
         # or for an op of a single thread, the other one computes.
@@ -153,8 +169,11 @@ class Attack:
         def body(i, *halves):
             return (i + 1, *(step(i, half) for half in halves))
 
-        _, *halves = tf.while_loop(goes_on, body, (tf.convert_to_tensor(first), *halves))
-        return {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
+        i, *halves = tf.while_loop(goes_on, body, (tf.convert_to_tensor(first), *halves))
+        state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
+        if "passes" in state:
+            state["passes"] += (i - first) * tf.constant(passes)
+        return state
 
     def _stages(self, num_classes):
         """Yields functions from state to state, which `_perturb` runs in turn."""
@@ -168,7 +187,7 @@ class Attack:
         return uniform_start(x_nat, radius, self.bounds, seed, index, self.norm, stream)
 
     def _begin(self, state, logits):
-        """Adds what the stages need to a state of x_nat, y, seed, index, broken and x_adv."""
+        """Adds what the stages need to a state of `_perturb`."""
         return state
 
     @functools.cached_property
@@ -183,32 +202,41 @@ class Attack:
     def _perturb(self, x_nat, y, seed, index, **others):
         """Runs the stages; an example leaves once it is broken.
 
-        An image that is misclassified as it is comes back as it is. `others` are further entries
-        of the state, tensors (batch, ...).
+        The state is a dict of tensors (batch, ...): x_nat, y, seed, index; x_adv, what comes back;
+        broken, bool; passes, int32 (batch, 2), see there; and `others`. An image that is
+        misclassified as it is comes back as it is.
         """
         count = int(tf.shape(x_nat)[0])
+        self._passes = np.zeros(2, np.int64)
         if not count:
             return x_nat
         self._largest = max(self._largest, count)
         seed = tf.broadcast_to(seed, (count, 2))
         state = {"x_nat": x_nat, "y": y, "seed": seed, "index": index, "x_adv": x_nat}
+        state["passes"] = tf.zeros((count, 2), tf.int32)
         state = _take({**state, **others}, self._padded(np.arange(count)))
         logits = self._clean_logits(state["x_nat"])
         state["broken"] = is_misclassified(logits, state["y"])
         state = self._begin(state, logits)
 
-        x_adv = np.empty(x_nat.shape, np.float32)
+        x_adv, passes = np.empty(x_nat.shape, np.float32), np.zeros((count, 2), np.int64)
         numbers = np.arange(count)  # of the examples that are the state's first rows
+
+        def write():
+            x_adv[numbers] = state["x_adv"][: len(numbers)]
+            passes[numbers] = state["passes"][: len(numbers)]
+
         for stage in self._stages(logits.shape[-1]):
             standing = np.flatnonzero(~state["broken"].numpy()[: len(numbers)])
             rows = self._padded(standing)
             if len(rows) < len(state["y"]):
-                x_adv[numbers] = state["x_adv"][: len(numbers)]
+                write()
                 if not len(standing):
                     break
                 numbers, state = numbers[standing], _take(state, rows)
             state = stage(state)
-        x_adv[numbers] = state["x_adv"][: len(numbers)]
+        write()
+        self._passes = passes.sum(axis=0)
         return tf.constant(x_adv)
 
     def _padded(self, rows):

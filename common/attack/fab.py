@@ -202,7 +202,7 @@ class FABT(Attack):
             back = state["x_nat"] + self.beta * (x - state["x_nat"])
             return {**state, "x": select(broken, back, x)}
 
-        return self._iterate(walk, state, 0, num_steps, is_done="broken")
+        return self._iterate(walk, state, 0, num_steps, is_done="broken", passes=(1, 1))
 
     def _beyond_boundary(self, state, logits):
         x, x_nat = state["x"], state["x_nat"]
@@ -259,5 +259,5 @@ class FABT(Attack):
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)
 
-        state = self._iterate(search, {**state, **inner}, 0, self.num_search_steps)
+        state = self._iterate(search, {**state, **inner}, 0, self.num_search_steps, passes=(0, 1))
         return {name: value for name, value in state.items() if name not in inner}

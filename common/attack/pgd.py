@@ -277,5 +277,5 @@ class MultiTargeted(Attack):
                 "broken": state["broken"] | broken,
             }
 
-        state = self._iterate(climb, state, 0, self.num_steps)
-        return self._iterate(finish, state, 0, 1)
+        state = self._iterate(climb, state, 0, self.num_steps, passes=(1, 0))
+        return self._iterate(finish, state, 0, 1, passes=(0, 1))

@@ -154,7 +154,7 @@ class Square(Attack):
             return self._tried(state, x, logits(x))
 
         state = {**state, "x": state["x_nat"], "margin": state["margin_adv"]}
-        return self._iterate(start, state, 0, 1)
+        return self._iterate(start, state, 0, 1, passes=(0, 1))
 
     def _search_(self, state, sizes, num_queries):
         logits = self._prepare()
@@ -173,7 +173,7 @@ class Square(Attack):
                 x = self._with_bump(state, size, tf.gather(bumps, size), numbers)
             return self._tried(state, x, logits(x))
 
-        return self._iterate(search, state, 0, num_queries, is_done="broken")
+        return self._iterate(search, state, 0, num_queries, is_done="broken", passes=(0, 1))
 
     def _with_square(self, state, size, numbers):
         x_nat = state["x_nat"]

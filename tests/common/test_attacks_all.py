@@ -138,6 +138,12 @@ def test_examples_leave_once_broken(name):
     assert sizes[0] == 12 and sizes[-1] < 12 and sizes[-1] >= num_standing
     calls = len(sizes)
     assert calls <= attack.num_gradients + attack.num_queries + 1
+    # What it says to have taken, but for the images themselves.
+    assert attack.passes(12).sum() == sum(sizes[1:])
+    if name == "square":
+        assert attack.passes(12)[0] == 0
+    if name == "fab_targeted":
+        assert attack.passes(12)[0] < attack.passes(12)[1]
 
 
 @the_new

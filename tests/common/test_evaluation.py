@@ -261,6 +261,8 @@ def test_the_worst_case_over_attacks_is_that_of_the_plain_procedure(batch_size, 
             accuracy=100 * np.mean(after),
             accuracy_alone=alone,
             num_attacks=tries[given].sum(),
+            num_gradients=tries[given].sum() * THREE[number].attack.num_steps,
+            num_queries=0,
             seconds=0,
         )
         assert trial.seconds > 0

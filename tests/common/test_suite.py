@@ -343,8 +343,8 @@ def test_the_table_is_aligned_and_by_hand():
         np.zeros((10, 1, 1, 1), np.float32),
         np.ones((2, 10), bool),
         (
-            TrialResult("pgd", 9, 1, 80.0, 80.0, 1700, 61.26),
-            TrialResult("a_longer_name", 8, 1, 70.0, None, 8, 0.5),
+            TrialResult("pgd", 9, 1, 80.0, 80.0, 1700, 68_000, 0, 61.26),
+            TrialResult("a_longer_name", 8, 1, 70.0, None, 8, 8, 0, 0.5),
         ),
         61.76,
     )
