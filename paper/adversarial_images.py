@@ -5,7 +5,7 @@
 The models stand side by side. Each has the same natural images, the examples that PGD finds on it
 (the settings of the challenge's config.json unless flags say otherwise) or another --attack, and
 what that added: grey is nothing, black and white are epsilon (in L2 the most). Above an image is
-what the model takes it for and how sure it is.
+what the model takes it for and how sure it is, in red where that is wrong; below are the labels.
 """
 
 import dataclasses
@@ -56,8 +56,10 @@ def draw(challenge, config, flag_values):
             _tell(row, logits(tf.constant(images)), y, challenge.class_names)
         largest = config.epsilon if attack.norm == "linf" else np.abs(x_adv - x_nat).max() or 1.0
         _show(axes[2], "difference", 0.5 + (x_adv - x_nat) / (2 * largest))
+        for axis, label in zip(axes[2], y):
+            axis.set_xlabel(challenge.class_names[label], fontsize=7, labelpad=3)
         panel.subplots_adjust(
-            left=0.6 / count, right=0.99, top=0.86, bottom=0.02, wspace=0.06, hspace=0.22
+            left=0.6 / count, right=0.99, top=0.86, bottom=0.06, wspace=0.06, hspace=0.22
         )
     figure.savefig(output, dpi=110)
     print(f"figure in {output}")

@@ -43,6 +43,10 @@ ATTACKS = {
     "pgd_l2": Maker(PGD, (*_STEPS, *_LOSS), {"norm": "l2"}, is_trainable=True),
     "fgsm_random_start": Maker(FGSM, _LOSS, {"random_start": True}, is_trainable=True),
     "multi_targeted": Maker(MultiTargeted, _STEPS),
+    "pgd_random_target": Maker(PGD, (*_STEPS, *_LOSS), {"target": "random"}, is_trainable=True),
+    "pgd_least_likely": Maker(
+        PGD, (*_STEPS, *_LOSS), {"target": "least_likely"}, is_trainable=True
+    ),
     "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, is_trainable=True),
     "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
     "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),

@@ -211,6 +211,8 @@ def test_every_name_makes_an_attack_of_the_configs_radius(name):
     assert settings.get("norm", "linf") == maker(name).norm == norm
     if name in ("pgd_l2", "odi_pgd", "pgd", "multi_targeted"):
         assert (settings["step_size"], settings["num_steps"]) == (0.005, 4)
+    target = {"pgd_random_target": "random", "pgd_least_likely": "least_likely"}.get(name)
+    assert settings.get("target") == target
     if name.startswith("fgsm"):
         assert (settings["step_size"], settings["num_steps"]) == (0.02, 1)
         assert settings["random_start"] == (name == "fgsm_random_start")
@@ -232,6 +234,18 @@ def test_the_standard_suite_is_autoattacks():
     assert [attack.random_start for _, attack in suite] == [True, True, False, True]
     assert all(attack.bounds == (0.0, 255.0) and attack.epsilon == 8.0 for _, attack in suite)
     assert suite[-1][1].settings()["schedule_queries"] == 10_000
+
+
+def test_the_standard_suite_in_l2_is_in_the_ball():
+    _, _, model = linear_model()
+    x_nat, y = labelled(model, count=4)
+    suite = standard_suite(model, 0.15, (0.0, 1.0), norm="l2", jit_compile="no")
+    for name, attack in suite:
+        if name == "square":
+            attack = Square(model, epsilon=0.15, norm="l2", num_queries=40, jit_compile="no")
+        x = attack.perturb(x_nat, y)
+        assert attack.settings()["norm"] == "l2"
+        assert 0 < np.max(length(x - x_nat, "l2")) <= 0.15 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize(
