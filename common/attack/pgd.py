@@ -30,6 +30,9 @@ class PGD(Attack):
 
     The direction is the sign of the gradient, or in L2 the gradient over its norm.
 
+    As in the paper the last point comes back. Where the loss fell again that is not the worst one,
+    and may be classified correctly where the image is not; APGD returns its best.
+
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
         step_size: length of a step, in the units of `bounds`.
