@@ -384,7 +384,7 @@ def _evaluate_once(
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
     _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
     summary |= {
-        "confidence_interval": [round(limit, 4) for limit in (low, high)],
+        "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
     }

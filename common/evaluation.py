@@ -107,9 +107,10 @@ class Result:
 
     @property
     def confidence_interval(self):
-        """(low, high), the 95 % one of the accuracy under all attacks, in percent."""
+        """[low, high], the 95 % one of the accuracy under all attacks, in percent, for JSON."""
         correct = self.adversarial_correct
-        return wilson_interval(int(np.count_nonzero(correct)), len(correct))
+        interval = wilson_interval(int(np.count_nonzero(correct)), len(correct))
+        return [round(limit, 4) for limit in interval]
 
     def summary(self):
         """The numbers as a dict: accuracies in percent, mean losses."""

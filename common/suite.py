@@ -106,7 +106,7 @@ def describe(trials, result):
     """
     return {
         **result.summary(),
-        "confidence_interval": [round(limit, 4) for limit in result.confidence_interval],
+        "confidence_interval": result.confidence_interval,
         "attacks": [
             {
                 **dataclasses.asdict(done),
