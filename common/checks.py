@@ -101,6 +101,23 @@ def pixel_units(x_nat, epsilon, bounds):
     return None
 
 
+def short_steps(settings):
+    """Whether an attack's steps, all together, are shorter than epsilon.
+
+    Args:
+        settings: of an attack, `Attack.settings()`; of those without fixed steps nothing is said.
+    """
+    if "step_size" not in settings:
+        return None
+    epsilon, step_size, count = (settings[name] for name in ("epsilon", "step_size", "num_steps"))
+    if count * step_size < epsilon * (1 - 1e-6):
+        return (
+            f"short steps: {count} steps of {step_size:g} do not lead from an image to the edge of "
+            f"its ball of radius {epsilon:g}"
+        )
+    return None
+
+
 def above_natural(natural_accuracy, adversarial_accuracy):
     """Whether attacked images are classified better than the images themselves.
 

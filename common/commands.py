@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS, maker, split
+from common.attack import ATTACKS, NORMS, maker, split
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
@@ -34,7 +34,7 @@ ATTACK_SETTINGS = (
 
 
 def define_attack_flags(challenge, flag_values):
-    """Declares --preset and --attack."""
+    """Declares --preset, --attack and --norm."""
     flags.DEFINE_string(
         "preset", None, "settings of a published row: " + ", ".join(challenge.presets), flag_values
     )
@@ -43,6 +43,14 @@ def define_attack_flags(challenge, flag_values):
         "pgd",
         f"one of {', '.join(ATTACKS)}; eval.py takes several, apart by commas",
         flag_values,
+    )
+    flags.DEFINE_enum(
+        "norm",
+        None,
+        NORMS,
+        "of the ball (default: the attack's, which is linf but of pgd_l2 and boundary); l2 needs "
+        "an --epsilon",
+        flag_values=flag_values,
     )
 
 
@@ -102,7 +110,7 @@ def evaluate(challenge, config, flag_values):
         _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
     attacked = (source or loaded).logits
-    trials = [suite.named_trial(flag_values.attack, attacked, config, challenge)]
+    trials = [suite.named_trial(flag_values.attack, attacked, config, challenge, flag_values.norm)]
     refuse_unused_restarts(flag_values, trials)
     evaluator = make_evaluator(challenge, config, trials, loaded)
     _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
@@ -130,6 +138,8 @@ def _check_eval_flags(flag_values):
         for other in ("attack", "preset"):
             if flag_values[other].present:
                 raise InputError(f"--{other}: expected none beside --suite, which names its own")
+        if name != "standard" and flag_values.norm is not None:
+            raise InputError(f"--norm: expected none, as --suite={name} is in L-infinity")
         allowed = ("epsilon", "round_to_8_bits") if name == "standard" else ()
         refuse_attack_settings(flag_values, f"--suite={name} has its own", allowed)
     else:
@@ -186,7 +196,9 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = suite.named_trial(flag_values.attack, loaded.logits, config, challenge)
+    trial = suite.named_trial(
+        flag_values.attack, loaded.logits, config, challenge, flag_values.norm
+    )
     refuse_unused_restarts(flag_values, [trial])
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
@@ -364,6 +376,7 @@ def _evaluate_once(
     record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
     _print_model(loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    _warn([checks.short_steps(trial.attack.settings())])
     state = None
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
@@ -397,10 +410,11 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     name, attacked = flag_values.suite, suite.with_gradient((source or loaded).logits)
     if name is None:
         name = flag_values.attack
-        trials = suite.named_trials(name, attacked, config, challenge)
+        trials = suite.named_trials(name, attacked, config, challenge, flag_values.norm)
         refuse_unused_restarts(flag_values, trials)
     else:
-        trials = suite.suite_trials(name, attacked, config, challenge)
+        norm = flag_values.norm or "linf"
+        trials = suite.suite_trials(name, attacked, config, challenge, norm)
     record = record_of(config, loaded, images, source)
     attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
     key = {
@@ -413,7 +427,8 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)
     print(f"checking the model on {len(few.images)} images", flush=True)
-    warnings = checks.check_model(
+    warnings = list(filter(None, (checks.short_steps(trial.attack.settings()) for trial in trials)))
+    warnings += checks.check_model(
         (source or loaded).logits,
         challenge.to_pixels(few.images),
         few.labels,
@@ -485,7 +500,9 @@ def _watch(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    trials = [suite.named_trial(flag_values.attack, loaded.logits, config, challenge)]
+    trials = [
+        suite.named_trial(flag_values.attack, loaded.logits, config, challenge, flag_values.norm)
+    ]
     evaluator = make_evaluator(challenge, config, trials, loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:

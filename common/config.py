@@ -294,7 +294,7 @@ def config_from_flags(challenge, flag_values):
     file to that file.
 
     Raises:
-        InputError: as `make_config`; an unknown preset or attack.
+        InputError: as `make_config`; an unknown preset or attack; an L2 ball without a radius.
     """
     layers, base = [], challenge.directory
     if flag_values.config is not None:
@@ -315,9 +315,11 @@ def config_from_flags(challenge, flag_values):
     names = [field.name for field in dataclasses.fields(challenge.config_class)]
     given = {name: flag_values[name].value for name in names}
     given = {name: value for name, value in given.items() if value is not None}
-    norm = "linf"
-    if "attack" in flag_values:
-        norm = maker(split(flag_values.attack)[0]).norm
+    norm = flag_values.norm if "norm" in flag_values else None
+    if norm == "l2" and "epsilon" not in given:
+        raise InputError("--norm: expected an --epsilon beside l2, as the config's is L-infinity's")
+    if norm is None:
+        norm = maker(split(flag_values.attack)[0]).norm if "attack" in flag_values else "linf"
     config = make_config(challenge, *layers, ("command line", given), norm=norm)
     if "model_dir" not in given:
         config = dataclasses.replace(config, model_dir=str(base / config.model_dir))

@@ -31,26 +31,25 @@ def with_gradient(model):
     return lambda x: model(x) + 0.0 * tf.reduce_sum(x, axis=(1, 2, 3))[:, None]
 
 
-def named_trial(name, model, config, challenge):
-    """The `Trial` of an attack by its name, with the config's settings.
+def named_trial(name, model, config, challenge, norm=None):
+    """The `Trial` of an attack by its name, with the config's settings, and `norm` if it is given.
 
     Raises:
         InputError: there is no such attack, or a setting is out of range.
     """
-    attack = attacks.make_attack(name, model, config, challenge.bounds)
-    if config.round_to_8_bits and attack.norm != "linf":
-        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name}")
+    attack = attacks.make_attack(name, model, config, challenge.bounds, norm=norm)
+    _check_rounding(config, attack, name)
     num_restarts = config.num_restarts if attack.random_start else 1
     return Trial(attack, num_restarts, config.round_to_8_bits, name)
 
 
-def named_trials(names, model, config, challenge):
-    """The list of `Trial` of attacks by their names, apart by commas, for one worst case.
+def named_trials(names, model, config, challenge, norm=None):
+    """The list of `named_trial` of attacks by their names, apart by commas, for one worst case.
 
     Raises:
         InputError: as `named_trial`; they are of different norms, so that there is none.
     """
-    trials = [named_trial(name, model, config, challenge) for name in attacks.split(names)]
+    trials = [named_trial(name, model, config, challenge, norm) for name in attacks.split(names)]
     norms = sorted({trial.attack.norm for trial in trials})
     if len(norms) > 1:
         raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
@@ -64,7 +63,7 @@ def preset_trial(name, model, config, challenge):
     return dataclasses.replace(named_trial("pgd", model, config, challenge), name=name)
 
 
-def suite_trials(suite, model, config, challenge):
+def suite_trials(suite, model, config, challenge, norm="linf"):
     """The list of `Trial` of a suite.
 
     Args:
@@ -73,16 +72,24 @@ def suite_trials(suite, model, config, challenge):
         model: see `common.attack.PGD`.
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
+        norm: of "standard".
     """
     if suite == "standard":
+        named = attacks.standard_suite(
+            model, config.epsilon, challenge.bounds, norm, jit_compile=config.jit_compile
+        )
+        for name, attack in named:
+            _check_rounding(config, attack, name)
         return [
-            Trial(attack, eight_bits=config.round_to_8_bits, name=name)
-            for name, attack in attacks.standard_suite(
-                model, config.epsilon, challenge.bounds, jit_compile=config.jit_compile
-            )
+            Trial(attack, eight_bits=config.round_to_8_bits, name=name) for name, attack in named
         ]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
     return [preset_trial(name, model, config, challenge) for name in names]
+
+
+def _check_rounding(config, attack, name):
+    if config.round_to_8_bits and attack.norm != "linf":
+        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name} in L2")
 
 
 def line(trial):

@@ -95,8 +95,8 @@ class FABT(Attack):
         num_targets: how many classes, the likeliest at the image.
         alpha_max, eta, beta: see above.
         num_search_steps: of the final search, one forward pass each, for each target.
-        random_start: start at a uniform point of the ball of half the radius, as the paper's
-            restarts; False starts at the image.
+        random_start: a restart, whose number is the second of a pair as seed, starts at a uniform
+            point of the ball of half the radius; the first, 0, at the image. False: all do.
     """
 
     name = "fab_targeted"
@@ -181,10 +181,12 @@ class FABT(Attack):
                 yield self._search
 
     def _start_(self, state, rank):
+        is_restart = state["seed"][:, 1] > 0
+        start = self._start_of(state, rank, self.epsilon / 2.0)
         return {
             **state,
             "target": tf.gather(state["targets"], rank, axis=1),
-            "x": self._start_of(state, rank, self.epsilon / 2.0),
+            "x": select(is_restart, start, state["x_nat"]),
             # Of this target's closest point.
             "x_best": state["x_nat"],
             "distance_best": tf.fill(tf.shape(state["y"]), np.inf),

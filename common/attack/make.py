@@ -33,7 +33,7 @@ class Maker:
 
     @property
     def norm(self):
-        """Of its ball: "linf" or "l2"."""
+        """Of its ball where no other is asked for: "linf" or "l2"."""
         return self.fixed.get("norm", "linf")
 
 
@@ -51,7 +51,7 @@ ATTACKS = {
     "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
     "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),
     "apgd_targeted": Maker(APGD, fixed={"loss_func": "targeted_dlr"}),
-    "fab_targeted": Maker(FABT),
+    "fab_targeted": Maker(FABT, fixed={"random_start": True}),
     "square": Maker(Square),
     "boundary": Maker(Boundary, fixed={"norm": "l2"}),
 }
@@ -74,7 +74,7 @@ def maker(name):
     return ATTACKS[name]
 
 
-def make_attack(name, model, config, bounds, batch_statistics=False):
+def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
     """The attack that a config describes.
 
     Args:
@@ -83,12 +83,16 @@ def make_attack(name, model, config, bounds, batch_statistics=False):
         model: see `Attack`.
         config: a `common.config.Config`.
         bounds, batch_statistics: see `PGD`.
+        norm: of the ball, "linf" or "l2"; None for `Maker.norm`.
 
     Raises:
         InputError: `name` is none of them; as the attack.
     """
     made = maker(name)
-    options = {setting: getattr(config, setting) for setting in made.settings} | made.fixed
+    options = {setting: getattr(config, setting) for setting in made.settings}
+    options |= {"norm": norm or made.norm} | made.fixed
+    if norm not in (None, options["norm"]):
+        raise InputError(f"--norm: expected {options['norm']}, as --attack={name}, got {norm}")
     if made.is_trainable:
         options["batch_statistics"] = batch_statistics
     return made.attack(

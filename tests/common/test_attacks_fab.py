@@ -111,6 +111,27 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
     np.testing.assert_array_equal(x.numpy()[~broken], x_nat[~broken])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_restarts_begin_elsewhere_but_for_the_first(norm):
+    _, _, linear = linear_model()
+
+    def model(x):  # curved, so that the way depends on where it begins
+        return linear(x) + 0.5 * tf.sin(3.0 * linear(x))
+
+    x_nat, y = labelled(model)
+    options = {"epsilon": 0.5, "norm": norm, "num_steps": 10, "jit_compile": "no"}
+    from_image = FABT(model, **options).closest(x_nat, y)[1].numpy()
+    attack = FABT(model, random_start=True, **options)
+    assert attack.random_start
+    np.testing.assert_array_equal(attack.closest(x_nat, y, seed=(5, 0))[1], from_image)
+    # Each row by its own number.
+    restarts = np.arange(len(y)) % 3
+    seeds = np.stack([np.full_like(restarts, 5), restarts], axis=1)
+    distances = attack.closest(x_nat, y, seed=seeds)[1].numpy()
+    np.testing.assert_array_equal(distances[restarts == 0], from_image[restarts == 0])
+    assert np.all(distances[restarts > 0] != from_image[restarts > 0])
+
+
 def test_what_has_no_other_class_is_infinitely_far():
     attack = FABT(lambda x: x[:, 0, 0, :] * 1e-3 + [9.0, 0, 0], epsilon=0.3, num_steps=5)
     x_nat = np.full((2, 1, 1, 3), 0.5, np.float32)

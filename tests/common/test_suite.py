@@ -257,6 +257,14 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
         (("--attack=square", "--preset=paper_fgsm"), "--preset: expected none, as --attack=square"),
         (("--attack=pgd", "--epsilon=2"), "epsilon: expected 0 to 1 "),
         (("--attack=pgd,pgd_l2", "--epsilon=0.5"), "--attack: expected attacks of one norm"),
+        (("--suite=paper", "--norm=l2", "--epsilon=2"), "--norm: expected none, as --suite=paper"),
+        (("--suite=standard", "--norm=l2"), "--norm: expected an --epsilon beside l2"),
+        (("--suite=standard", "--epsilon=2"), "epsilon: expected 0 to 1 "),
+        (("--attack=pgd_l2", "--norm=linf"), "--norm: expected l2, as --attack=pgd_l2, got linf"),
+        (
+            ("--suite=standard", "--norm=l2", "--epsilon=2", "--round_to_8_bits"),
+            "--round_to_8_bits: expected an attack in L-infinity, got apgd_xent",
+        ),
         (("--each_alone",), "--each_alone: expected several attacks"),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
         (("--watch", "--state_dir=x"), "--state_dir: expected none beside --watch"),
@@ -322,6 +330,38 @@ def test_an_l2_ball_may_be_wider_than_the_pixel_range(evaluate, tmp_path):
     evaluate("--attack=pgd_l2", "--epsilon=2", "--num_steps=1", "--output_json=r.json", *FEW)
     attack = json.loads((tmp_path / "r.json").read_text())["attack"]
     assert (attack["norm"], attack["epsilon"]) == ("l2", 2.0)
+
+
+def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
+    command = ("--norm=l2", "--epsilon=1.5", "--output_json=r.json", *FEW)
+    names = "pgd,fgsm,multi_targeted,apgd_dlr,fab_targeted,pgd_l2"
+    evaluate(f"--attack={names}", "--num_steps=2", "--num_restarts=2", *command)
+    attacks = json.loads((tmp_path / "r.json").read_text())["attacks"]
+    assert [(attack["name"], attack["attack"]["num_restarts"]) for attack in attacks] == [
+        *(("pgd", 2), ("fgsm", 1), ("multi_targeted", 2), ("apgd_dlr", 2), ("fab_targeted", 2)),
+        ("pgd_l2", 2),
+    ]
+    assert {(a["attack"]["norm"], a["attack"]["epsilon"]) for a in attacks} == {("l2", 1.5)}
+
+
+def test_the_standard_suite_may_be_in_l2(evaluate, tmp_path):
+    command = ("--suite=standard", "--epsilon=2.5", "--output_json=r.json")
+    evaluate("--norm=l2", *command, "--store_adv_path=a.npy", *FEW)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert {attack["attack"]["norm"] for attack in result["attacks"]} == {"l2"}
+    images = MNIST.to_pixels(MNIST.load("sample").head(FEW_IMAGES).images)
+    moved = np.load(tmp_path / "a.npy").reshape(FEW_IMAGES, -1) - images.reshape(FEW_IMAGES, -1)
+    assert result["adversarial_accuracy"] < result["natural_accuracy"]
+    assert np.abs(moved).max() > 0.3
+    assert 0 < np.linalg.norm(moved, axis=1).max() <= 2.5 * (1 + 1e-5)
+
+
+def test_steps_that_do_not_lead_to_the_balls_edge_are_warned_of(evaluate, tmp_path):
+    expected = "warning: short steps: 2 steps of 0.01 do not lead from an image to the edge of its"
+    for names in ("pgd", "pgd,fgsm"):
+        command = (f"--attack={names}", "--output_json=r.json", *FEW)
+        assert expected in evaluate(*command, "--num_steps=2").err
+        assert "short steps" not in evaluate(*command, "--num_steps=2", "--step_size=0.15").err
 
 
 def test_an_unknown_suite_is_one_line_and_exit_code_1(tmp_path):
