@@ -12,7 +12,7 @@ MODELS = [
 
 setuptools.setup(
     name="madry-challenges",
-    version="0.7.0",
+    version="0.8.0",
     description=(
         "Towards Deep Learning Models Resistant to Adversarial Attacks (Madry et al.) and its "
         "MNIST and CIFAR-10 challenges, in TensorFlow 2 / Keras 3"

@@ -1,6 +1,6 @@
 """Writes adversarial examples for the CIFAR-10 test images to an attack file.
 
-python cifar10_challenge/pgd_attack.py [--model_dir=...] [--store_adv_path=attack.npy]
+python cifar10_challenge/pgd_attack.py [--model_dir=...] [--store_adv_path=...] [--attack=NAME]
 """
 
 import pathlib

@@ -1,9 +1,9 @@
 """Warnings of an evaluation that may flatter: that finds a model more robust than it is.
 
-An attack fails on a robust model, and just as well on one that it cannot see through. These are
-the signs of the second, each a function from numbers to a line of text, or None where all is well:
-those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md) and of
-Athalye et al. 2018 (Sec. 3.1) and Carlini et al. 2019 (arXiv 1902.06705, Sec. 5). AutoAttack's
+An attack fails on a robust model, and just as well on one that it cannot see through, or where it
+is too weak. These are the signs of that, each a function to a line of text, or None where all is
+well: those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md), and
+of Athalye et al. 2018 (Sec. 3.1) and Carlini et al. 2019 (arXiv 1902.06705, Sec. 5). AutoAttack's
 check for models that optimise at inference would need to look into the model, and is left out.
 
 A warning proves nothing, nor does it that there is none.
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack import PGD, xent_loss
+from common.attack.ball import direction
 
 NUM_IMAGES = 200  # that `check_model` looks at: a small part of any evaluation's time
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
@@ -101,19 +102,21 @@ def pixel_units(x_nat, epsilon, bounds):
     return None
 
 
-def short_steps(settings):
+def short_steps(name, settings):
     """Whether an attack's steps, all together, are shorter than epsilon.
 
     Args:
-        settings: of an attack, `Attack.settings()`; of those without fixed steps nothing is said.
+        name: of the attack.
+        settings: its `Attack.settings()`. Nothing is said of attacks without fixed steps, nor of
+            Output Diversified Initialisation, whose own steps are as long as epsilon.
     """
-    if "step_size" not in settings:
+    if "step_size" not in settings or settings.get("odi_steps"):
         return None
-    epsilon, step_size, count = (settings[name] for name in ("epsilon", "step_size", "num_steps"))
+    epsilon, step_size, count = (settings[key] for key in ("epsilon", "step_size", "num_steps"))
     if count * step_size < epsilon * (1 - 1e-6):
         return (
-            f"short steps: {count} steps of {step_size:g} do not lead from an image to the edge of "
-            f"its ball of radius {epsilon:g}"
+            f"short steps: {name}: {count} steps of {step_size:g} do not lead from an image to the "
+            f"edge of its ball of radius {epsilon:g}; a step_size of 2.5 epsilon / num_steps would"
         )
     return None
 
@@ -166,7 +169,7 @@ def black_box_stronger(name, num_broken, num_examples):
     return None
 
 
-def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, seed=0):
+def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0):
     """What speaks against the evaluation of a model, before any attack.
 
     Args:
@@ -176,6 +179,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, seed=0):
         epsilon: of the attacks, in the units of `bounds`.
         bounds: (lowest, highest) pixel value.
         batch_size: images at a time.
+        norm: of the attacks' ball, "linf" or "l2".
         seed: of PGD's random start.
 
     Returns:
@@ -196,7 +200,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, seed=0):
             loss = tf.reduce_sum(xent_loss(logits, labels))
         # Rounding, for one, is not differentiable, and TensorFlow gives no gradient at all.
         gradient = tape.gradient(loss, x, unconnected_gradients="zero")
-        x_fgsm = tf.clip_by_value(x + epsilon * tf.sign(gradient), *bounds)
+        x_fgsm = tf.clip_by_value(x + epsilon * direction(gradient, norm), *bounds)
         parts.append((logits, model(x), gradient, correct(x_fgsm, y[batch])))
     logits, again, gradients, fgsm_correct = map(np.concatenate, zip(*parts))
 

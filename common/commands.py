@@ -48,8 +48,8 @@ def define_attack_flags(challenge, flag_values):
         "norm",
         None,
         NORMS,
-        "of the ball (default: the attack's, which is linf but of pgd_l2 and boundary); l2 needs "
-        "an --epsilon",
+        "of the ball, of --attack or --suite=standard (default: linf, for pgd_l2 and boundary l2); "
+        "l2 wants an --epsilon and, for pgd, a --step_size of its own",
         flag_values=flag_values,
     )
 
@@ -109,11 +109,17 @@ def evaluate(challenge, config, flag_values):
     if is_suite:
         _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
-    attacked = (source or loaded).logits
-    trials = [suite.named_trial(flag_values.attack, attacked, config, challenge, flag_values.norm)]
-    refuse_unused_restarts(flag_values, trials)
-    evaluator = make_evaluator(challenge, config, trials, loaded)
+    trial = _make_trial(challenge, config, flag_values, (source or loaded).logits)
+    evaluator = make_evaluator(challenge, config, [trial], loaded)
     _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
+
+
+def _make_trial(challenge, config, flag_values, model):
+    """The `Trial` of one --attack; warns if it is a weak one."""
+    trial = suite.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
+    refuse_unused_restarts(flag_values, [trial])
+    _warn([checks.short_steps(trial.name, trial.settings())])
+    return trial
 
 
 def _load_source(challenge, name):
@@ -196,10 +202,7 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = suite.named_trial(
-        flag_values.attack, loaded.logits, config, challenge, flag_values.norm
-    )
-    refuse_unused_restarts(flag_values, [trial])
+    trial = _make_trial(challenge, config, flag_values, loaded.logits)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
     summary = result.summary()
@@ -211,6 +214,9 @@ def pgd_attack(challenge, config, flag_values):
 def _store(target, result, challenge, note):
     submission.save(target, result.x_adv, challenge, note)
     print(f"Examples stored at {target}, their description at {target}.json")
+    attack = note.get("attack") or note["attacks"][0]["attack"]
+    if attack.get("norm") == "l2":
+        print("note: these are within an L2 ball, where run_attack.py asks for L-infinity's")
 
 
 def run_attack(challenge, config, flag_values):
@@ -376,7 +382,6 @@ def _evaluate_once(
     record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
     _print_model(loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
-    _warn([checks.short_steps(trial.attack.settings())])
     state = None
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
@@ -413,8 +418,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         trials = suite.named_trials(name, attacked, config, challenge, flag_values.norm)
         refuse_unused_restarts(flag_values, trials)
     else:
-        norm = flag_values.norm or "linf"
-        trials = suite.suite_trials(name, attacked, config, challenge, norm)
+        trials = suite.suite_trials(name, attacked, config, challenge, flag_values.norm)
     record = record_of(config, loaded, images, source)
     attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
     key = {
@@ -427,7 +431,8 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     few = images.head(checks.NUM_IMAGES)
     print(f"checking the model on {len(few.images)} images", flush=True)
-    warnings = list(filter(None, (checks.short_steps(trial.attack.settings()) for trial in trials)))
+    short = [checks.short_steps(trial.name, trial.settings()) for trial in trials]
+    warnings = [warning for warning in short if warning is not None]
     warnings += checks.check_model(
         (source or loaded).logits,
         challenge.to_pixels(few.images),
@@ -435,6 +440,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         epsilon=trials[0].attack.epsilon,
         bounds=challenge.bounds,
         batch_size=config.eval_batch_size,
+        norm=trials[0].attack.norm,
         seed=config.random_seed,
     )
     _warn(warnings)
@@ -500,10 +506,8 @@ def _watch(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    trials = [
-        suite.named_trial(flag_values.attack, loaded.logits, config, challenge, flag_values.norm)
-    ]
-    evaluator = make_evaluator(challenge, config, trials, loaded)
+    trial = _make_trial(challenge, config, flag_values, loaded.logits)
+    evaluator = make_evaluator(challenge, config, [trial], loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:
         summary = _evaluate_once(challenge, config, flag_values, loaded, images, evaluator)

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from common.attack import check_radius, maker, split
+from common.attack import check_radius, norm_of, split
 from common.errors import InputError
 
 # The original code's names, and what they are called here.
@@ -294,7 +294,8 @@ def config_from_flags(challenge, flag_values):
     file to that file.
 
     Raises:
-        InputError: as `make_config`; an unknown preset or attack; an L2 ball without a radius.
+        InputError: as `make_config`; an unknown preset or attack; an L2 ball without a radius of
+            its own.
     """
     layers, base = [], challenge.directory
     if flag_values.config is not None:
@@ -315,12 +316,25 @@ def config_from_flags(challenge, flag_values):
     names = [field.name for field in dataclasses.fields(challenge.config_class)]
     given = {name: flag_values[name].value for name in names}
     given = {name: value for name, value in given.items() if value is not None}
-    norm = flag_values.norm if "norm" in flag_values else None
-    if norm == "l2" and "epsilon" not in given:
-        raise InputError("--norm: expected an --epsilon beside l2, as the config's is L-infinity's")
-    if norm is None:
-        norm = maker(split(flag_values.attack)[0]).norm if "attack" in flag_values else "linf"
-    config = make_config(challenge, *layers, ("command line", given), norm=norm)
+    layers.append(("command line", given))
+    norm = _norm(flag_values, layers)
+    config = make_config(challenge, *layers, norm=norm)
     if "model_dir" not in given:
         config = dataclasses.replace(config, model_dir=str(base / config.model_dir))
     return config
+
+
+def _norm(flag_values, layers):
+    """The norm that --attack and --norm ask for; `layers` are the settings that are given."""
+    if "attack" not in flag_values:
+        return "linf"
+    asked = flag_values.norm if "norm" in flag_values else None
+    norm, *_ = [norm_of(name, asked) for name in split(flag_values.attack)]
+    if norm == "l2" and "norm" in flag_values:  # elsewhere a figure has its own radii
+        if flag_values.preset is not None:
+            raise InputError(
+                "--preset: expected none in L2, as the published rows are L-infinity's"
+            )
+        if not any("epsilon" in values for _, values in layers):
+            raise InputError("--epsilon: expected a radius in L2, as config.json's is L-infinity's")
+    return norm

@@ -32,14 +32,23 @@ def with_gradient(model):
 
 
 def named_trial(name, model, config, challenge, norm=None):
-    """The `Trial` of an attack by its name, with the config's settings, and `norm` if it is given.
+    """The `Trial` of an attack by its name, with the config's settings.
+
+    Args:
+        name, model, config: see `common.attack.make_attack`.
+        challenge: a `common.challenge.Challenge`.
+        norm: see `common.attack.norm_of`.
 
     Raises:
-        InputError: there is no such attack, or a setting is out of range.
+        InputError: as `make_attack`; rounding is asked for, which is L-infinity's, in L2.
     """
     attack = attacks.make_attack(name, model, config, challenge.bounds, norm=norm)
-    _check_rounding(config, attack, name)
-    num_restarts = config.num_restarts if attack.random_start else 1
+    return _trial(attack, config, name, config.num_restarts if attack.random_start else 1)
+
+
+def _trial(attack, config, name, num_restarts=1):
+    if config.round_to_8_bits and attack.norm != "linf":
+        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name} in L2")
     return Trial(attack, num_restarts, config.round_to_8_bits, name)
 
 
@@ -63,7 +72,7 @@ def preset_trial(name, model, config, challenge):
     return dataclasses.replace(named_trial("pgd", model, config, challenge), name=name)
 
 
-def suite_trials(suite, model, config, challenge, norm="linf"):
+def suite_trials(suite, model, config, challenge, norm=None):
     """The list of `Trial` of a suite.
 
     Args:
@@ -72,24 +81,18 @@ def suite_trials(suite, model, config, challenge, norm="linf"):
         model: see `common.attack.PGD`.
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        norm: of "standard".
+        norm: of the ball of "standard", "linf" (also None) or "l2"; the presets are in L-infinity.
+
+    Raises:
+        InputError: rounding is asked for, which is L-infinity's, in L2.
     """
     if suite == "standard":
         named = attacks.standard_suite(
-            model, config.epsilon, challenge.bounds, norm, jit_compile=config.jit_compile
+            model, config.epsilon, challenge.bounds, norm or "linf", config.jit_compile
         )
-        for name, attack in named:
-            _check_rounding(config, attack, name)
-        return [
-            Trial(attack, eight_bits=config.round_to_8_bits, name=name) for name, attack in named
-        ]
+        return [_trial(attack, config, name) for name, attack in named]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
     return [preset_trial(name, model, config, challenge) for name in names]
-
-
-def _check_rounding(config, attack, name):
-    if config.round_to_8_bits and attack.norm != "linf":
-        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name} in L2")
 
 
 def line(trial):

@@ -2,6 +2,7 @@
 
 python mnist_challenge/eval.py [--model_dir=...] [--preset=...] [--output_json=...] [--watch]
 python mnist_challenge/eval.py --suite=paper|leaderboard|standard [--each_alone]
+python mnist_challenge/eval.py --attack=NAME[,NAME...] [--norm=linf|l2] [--epsilon=...]
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Writes adversarial examples for the MNIST test images to an attack file.
 
-python mnist_challenge/pgd_attack.py [--model_dir=...] [--store_adv_path=attack.npy]
+python mnist_challenge/pgd_attack.py [--model_dir=...] [--store_adv_path=...] [--attack=NAME]
 """
 
 import pathlib

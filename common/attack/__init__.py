@@ -30,7 +30,15 @@ from common.attack.losses import (
     targeted_xent_loss,
     xent_loss,
 )
-from common.attack.make import ATTACKS, Maker, make_attack, maker, split, standard_suite
+from common.attack.make import (
+    ATTACKS,
+    Maker,
+    make_attack,
+    maker,
+    norm_of,
+    split,
+    standard_suite,
+)
 from common.attack.model import FastModel, compiles_with_xla
 from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
 from common.attack.square import Square
@@ -58,6 +66,7 @@ __all__ = [
     "make_attack",
     "maker",
     "margin",
+    "norm_of",
     "project",
     "round_to_8_bits",
     "split",

@@ -141,10 +141,10 @@ def check_radius(epsilon, step_size, bounds, norm="linf"):
             is_byte = width == 1 < value < 256
             hint = f"; did you mean {value / 255:.4g} ({value:g}/255)?" if is_byte else ""
             raise InputError(f"{name}: expected 0 to {most:g} ({unit}), got {value:g}{hint}")
-    if width > 1 and norm == "linf":
-        # Numbers for pixels in [0, 1], such as 0.031 for 8/255.
+    if width > 1:
+        # Numbers for pixels in [0, 1], such as 0.031 for 8/255, or 0.5 in L2.
         for name, value, least in (
-            ("epsilon", epsilon, 0.2),
+            ("epsilon", epsilon, 0.2 if norm == "linf" else width / 100),
             ("step_size", step_size, epsilon / 500),
         ):
             if 0 < value < least:

@@ -74,7 +74,8 @@ class Attack:
             x_nat: images (batch, height, width, channels), pixels in `bounds`; NumPy or tf, any
                 real dtype (integers are converted first, so that nothing wraps round).
             y: labels (batch,), any integer dtype.
-            seed: int, a pair of ints, or int (batch, 2), a pair for each example.
+            seed: int; a pair of ints, the second the number of a restart, where an int is 0; or
+                int (batch, 2), a pair for each example.
             index: int (batch,), the number of each example in its data set, which together with
                 `seed` decides its random numbers; by default 0, 1, 2, ...
 

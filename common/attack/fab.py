@@ -95,8 +95,9 @@ class FABT(Attack):
         num_targets: how many classes, the likeliest at the image.
         alpha_max, eta, beta: see above.
         num_search_steps: of the final search, one forward pass each, for each target.
-        random_start: a restart, whose number is the second of a pair as seed, starts at a uniform
-            point of the ball of half the radius; the first, 0, at the image. False: all do.
+        random_start: restarts but for the first, 0, start at a uniform point of the ball of half
+            the radius (the paper's restarts); a restart's number is the second of a pair as seed.
+            False: every run starts at the image.
     """
 
     name = "fab_targeted"

@@ -74,6 +74,22 @@ def maker(name):
     return ATTACKS[name]
 
 
+def norm_of(name, norm=None):
+    """The norm of an attack's ball, "linf" or "l2".
+
+    Args:
+        name: one of `ATTACKS`.
+        norm: the one that is asked for; None for `Maker.norm`.
+
+    Raises:
+        InputError: there is no such attack, or it is of the other norm.
+    """
+    made = maker(name)
+    if "norm" in made.fixed and norm not in (None, made.norm):
+        raise InputError(f"--norm: expected {made.norm}, as --attack={name}, got {norm}")
+    return norm or made.norm
+
+
 def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
     """The attack that a config describes.
 
@@ -83,16 +99,14 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
         model: see `Attack`.
         config: a `common.config.Config`.
         bounds, batch_statistics: see `PGD`.
-        norm: of the ball, "linf" or "l2"; None for `Maker.norm`.
+        norm: see `norm_of`.
 
     Raises:
-        InputError: `name` is none of them; as the attack.
+        InputError: as `norm_of`; as the attack.
     """
     made = maker(name)
-    options = {setting: getattr(config, setting) for setting in made.settings}
-    options |= {"norm": norm or made.norm} | made.fixed
-    if norm not in (None, options["norm"]):
-        raise InputError(f"--norm: expected {options['norm']}, as --attack={name}, got {norm}")
+    options = {setting: getattr(config, setting) for setting in made.settings} | made.fixed
+    options["norm"] = norm_of(name, norm)
     if made.is_trainable:
         options["batch_statistics"] = batch_statistics
     return made.attack(

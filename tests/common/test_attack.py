@@ -360,6 +360,17 @@ def test_numbers_in_other_units_are_refused(epsilon, step_size, bounds, expected
         PGD(linear, epsilon=epsilon, step_size=step_size, num_steps=1, bounds=bounds)
 
 
+def test_l2_radii_in_other_units_are_refused():
+    for epsilon, bounds in ((2.0, (0, 1)), (128.0, (0, 255)), (0.0, (0, 255)), (5000.0, (0, 255))):
+        check_radius(epsilon, 0.0, bounds, "l2")
+    for wrong, message in (
+        ((0.5, 0.0), r"epsilon: expected 0, or 2.55 to inf .*, got 0.5; did you mean 128\?"),
+        ((128.0, 0.1), r"step_size: expected 0, or 0.256 to inf .*; did you mean 25.5\?"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_radius(*wrong, (0, 255), "l2")
+
+
 @pytest.mark.parametrize(
     "wrong, expected",
     [

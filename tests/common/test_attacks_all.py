@@ -11,6 +11,7 @@ from common.attack import (
     APGD,
     ATTACKS,
     FABT,
+    NORMS,
     PGD,
     FastModel,
     MultiTargeted,
@@ -197,6 +198,19 @@ def config(**values):
     settings = {"epsilon": 0.02, "step_size": 0.005, "num_steps": 4, "random_start": True}
     settings |= {"loss_func": "xent", "kappa": 50.0, "jit_compile": "no"}
     return types.SimpleNamespace(**settings | values)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_name_makes_an_attack_of_the_norm_that_is_asked_for(name):
+    if name == "boundary":
+        pytest.importorskip("foolbox")
+    _, _, model = linear_model()
+    for norm in NORMS:
+        if name in ("pgd_l2", "boundary") and norm == "linf":
+            with pytest.raises(InputError, match=f"--norm: expected l2, as --attack={name}, got"):
+                make_attack(name, model, config(), (0.0, 1.0), norm=norm)
+        else:
+            assert make_attack(name, model, config(), (0.0, 1.0), norm=norm).norm == norm
 
 
 @pytest.mark.parametrize("name", ATTACKS)

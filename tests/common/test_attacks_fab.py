@@ -123,6 +123,8 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
     from_image = FABT(model, **options).closest(x_nat, y)[1].numpy()
     attack = FABT(model, random_start=True, **options)
     assert attack.random_start
+    starts = []
+    attack._start = lambda state, rank: starts.append(attack._start_(state, rank)) or starts[-1]
     np.testing.assert_array_equal(attack.closest(x_nat, y, seed=(5, 0))[1], from_image)
     # Each row by its own number.
     restarts = np.arange(len(y)) % 3
@@ -130,6 +132,11 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
     distances = attack.closest(x_nat, y, seed=seeds)[1].numpy()
     np.testing.assert_array_equal(distances[restarts == 0], from_image[restarts == 0])
     assert np.all(distances[restarts > 0] != from_image[restarts > 0])
+    # The first target's: anywhere in the ball of half the radius.
+    moved = length(starts[0]["x"] - x_nat, norm).numpy()
+    assert np.all(moved[restarts == 0] == 0)
+    assert np.all((moved[restarts > 0] > 0) & (moved[restarts > 0] <= 0.25 * (1 + 1e-5)))
+    assert moved.max() > 0.15
 
 
 def test_what_has_no_other_class_is_infinitely_far():

@@ -26,8 +26,8 @@ def check(model, epsilon=0.3, x_nat=X_NAT, y=Y):
     return checks.check_model(model, x_nat, y, epsilon=epsilon, bounds=(0.0, 1.0), batch_size=40)
 
 
-def steps(epsilon, num_steps, step_size):
-    return {"epsilon": epsilon, "num_steps": num_steps, "step_size": step_size}
+def steps(epsilon, num_steps, step_size, **others):
+    return "pgd", {"epsilon": epsilon, "num_steps": num_steps, "step_size": step_size, **others}
 
 
 def names(warnings):
@@ -136,8 +136,9 @@ def test_pixel_units(x_nat, epsilon, bounds, message):
         (checks.above_natural, (90, 90), (90, 90.1)),
         (checks.large_epsilon, (5,), (5.1,)),
         (checks.black_box_stronger, ("square", 2, 1000), ("square", 3, 1000)),
-        (checks.short_steps, (steps(0.3, 30, 0.01),), (steps(0.3, 29, 0.01),)),
-        (checks.short_steps, ({"epsilon": 0.3},), (steps(2.0, 40, 0.01),)),
+        (checks.short_steps, steps(0.3, 30, 0.01), steps(0.3, 29, 0.01)),
+        (checks.short_steps, ("square", {"epsilon": 0.3}), steps(2.0, 40, 0.01)),
+        (checks.short_steps, steps(0.3, 5, 0.01, odi_steps=2), steps(0.3, 5, 0.01, odi_steps=0)),
     ],
 )
 def test_thresholds(function, silent, firing):

@@ -258,12 +258,18 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
         (("--attack=pgd", "--epsilon=2"), "epsilon: expected 0 to 1 "),
         (("--attack=pgd,pgd_l2", "--epsilon=0.5"), "--attack: expected attacks of one norm"),
         (("--suite=paper", "--norm=l2", "--epsilon=2"), "--norm: expected none, as --suite=paper"),
-        (("--suite=standard", "--norm=l2"), "--norm: expected an --epsilon beside l2"),
+        (("--suite=standard", "--norm=l2"), "--epsilon: expected a radius in L2"),
+        (("--attack=pgd_l2",), "--epsilon: expected a radius in L2"),
+        (
+            ("--preset=paper_pgd_40", "--norm=l2", "--epsilon=2"),
+            "--preset: expected none in L2",
+        ),
         (("--suite=standard", "--epsilon=2"), "epsilon: expected 0 to 1 "),
-        (("--attack=pgd_l2", "--norm=linf"), "--norm: expected l2, as --attack=pgd_l2, got linf"),
+        (("--attack=pgd,pgd_l2", "--norm=linf"), "--norm: expected l2, as --attack=pgd_l2, got"),
+        (("--attack=boundary", "--norm=linf", "--epsilon=2"), "--norm: expected l2, as --attack="),
         (
             ("--suite=standard", "--norm=l2", "--epsilon=2", "--round_to_8_bits"),
-            "--round_to_8_bits: expected an attack in L-infinity, got apgd_xent",
+            "--round_to_8_bits: expected an attack in L-infinity, got apgd_xent in L2",
         ),
         (("--each_alone",), "--each_alone: expected several attacks"),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
@@ -326,8 +332,9 @@ def test_an_attack_file_of_another_model_says_so(tiny, evaluate, capsys):
         assert ("made on another model, mnist_challenge/models/adv_trained" in out) == is_noted
 
 
-def test_an_l2_ball_may_be_wider_than_the_pixel_range(evaluate, tmp_path):
-    evaluate("--attack=pgd_l2", "--epsilon=2", "--num_steps=1", "--output_json=r.json", *FEW)
+@pytest.mark.parametrize("flag", ["--attack=pgd_l2", "--norm=l2"])
+def test_an_l2_ball_may_be_wider_than_the_pixel_range(flag, evaluate, tmp_path):
+    evaluate(flag, "--epsilon=2", "--num_steps=1", "--output_json=r.json", *FEW)
     attack = json.loads((tmp_path / "r.json").read_text())["attack"]
     assert (attack["norm"], attack["epsilon"]) == ("l2", 2.0)
 
@@ -344,6 +351,20 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
     assert {(a["attack"]["norm"], a["attack"]["epsilon"]) for a in attacks} == {("l2", 1.5)}
 
 
+def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
+    flag_values = flags.FlagValues()
+    config.define_flags(MNIST, flag_values)
+    commands.define_attack_flags(MNIST, flag_values)
+    size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
+    flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
+    commands.pgd_attack(MNIST, config.config_from_flags(MNIST, flag_values), flag_values)
+    out = capsys.readouterr().out
+    assert "note: these are within an L2 ball, where run_attack.py asks for L-infinity's" in out
+    images = MNIST.to_pixels(MNIST.load("sample").head(FEW_IMAGES).images)
+    moved = np.load("a.npy").reshape(FEW_IMAGES, -1) - images.reshape(FEW_IMAGES, -1)
+    assert 1.0 < np.linalg.norm(moved, axis=1).max() <= 1.5 * (1 + 1e-5)
+
+
 def test_the_standard_suite_may_be_in_l2(evaluate, tmp_path):
     command = ("--suite=standard", "--epsilon=2.5", "--output_json=r.json")
     evaluate("--norm=l2", *command, "--store_adv_path=a.npy", *FEW)
@@ -357,11 +378,13 @@ def test_the_standard_suite_may_be_in_l2(evaluate, tmp_path):
 
 
 def test_steps_that_do_not_lead_to_the_balls_edge_are_warned_of(evaluate, tmp_path):
-    expected = "warning: short steps: 2 steps of 0.01 do not lead from an image to the edge of its"
+    expected = "warning: short steps: pgd: 2 steps of 0.01 do not lead from an image to the edge"
     for names in ("pgd", "pgd,fgsm"):
         command = (f"--attack={names}", "--output_json=r.json", *FEW)
         assert expected in evaluate(*command, "--num_steps=2").err
+        warnings = json.loads((tmp_path / "r.json").read_text()).get("warnings")
         assert "short steps" not in evaluate(*command, "--num_steps=2", "--step_size=0.15").err
+    assert any(warning.startswith("short steps: pgd: 2 steps of 0.01") for warning in warnings)
 
 
 def test_an_unknown_suite_is_one_line_and_exit_code_1(tmp_path):
