@@ -123,10 +123,10 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
     from_image = FABT(model, **options).closest(x_nat, y)[1].numpy()
     attack = FABT(model, random_start=True, **options)
     assert attack.random_start
-    starts = []
-    attack._start = lambda state, rank: starts.append(attack._start_(state, rank)) or starts[-1]
     np.testing.assert_array_equal(attack.closest(x_nat, y, seed=(5, 0))[1], from_image)
     # Each row by its own number.
+    starts = []
+    attack._start = lambda state, rank: starts.append(attack._start_(state, rank)) or starts[-1]
     restarts = np.arange(len(y)) % 3
     seeds = np.stack([np.full_like(restarts, 5), restarts], axis=1)
     distances = attack.closest(x_nat, y, seed=seeds)[1].numpy()
