@@ -102,9 +102,10 @@ def attack_speed_table():
         "adversarial-robustness-toolbox": "ART",
         "torchattacks": "torchattacks",
     }
+    where = [f"{', '.join(columns)}: {machine}" for machine, columns in machines.items()]
     lines += [
         "",
-        "; ".join(f"{' and '.join(names)}: {machine}" for machine, names in machines.items())
+        "; ".join(where if len(where) > 1 else machines)
         + f"; matrix products at {min(matmul):.0f} to {max(matmul):.0f} GFLOP/s. "
         + ", ".join(
             f"{name} {versions[package].split('+')[0]}" for package, name in packages.items()
