@@ -22,6 +22,7 @@ from common.provenance import provenance
 
 POLL_SECONDS = 10
 ATTACK_SETTINGS = (
+    "norm",
     "epsilon",
     "num_steps",
     "step_size",
@@ -144,9 +145,7 @@ def _check_eval_flags(flag_values):
         for other in ("attack", "preset"):
             if flag_values[other].present:
                 raise InputError(f"--{other}: expected none beside --suite, which names its own")
-        if name != "standard" and flag_values.norm is not None:
-            raise InputError(f"--norm: expected none, as --suite={name} is in L-infinity")
-        allowed = ("epsilon", "round_to_8_bits") if name == "standard" else ()
+        allowed = ("norm", "epsilon", "round_to_8_bits") if name == "standard" else ()
         refuse_attack_settings(flag_values, f"--suite={name} has its own", allowed)
     else:
         refuse_unused_settings(flag_values)
@@ -170,7 +169,7 @@ def refuse_unused_settings(flag_values):
     refuse_attack_settings(
         flag_values,
         f"--attack={flag_values.attack} does not take it",
-        (*taken, "epsilon", "num_restarts", "round_to_8_bits"),
+        (*taken, "norm", "epsilon", "num_restarts", "round_to_8_bits"),
     )
 
 
@@ -187,7 +186,7 @@ def refuse_unused_restarts(flag_values, trials):
 def refuse_attack_settings(flag_values, reason, allowed=()):
     """Raises InputError where the command line has settings of an attack, but for `allowed`."""
     for name in ATTACK_SETTINGS:
-        if flag_values[name].present and name not in allowed:
+        if name in flag_values and flag_values[name].present and name not in allowed:
             raise InputError(f"--{name}: expected none, as {reason}, got {flag_values[name].value}")
 
 

@@ -294,8 +294,8 @@ def config_from_flags(challenge, flag_values):
     file to that file.
 
     Raises:
-        InputError: as `make_config`; an unknown preset or attack; an L2 ball without a radius of
-            its own.
+        InputError: as `make_config`; an unknown preset or attack; attacks of different norms, so
+            that there is no worst case over them; an L2 ball without a radius of its own.
     """
     layers, base = [], challenge.directory
     if flag_values.config is not None:
@@ -329,7 +329,10 @@ def _norm(flag_values, layers):
     if "attack" not in flag_values:
         return "linf"
     asked = flag_values.norm if "norm" in flag_values else None
-    norm, *_ = [norm_of(name, asked) for name in split(flag_values.attack)]
+    norms = sorted({norm_of(name, asked) for name in split(flag_values.attack)})
+    if len(norms) > 1:
+        raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
+    norm = norms[0]
     if norm == "l2" and "norm" in flag_values:  # elsewhere a figure has its own radii
         if flag_values.preset is not None:
             raise InputError(

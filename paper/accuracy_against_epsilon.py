@@ -139,10 +139,7 @@ def draw(challenge, config, flag_values):
             raise InputError(f"--attack: expected some of {', '.join(paper)}, got {name!r}")
     allowed = ("epsilon",) if names == ["boundary"] else ("epsilon", "num_steps")
     commands.refuse_attack_settings(flag_values, "the figure has its own", allowed)
-    norms = {maker(name).norm for name in names}
-    if len(norms) > 1:
-        raise InputError(f"--attack: expected attacks of one norm, got {flag_values.attack}")
-    norm = norms.pop()
+    norm = maker(names[0]).norm
     count, step = EPSILONS[challenge.name][norm]
     epsilons = of_paper = step * np.arange(count)
     if flag_values.epsilons:

@@ -102,7 +102,7 @@ def attack_speed_table():
         "adversarial-robustness-toolbox": "ART",
         "torchattacks": "torchattacks",
     }
-    where = [f"{', '.join(columns)}: {machine}" for machine, columns in machines.items()]
+    where = [f"{', '.join(networks)}: {machine}" for machine, networks in machines.items()]
     lines += [
         "",
         "; ".join(where if len(where) > 1 else machines)
