@@ -27,9 +27,9 @@ from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
-from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
+from common.files import check_writable
 from mnist_challenge.challenge import MNIST
 
 # Challenge, size, settings of PGD.

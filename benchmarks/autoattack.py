@@ -31,10 +31,10 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
-from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
 from common.evaluation import Evaluator, Trial
+from common.files import check_writable
 from common.provenance import provenance
 from mnist_challenge.challenge import MNIST
 

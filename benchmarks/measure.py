@@ -13,8 +13,8 @@ import tensorflow as tf
 from absl import app, logging
 
 from common.app import fail
-from common.checkpoints import write_atomically
 from common.errors import InputError
+from common.files import write_atomically
 from common.provenance import provenance
 
 # What is compared, beside the peers.

@@ -30,9 +30,9 @@ from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common import training
-from common.commands import check_writable
 from common.config import make_config
 from common.errors import InputError
+from common.files import check_writable
 from mnist_challenge import train as mnist
 from mnist_challenge.challenge import MNIST
 

@@ -5,7 +5,7 @@ import sys
 from absl import app, flags, logging
 
 from common import config as config_lib
-from common.errors import InputError
+from common.errors import InputError, one_line
 
 
 def run(main, challenge, define_flags=None):
@@ -61,5 +61,5 @@ def run_words(main):
 
 def fail(error):
     """Prints the error as one line and exits with code 1."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print("error: " + one_line(error), file=sys.stderr)
     sys.exit(1)

@@ -16,6 +16,7 @@ from absl import flags
 from common import checkpoints, commands, runs, validation
 from common.config import NOT_OF_TRAINING, read_json
 from common.errors import InputError
+from common.files import write_atomically, write_json
 from common.rows import evaluate_row, make_state_dir
 
 CARD = "card.json"
@@ -202,8 +203,8 @@ def read(challenge, name):
 
 def write(challenge, directory, card):
     """Writes card.json and README.md."""
-    checkpoints.write_json(directory / CARD, card)
-    checkpoints.write_atomically(directory / "README.md", readme(challenge, card).encode())
+    write_json(directory / CARD, card)
+    write_atomically(directory / "README.md", readme(challenge, card).encode())
 
 
 def find(card, row, source=None):

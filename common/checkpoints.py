@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import tensorflow as tf
 
 from common import config as config_lib
 from common.attack import FastModel
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.original_checkpoints import is_original, load_original
 
 
@@ -107,8 +105,9 @@ class TrainingRun:
         return step_of(path)
 
     def _unreadable(self, reason):
-        reason = " ".join(str(reason).split())
-        return InputError(f"--model_dir: cannot load the checkpoint in {self._directory}: {reason}")
+        return InputError(
+            f"--model_dir: cannot load the checkpoint in {self._directory}: {one_line(reason)}"
+        )
 
     def latest_step(self):
         """The step of the newest checkpoint, or None."""
@@ -170,8 +169,7 @@ def load_model(challenge, model_dir):
     except InputError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split())
-        raise InputError(f"--model_dir: cannot load {path}: {reason}") from error
+        raise InputError(f"--model_dir: cannot load {path}: {one_line(error)}") from error
     raise InputError(
         f"--model_dir: expected a training directory with a checkpoint, a SavedModel or a .keras "
         f"file, got {path}"
@@ -315,22 +313,3 @@ def export(model, path):
         if path.exists():
             path.rename(old)
         new.rename(path)
-
-
-def write_json(path, values):
-    """Writes `values` as indented JSON to a file, whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def write_atomically(path, data):
-    """Writes bytes to a file so that it is there whole or not at all."""
-    path = pathlib.Path(path)
-    handle, scratch = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise

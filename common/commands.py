@@ -5,7 +5,6 @@ import dataclasses
 import io
 import pathlib
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -17,6 +16,7 @@ from common.attack import ATTACKS, NORMS, maker, split
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
+from common.files import check_writable, write_atomically, write_json
 from common.original_checkpoints import is_original
 from common.provenance import provenance
 
@@ -229,7 +229,7 @@ def run_attack(challenge, config, flag_values):
     print(f"Accuracy: {scored.accuracy:.2f}%")
     buffer = io.BytesIO()
     np.save(buffer, scored.predictions)
-    checkpoints.write_atomically("pred.npy", buffer.getvalue())
+    write_atomically("pred.npy", buffer.getvalue())
     print("Output saved at pred.npy")
 
 
@@ -295,17 +295,6 @@ def model_path(config, challenge):
         print(f"no model of your own in {own}: taking the shipped {challenge.shipped}")
         return shipped
     return config.model_dir
-
-
-def check_writable(name, path):
-    """Raises InputError, before any work is done, where a file could not be written."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{name}: expected a file, got the directory {path}")
-    try:
-        tempfile.TemporaryFile(dir=path.resolve().parent).close()
-    except OSError as error:
-        raise InputError(f"{name}: cannot write {path}: {error.strerror}") from None
 
 
 def load_test_images(config, challenge):
@@ -474,7 +463,7 @@ def _warn(warnings):
 def _write(flag_values, challenge, result, record, state):
     """Writes what is asked for, and only then removes the state."""
     if flag_values.output_json:
-        checkpoints.write_json(flag_values.output_json, record)
+        write_json(flag_values.output_json, record)
     if flag_values["store_adv_path"].present:
         _store(flag_values.store_adv_path, result, challenge, record)
     if state is not None:

@@ -10,6 +10,7 @@ from absl import flags
 from common import checkpoints, commands
 from common import config as config_lib
 from common.errors import InputError
+from common.files import check_writable, write_json
 from common.rows import evaluate_row, make_state_dir
 
 NUM_TEST_IMAGES = 10000  # that the leaderboards count, on MNIST and on CIFAR-10
@@ -199,7 +200,7 @@ def _ordinal(number):
 def _compare_rows(challenge, config, flag_values):
     names = choose_rows(challenge, flag_values.rows, flag_values.long)
     output = pathlib.Path(flag_values.output_json)
-    commands.check_writable("--output_json", output)
+    check_writable("--output_json", output)
     loaded = checkpoints.load_model(challenge, commands.model_path(config, challenge))
     images = commands.load_test_images(config, challenge)
     state_dir = make_state_dir(flag_values.state_dir or f"{output}.state")
@@ -226,14 +227,14 @@ def _compare_rows(challenge, config, flag_values):
     left_out = [name for name in long_rows(challenge) if name not in names]
     if left_out and flag_values.rows is None:
         print(f"left out, as they take long: {', '.join(left_out)}; --long runs them")
-    checkpoints.write_json(output, {**record, "note": note, "rows": rows})
+    write_json(output, {**record, "note": note, "rows": rows})
     print(f"written to {output}")
 
 
 def _rank_attack_file(challenge, config, flag_values):
     is_asked = flag_values["output_json"].present
     if is_asked:
-        commands.check_writable("--output_json", flag_values.output_json)
+        check_writable("--output_json", flag_values.output_json)
     # The leaderboard's radius, whatever a --config says.
     config = dataclasses.replace(config, epsilon=config_lib.make_config(challenge).epsilon)
     scored = commands.score(challenge, config, flag_values.attack_file)
@@ -263,5 +264,5 @@ def _rank_attack_file(challenge, config, flag_values):
                 for board, entries in boards.items()
             },
         }
-        checkpoints.write_json(pathlib.Path(flag_values.output_json), result)
+        write_json(pathlib.Path(flag_values.output_json), result)
         print(f"written to {flag_values.output_json}")

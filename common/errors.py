@@ -1,5 +1,47 @@
-"""The one exception that scripts show as a single line."""
+"""The exception that scripts show as a single line, and how text becomes a line that can be shown.
+
+A message may quote a path, a flag or a file that somebody else wrote. `one_line` keeps such text
+from passing for the program's own lines: it has no line breaks, no escape codes of a terminal and
+no end of its own.
+"""
+
+LONGEST_LINE = 2000  # characters
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line: what was expected, what came."""
+
+
+def one_line(text):
+    """`text` as one line that a terminal shows as it stands.
+
+    Args:
+        text: str or exception. Runs of white space become one space; control characters and others
+            that cannot be printed become escapes such as \\x1b; the middle of text that is longer
+            than `LONGEST_LINE` is left out.
+
+    Returns:
+        str.
+    """
+    words = " ".join(str(text).split())
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in words
+    )
+    if len(line) > LONGEST_LINE:
+        half = LONGEST_LINE // 2
+        line = f"{line[:half]} ... ({len(line) - 2 * half:,} characters) ... {line[-half:]}"
+    return line
+
+
+def reason_of(error):
+    """Why an exception came, as one line: the operating system's words if it has any.
+
+    Args:
+        error: an exception.
+
+    Returns:
+        str, never empty.
+    """
+    strerror = getattr(error, "strerror", None)
+    return one_line(strerror or error) or type(error).__name__

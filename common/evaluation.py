@@ -15,8 +15,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from common.attack import round_to_8_bits, xent_loss
-from common.checkpoints import write_atomically
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.files import write_atomically
 from common.interruption import Interruption
 
 SAVE_SECONDS = 60  # between two writings of a `State`
@@ -235,8 +235,9 @@ class State:
             self._last = time.monotonic()
 
     def _unusable(self, reason):
-        reason = " ".join(str(reason).split())
-        return InputError(f"cannot go on from {self.path}: {reason}; without it all begins anew")
+        return InputError(
+            f"cannot go on from {self.path}: {one_line(reason)}; without it all begins anew"
+        )
 
 
 def digest_of(key):

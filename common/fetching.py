@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from common import app, checkpoints
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.original_checkpoints import load_original
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -200,8 +200,7 @@ def unpack(archive, directory, max_bytes):
     except (InputError, OSError):
         raise
     except Exception as error:  # a damaged archive may raise anything
-        reason = " ".join(str(error).split())
-        raise InputError(f"expected a zip file in {archive}: {reason}") from error
+        raise InputError(f"expected a zip file in {archive}: {one_line(error)}") from error
 
 
 def chosen(words, published, fetch_all, from_file):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import config as config_lib
-from common.errors import InputError
+from common.errors import InputError, one_line
 
 tf1 = tf.compat.v1
 
@@ -113,8 +113,7 @@ def save_original(challenge, model, directory, step=0):
             for file in written:
                 os.replace(file, directory / file.name)
     except (OSError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot write a checkpoint in {directory}: {reason}") from error
+        raise InputError(f"cannot write a checkpoint in {directory}: {one_line(error)}") from error
 
 
 def _steps(directory):
@@ -139,7 +138,7 @@ def _open(path):
 
 
 def _unreadable(path, reason):
-    return InputError(f"cannot read the checkpoint {path}: {' '.join(str(reason).split())}")
+    return InputError(f"cannot read the checkpoint {path}: {one_line(reason)}")
 
 
 def _build(challenge, size):

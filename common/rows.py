@@ -4,9 +4,9 @@ import json
 import pathlib
 
 from common import commands, suite
-from common.checkpoints import write_json
 from common.errors import InputError
 from common.evaluation import State, digest_of
+from common.files import check_writable, write_json
 
 
 def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, keep=True):
@@ -76,5 +76,5 @@ def make_state_dir(path, flag="--state_dir"):
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag}: cannot make {path}: {error.strerror}") from None
-    commands.check_writable(flag, path / "row")
+    check_writable(flag, path / "row")
     return path

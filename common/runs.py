@@ -4,7 +4,7 @@ import json
 import pathlib
 import time
 
-from common.checkpoints import write_json
+from common.files import write_json
 from common.provenance import provenance
 
 FILE = "runs.json"

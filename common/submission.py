@@ -7,8 +7,8 @@ import pathlib
 
 import numpy as np
 
-from common import checkpoints
 from common.errors import InputError
+from common.files import write_atomically, write_json
 
 TOLERANCE = 1e-4  # the originals', on distance and on pixel range
 _CHUNK = 500  # images checked at a time, to bound the memory
@@ -26,8 +26,8 @@ def save(path, x_adv, challenge, note):
     buffer = io.BytesIO()
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
     note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
-    checkpoints.write_atomically(path, buffer.getvalue())
-    checkpoints.write_json(_note_path(path), note)
+    write_atomically(path, buffer.getvalue())
+    write_json(_note_path(path), note)
 
 
 def load(path):

@@ -25,6 +25,7 @@ from common import config as config_lib
 from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError
+from common.files import write_atomically
 from common.interruption import Interruption
 from common.original_checkpoints import is_original
 from common.runs import Runs
@@ -374,7 +375,7 @@ def _write_config(directory, config):
     data_dir = None if config.data_dir is None else str(pathlib.Path(config.data_dir).resolve())
     # Paths in a config file are relative to it.
     config = dataclasses.replace(config, model_dir=".", data_dir=data_dir)
-    checkpoints.write_atomically(directory / "config.json", config.to_json().encode())
+    write_atomically(directory / "config.json", config.to_json().encode())
 
 
 @dataclasses.dataclass

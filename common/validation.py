@@ -9,8 +9,9 @@ import json
 import pathlib
 
 from common.attack import make_attack
-from common.checkpoints import fast_model, write_json
+from common.checkpoints import fast_model
 from common.evaluation import Evaluator, Trial
+from common.files import write_json
 
 NUM_EXAMPLES = 500
 FILE = "validation.json"

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from common import checkpoints, commands
+from common import checkpoints, commands, files
 from common.attack import PGD, Boundary, maker, split
 from common.errors import InputError
 from common.evaluation import Trial, wilson_interval
@@ -129,7 +129,7 @@ def boundary_distances(challenge, config, loaded, images, options):
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    commands.check_writable("--output", output)
+    files.check_writable("--output", output)
     if config.num_steps < 1:
         raise InputError(f"--num_steps: expected 1 or more, got {config.num_steps}")
     names = split(flag_values.attack)

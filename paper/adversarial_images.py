@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, commands
+from common import checkpoints, commands, files
 from common.attack import ATTACKS, make_attack
 from paper import challenges
 
@@ -32,7 +32,7 @@ from paper import challenges
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    commands.check_writable("--output", output)
+    files.check_writable("--output", output)
     commands.refuse_unused_settings(flag_values)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     test = test.head(flag_values.num_images)

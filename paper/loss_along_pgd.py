@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, commands
+from common import checkpoints, commands, files
 from common.attack import project, uniform_start, xent_loss
 from paper import challenges
 
@@ -61,7 +61,7 @@ def losses_along_pgd(model, x_nat, y, config, bounds):
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    commands.check_writable("--output", output)
+    files.check_writable("--output", output)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     print(test.source)
     few = test.head(flag_values.num_images)

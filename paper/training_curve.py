@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
 
-from common import cards, checkpoints, commands
+from common import cards, checkpoints, files
 from common.errors import InputError
 from common.validation import NUM_EXAMPLES
 from paper import challenges
@@ -28,7 +28,7 @@ from paper import challenges
 def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
-    commands.check_writable("--output", output)
+    files.check_writable("--output", output)
     path = checkpoints.find_model(challenge, config.model_dir) / cards.CARD
     if not path.is_file():
         raise InputError(f"--model_dir: expected a model with {cards.CARD}, got {path.parent}")

@@ -267,17 +267,6 @@ def test_restore_training_needs_a_checkpoint(tmp_path):
 # Writing.
 
 
-def test_write_atomically(tmp_path):
-    path = tmp_path / "file"
-    checkpoints.write_atomically(path, b"old")
-    checkpoints.write_atomically(path, b"new")
-    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == 0o644
-    with pytest.raises(TypeError):
-        checkpoints.write_atomically(path, "not bytes")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_three_checkpoints_are_kept(tmp_path, model):
     run = checkpoints.TrainingRun(tmp_path, model)
     assert run.latest_step() is None and run.restore() == 0
