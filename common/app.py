@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from common import config as config_lib
 from common import startup
 from common.errors import InputError, one_line
-from common.interruption import drop_output
+from common.interruption import SIGPIPE, drop_output
 
 
 def run(main, challenge, define_flags=None):
@@ -57,9 +57,6 @@ def run_words(main):
             main(argv[1:])
         except InputError as error:
             fail(error)
-        except BrokenPipeError:  # the reader of what is printed has gone, such as `head`
-            drop_output()
-            sys.exit(128 + signal.SIGPIPE)
         except KeyboardInterrupt as error:
             number = getattr(error, "number", signal.SIGINT)
             with contextlib.suppress(OSError):
@@ -67,7 +64,11 @@ def run_words(main):
             drop_output()
             sys.exit(128 + number)
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
+        drop_output()
+        sys.exit(128 + SIGPIPE)
 
 
 def fail(error):

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 
+SIGPIPE = 13  # which Windows has not
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]

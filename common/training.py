@@ -12,7 +12,6 @@ import datetime
 import json
 import math
 import pathlib
-import signal
 import sys
 import time
 
@@ -30,7 +29,7 @@ from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError, reason_of
 from common.files import Lock, keep_aside, write_atomically
-from common.interruption import Interrupted, Interruption, drop_output
+from common.interruption import SIGPIPE, Interrupted, Interruption, drop_output
 from common.original_checkpoints import is_original
 
 # A constant prediction has the loss ln 10; see `_PlateauWarning`.
@@ -239,7 +238,7 @@ def _train(
     if step < total:
         with contextlib.suppress(OSError):
             print(f"stopped after step {step}; the same command resumes there", flush=True)
-        raise Interrupted(interruption.requested or signal.SIGPIPE)
+        raise Interrupted(interruption.requested or SIGPIPE)
     checkpoints.export(result, directory / "saved_model")
     if is_heard:
         print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
