@@ -5,6 +5,8 @@ from passing for the program's own lines: it has no line breaks, no escape codes
 no end of its own.
 """
 
+import re
+
 LONGEST_LINE = 2000  # characters
 
 
@@ -44,4 +46,6 @@ def reason_of(error):
         str, never empty.
     """
     strerror = getattr(error, "strerror", None)
-    return one_line(strerror or error) or type(error).__name__
+    # TensorFlow puts the node of its graph before the reason, and the op after it.
+    reason = re.sub(r"\{\{\w+ [^}]*\}\} ?|\[Op:\w+\].*", "", one_line(strerror or error)).strip()
+    return reason or type(error).__name__
