@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from common.attack import round_to_8_bits, xent_loss
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
 from common.files import write_atomically
 from common.interruption import Interruption
 
@@ -263,6 +263,17 @@ class State:
         np.savez(buffer, key=self._key, **vars(self._found))
         write_atomically(self.path, buffer.getbuffer())
         self._last, self._is_written = time.monotonic(), True
+
+    def remove(self):
+        """Removes the file, if there is one, as its evaluation's result is written.
+
+        Raises:
+            InputError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path}: {reason_of(error)}") from error
 
     @staticmethod
     def _array(file, name, dtype, shape):
