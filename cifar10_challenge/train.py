@@ -12,9 +12,11 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-import common  # noqa: F401  first, since it quiets TensorFlow
+from common import startup
 
-# isort: split
+if __name__ == "__main__":
+    startup.begin()  # before TensorFlow is imported, which takes seconds
+
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10

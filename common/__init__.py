@@ -4,5 +4,6 @@ import os
 
 # Keras is TensorFlow's here, whatever the user has set for other work.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it.
+# TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it. What
+# it prints all the same is kept back by `common.startup`.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

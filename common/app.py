@@ -1,11 +1,15 @@
 """Runs a script: parses its flags, and turns an InputError into one line and exit code 1."""
 
+import contextlib
+import signal
 import sys
 
 from absl import app, flags, logging
 
 from common import config as config_lib
+from common import startup
 from common.errors import InputError, one_line
+from common.interruption import SIGPIPE, drop_output
 
 
 def run(main, challenge, define_flags=None):
@@ -46,17 +50,25 @@ def run_words(main):
             fail(error)
 
     def guarded(argv):
+        startup.end()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
             main(argv[1:])
         except InputError as error:
             fail(error)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signal.SIGINT)
+            with contextlib.suppress(OSError):
+                print("interrupted", file=sys.stderr)
+            drop_output()
+            sys.exit(128 + number)
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
+        drop_output()
+        sys.exit(128 + SIGPIPE)
 
 
 def fail(error):

@@ -11,10 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common import checkpoint_files
 from common import config as config_lib
 from common.attack import FastModel
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
+from common.files import plain_path
 from common.original_checkpoints import is_original, load_original
+
+NUM_KEPT = 3  # checkpoints of a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,15 @@ class LoadedModel:
         return str(path.relative_to(project) if path.is_relative_to(project) else self.path)
 
     def restore_newest(self):
-        """This training's newest checkpoint, read into the same weights."""
-        return dataclasses.replace(self, step=TrainingRun(self.path, self.model).restore())
+        """This training's newest checkpoint, read into the same weights.
+
+        Raises:
+            InputError: there is none that is whole, or it is of another network.
+        """
+        step = TrainingRun(self.path, self.model).restore()
+        if step is None:
+            raise InputError(f"--model_dir: expected a checkpoint in {self.path}, got none")
+        return dataclasses.replace(self, step=step)
 
     def digest(self):
         """sha256 of the weights: the same for a checkpoint, a SavedModel and a .keras file."""
@@ -60,7 +71,7 @@ class TrainingRun:
         directory: where checkpoint-N lie.
         model: keras.Model that is evaluated.
         optimizer: keras optimizer, or None to restore the model alone.
-        trained: keras.Model that the optimizer moves, where `model` is an average of it.
+        trained: keras.Model that the optimizer moves, if `model` is an average of it.
     """
 
     def __init__(self, directory, model, optimizer=None, trained=None):
@@ -68,56 +79,83 @@ class TrainingRun:
         parts = {name: part for name, part in parts.items() if part is not None}
         self._directory = pathlib.Path(directory)
         self._checkpoint = tf.train.Checkpoint(**parts)
-        try:
-            self._manager = tf.train.CheckpointManager(
-                self._checkpoint, str(directory), max_to_keep=3, checkpoint_name="checkpoint"
-            )
-        except ValueError as error:
-            raise self._unreadable(error) from error
+        self._parts = parts
 
     def save(self, step):
-        """Writes checkpoint-`step`, unless it is the newest already."""
-        if self.latest_step() != step:
-            self._manager.save(checkpoint_number=step)
-
-    def restore(self):
-        """Restores the newest checkpoint; returns its step, or 0 where there is none.
+        """Writes checkpoint-`step`, unless it is the newest already, and removes the fourth last.
 
         Raises:
-            InputError: it is damaged or of another network, or there are checkpoints, but not the
-                file `checkpoint` that names the newest.
+            InputError: a weight is not finite, or the checkpoint cannot be written; the ones before
+                are as they were.
         """
-        path = self._manager.latest_checkpoint
-        if path is None:
-            if any(self._directory.glob("*.index")):
-                raise self._unreadable("the file `checkpoint` names none")
-            return 0
+        if self.latest_step() == step:
+            return
+        if not all(_are_finite(part.variables) for part in self._parts.values()):
+            raise InputError(
+                f"the weights became infinite or NaN by step {step}; the newest checkpoint is from "
+                "before. What helps: smaller rates in --step_size_schedule"
+            )
+        with checkpoint_files.written(self._directory) as place:
+            self._checkpoint.write(str(place / f"checkpoint-{step}"))
+        steps = checkpoint_files.steps_in(self._directory)
+        checkpoint_files.name_newest(self._directory, steps[-NUM_KEPT:])
+        for old in steps[:-NUM_KEPT]:
+            checkpoint_files.remove(self._directory, old)
+
+    def restore(self):
+        """Restores the newest checkpoint that is whole, and prints which newer ones are not.
+
+        Returns:
+            Its step, or None if none was finished yet.
+
+        Raises:
+            InputError: none is whole, or it is of another network.
+        """
+        faults = {}
+        for step in reversed(checkpoint_files.steps_in(self._directory)):
+            fault = checkpoint_files.fault_of(self._directory, step)
+            if fault is None:
+                self._read(step)
+                self._report(faults, f"taking checkpoint-{step}")
+                return step
+            faults[step] = fault
+        # A kill can leave the first checkpoint unfinished, but no later one without one before it.
+        for step, fault in faults.items():
+            if step or fault.is_damage:
+                raise self._unreadable(fault)
+        self._report(faults, "no step was finished before it")
+        return None
+
+    def latest_step(self):
+        """The step of the newest checkpoint, whole or not, or None."""
+        return max(checkpoint_files.steps_in(self._directory), default=None)
+
+    def _read(self, step):
         try:
-            status = self._checkpoint.restore(path)
+            with plain_path(self._directory) as place:
+                status = self._checkpoint.read(str(place / f"checkpoint-{step}"))
             status.assert_existing_objects_matched()
             status.expect_partial()  # evaluation leaves the optimizer's state unread
         except AssertionError as error:  # TensorFlow's, with a list of every variable
             raise self._unreadable(
                 "expected a checkpoint of the network that its config.json describes, got another's"
             ) from error
-        except (ValueError, IndexError, tf.errors.OpError) as error:
+        except checkpoint_files.READ_ERRORS as error:
             raise self._unreadable(error) from error
-        return step_of(path)
+
+    def _report(self, faults, consequence):
+        for step, fault in faults.items():
+            print(f"note: checkpoint-{step} in {self._directory} is {fault}; {consequence}")
 
     def _unreadable(self, reason):
         return InputError(
             f"--model_dir: cannot load the checkpoint in {self._directory}: {one_line(reason)}"
         )
 
-    def latest_step(self):
-        """The step of the newest checkpoint, or None."""
-        path = self._manager.latest_checkpoint
-        return None if path is None else step_of(path)
 
-
-def step_of(path):
-    """The N of a path that ends in checkpoint-N."""
-    return int(str(path).rpartition("-")[2])
+def _are_finite(variables):
+    floats = [v for v in variables if tf.as_dtype(v.dtype).is_floating]
+    return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in floats)
 
 
 def find_model(challenge, model_dir):
@@ -161,7 +199,7 @@ def load_model(challenge, model_dir):
             return _loaded(functools.partial(model, training=False), model.weights, path, challenge)
         if (path / "saved_model.pb").is_file():
             return _from_saved_model(path, challenge)
-        is_own = (path / "checkpoint").is_file() and (path / "config.json").is_file()
+        is_own = (path / "config.json").is_file() and checkpoint_files.steps_in(path)
         if is_own or is_original(path):
             model, step = restore_training(challenge, path)
             logits = fast_model(model, challenge)
@@ -211,15 +249,16 @@ def restore_training(challenge, directory):
     directory = pathlib.Path(directory)
     if is_original(directory):
         return load_original(challenge, directory)
-    if not (directory / "checkpoint").is_file():
+    if not checkpoint_files.steps_in(directory):
         raise InputError(f"--model_dir: expected a training with a checkpoint, got {directory}")
     own = directory / "config.json"
     config = config_lib.make_config(challenge, (own, config_lib.read_json(own)))
     model = challenge.build_model(config)
-    run = TrainingRun(directory, model)
-    step = run.restore()
-    if run.latest_step() is None:
-        raise InputError(f"--model_dir: the file checkpoint in {directory} names no checkpoint")
+    step = TrainingRun(directory, model).restore()
+    if step is None:
+        raise InputError(
+            f"--model_dir: expected a training with a whole checkpoint, got {directory}"
+        )
     return model, step
 
 
@@ -260,7 +299,8 @@ def _own_network(logits, weights, challenge):
 
 
 def _from_saved_model(path, challenge):
-    loaded = tf.saved_model.load(str(path))
+    with plain_path(path) as place:
+        loaded = tf.saved_model.load(str(place))
     if "serving_default" not in loaded.signatures:
         raise InputError(f"--model_dir: expected a signature serving_default in {path}")
     signature = loaded.signatures["serving_default"]
@@ -295,9 +335,11 @@ def export(model, path):
     Args:
         model: keras.Model from images to logits.
         path: directory to write; an existing one is replaced once the new one is complete.
+
+    Raises:
+        InputError: it cannot be written; an existing one is as it was.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Keras's own export would write every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
@@ -307,9 +349,18 @@ def export(model, path):
             tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image"),
         ],
     )
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
-        tf.saved_model.save(module, str(new), signatures={"serving_default": module.serve})
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
+        ) as scratch:
+            new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
+            with plain_path(scratch) as place:
+                tf.saved_model.save(
+                    module, str(place / new.name), signatures={"serving_default": module.serve}
+                )
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(f"cannot write the SavedModel {path}: {reason_of(error)}") from error

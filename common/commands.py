@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, checks, data, submission, suite
+from common import checkpoint_files, checkpoints, checks, data, submission, suite
 from common.attack import ATTACKS, NORMS, maker, split
 from common.config import read_json
 from common.errors import InputError, one_line
@@ -540,8 +540,7 @@ def _wait_for_checkpoint(path, seen):
     """Returns once `path` has a checkpoint of another step than `seen`."""
 
     def newest():
-        name = tf.train.latest_checkpoint(str(path))
-        return None if name is None else checkpoints.step_of(name)
+        return max(checkpoint_files.steps_in(path), default=None)
 
     if newest() == seen:
         print(f"waiting for the next checkpoint in {path} ...", flush=True)

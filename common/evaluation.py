@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.attack import round_to_8_bits, xent_loss
 from common.errors import InputError, one_line, reason_of
 from common.files import write_atomically
-from common.interruption import Interruption
+from common.interruption import Interrupted, Interruption
 
 SAVE_SECONDS = 60  # between two writings of a `State`
 
@@ -374,7 +374,7 @@ class Evaluator:
 
         Raises:
             InputError: `state` is damaged, or another evaluation's.
-            KeyboardInterrupt: it was ended; `state` is up to date.
+            Interrupted: it was ended; `state` is up to date.
         """
         found = _Found.nothing(images, len(self.trials))
         if state is not None:
@@ -393,7 +393,7 @@ class Evaluator:
                 if state is not None:
                     state.keep(found, at_once=interruption.requested)
                     if interruption.requested:
-                        raise KeyboardInterrupt
+                        raise Interrupted(interruption.requested)
         return Result(
             found.natural_correct,
             found.adversarial_correct,

@@ -1,10 +1,18 @@
 """Files of every kind: read or refused in one line, and written whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import re
+import socket
 import tempfile
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 from common.errors import InputError, one_line, reason_of
 
@@ -114,6 +122,100 @@ def check_writable(name, path):
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{name}: cannot write {path}: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def plain_path(directory):
+    """A path to `directory` that TensorFlow cannot take for a pattern; valid within the context.
+
+    TensorFlow matches the paths of checkpoints and SavedModels like a shell, so that it does not
+    find `run[1]` and takes the files of `run1` for its own. Such a directory is reached by a link.
+
+    Args:
+        directory: path of a directory or file.
+
+    Yields:
+        pathlib.Path, the absolute path itself if it holds none of * ? [ ] and backslash.
+
+    Raises:
+        InputError: no link can be made.
+    """
+    directory = pathlib.Path(os.path.abspath(directory))
+    if not _PATTERN.search(str(directory)):
+        yield directory
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="link."))
+            link = pathlib.Path(scratch) / "link"
+            link.symlink_to(directory)
+        except OSError as error:
+            reason = reason_of(error)
+            raise InputError(f"cannot make a link to {directory}: {reason}") from error
+        if _PATTERN.search(scratch):
+            raise InputError(
+                f"TMPDIR: expected a path without * ? [ ] and backslash, got {scratch}"
+            )
+        yield link
+
+
+class Lock:
+    """Keeps a directory for one process; any end of the process releases it.
+
+    Args:
+        directory: path of the directory, which is made if need be.
+        what: what the directory is to the user, for the message.
+
+    Raises:
+        InputError: on entering, another process holds the lock, or the directory cannot be
+            written.
+    """
+
+    NAME = ".lock"
+
+    def __init__(self, directory, what):
+        self._directory = pathlib.Path(directory)
+        self._what = what
+
+    def __enter__(self):
+        path = self._directory / self.NAME
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+")
+        except OSError as error:
+            raise InputError(
+                f"{self._what}: cannot write {self._directory}: {reason_of(error)}"
+            ) from None
+        if fcntl is None:
+            return self
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = one_line(self._file.read(200)) or "another process"
+            self._file.close()
+            raise InputError(
+                f"{self._what}: expected a directory that is not in use, got {self._directory}, "
+                f"which {holder} writes to"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(
+                f"note: no lock on {self._directory} ({reason_of(error)}); start nothing else in it"
+            )
+        with contextlib.suppress(OSError):  # the words are for people; a full disk may refuse them
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+_PATTERN = re.compile(r"[*?\[\]\\]")
 
 
 def _finite(values):

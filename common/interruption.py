@@ -1,22 +1,54 @@
-"""Ctrl-C and SIGTERM as a request that long work heeds where it can go on later."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request that long work heeds at a point where it can resume."""
 
+import os
 import signal
+import sys
+import threading
+
+SIGPIPE = 13  # which Windows has not
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work was ended by a signal, and what it had done is kept.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number=signal.SIGINT):
+        super().__init__(number)
+        self.number = int(number)
 
 
 class Interruption:
-    """Within it Ctrl-C and SIGTERM only set `requested`; a second one acts as ever."""
+    """While it is entered, the first of `SIGNALS` only sets `requested`; a second one acts as ever.
+
+    A signal that the process ignores stays ignored, such as SIGHUP under nohup. Outside the main
+    thread, in which alone Python handles signals, nothing is ever requested.
+
+    Attributes:
+        requested: None, or the number of the signal that came.
+    """
 
     def __init__(self):
-        self.requested = False
+        self.requested = None
+        self._before = {}
 
     def __enter__(self):
-        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._before:
-            signal.signal(number, self._request)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                # Shells start background jobs with SIGINT ignored, and a training heeds it there.
+                if handler is not None and (handler != signal.SIG_IGN or number == signal.SIGINT):
+                    self._before[number] = handler
+                    signal.signal(number, self._request)
         return self
 
     def _request(self, number, frame):
-        self.requested = True
+        self.requested = number
         self._restore()
 
     def _restore(self):
@@ -25,3 +57,17 @@ class Interruption:
 
     def __exit__(self, *error):
         self._restore()
+
+
+def drop_output():
+    """Sends what is printed from now on nowhere, once the reader of a pipe is gone.
+
+    Python flushes its streams as it ends, and would fail on a closed one again.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

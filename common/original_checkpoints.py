@@ -4,36 +4,30 @@ Its Saver wrote checkpoint-N.index and checkpoint-N.data-*; the file `checkpoint
 newest, the graph in .meta and config.json lie beside them, and none of these is needed to read one.
 """
 
+import contextlib
 import os
 import pathlib
-import re
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
 from common import config as config_lib
-from common.errors import InputError, one_line
+from common.checkpoint_files import reader, steps_in, written
+from common.errors import InputError
 
 tf1 = tf.compat.v1
 
 # Left to the optimizers, beside their slots: those are named for a variable, as `Variable/Adam`.
 OPTIMIZER_NAMES = frozenset({"global_step", "beta1_power", "beta2_power"})
-# What TensorFlow raises for a damaged file.
-READ_ERRORS = (ValueError, IndexError, tf.errors.OpError)
 
 
 def is_original(directory):
-    """Whether the newest checkpoint in `directory`, if there is one, is of TensorFlow 1's Saver.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    steps = _steps(directory)
-    if not steps:
-        return False
-    reader = _open(_path(directory, steps[-1]))
-    return not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    """Whether the newest checkpoint in `directory` that can be read is of TensorFlow 1's Saver."""
+    for step in reversed(steps_in(directory)):
+        # One whose writing was cut off tells nothing.
+        with contextlib.suppress(InputError), reader(directory, step) as checkpoint:
+            return not checkpoint.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    return False
 
 
 def load_original(challenge, directory, step=None):
@@ -53,7 +47,7 @@ def load_original(challenge, directory, step=None):
         InputError: there is no such checkpoint, it is damaged, or it is not one of this network;
             the message lists every variable that is missing, left over or of another shape.
     """
-    steps = _steps(directory)
+    steps = steps_in(directory)
     if not steps:
         raise InputError(
             f"expected a TensorFlow 1 checkpoint (checkpoint-N.index and checkpoint-N.data-*) in "
@@ -65,16 +59,14 @@ def load_original(challenge, directory, step=None):
         raise InputError(
             f"expected the number of a checkpoint in {directory}: {numbers}; got {step}"
         )
-    path = _path(directory, step)
-    reader = _open(path)
-    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-    model = _network_of(challenge, shapes)
-    names = challenge.original_names(model)
-    _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model))))
-    try:
-        model.set_weights([reader.get_tensor(name) for name in names])
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
+    with reader(directory, step) as checkpoint:
+        shapes = checkpoint.get_variable_to_shape_map()
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        model = _network_of(challenge, shapes)
+        names = challenge.original_names(model)
+        path = pathlib.Path(directory) / f"checkpoint-{step}"
+        _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model))))
+        model.set_weights([checkpoint.get_tensor(name) for name in names])
     return model, step
 
 
@@ -104,41 +96,8 @@ def save_original(challenge, model, directory, step=0):
         raise InputError(f"expected a directory without checkpoints, got {directory}")
     values = dict(zip(challenge.original_names(model), map(np.asarray, model.weights)))
     values["global_step"] = np.int64(step)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".checkpoint.") as scratch:
-            _save(values, scratch, step)
-            # The index makes a checkpoint of its data, and `checkpoint` makes it the newest.
-            written = sorted(pathlib.Path(scratch).iterdir(), key=_order_of_writing)
-            for file in written:
-                os.replace(file, directory / file.name)
-    except (OSError, tf.errors.OpError) as error:
-        raise InputError(f"cannot write a checkpoint in {directory}: {one_line(error)}") from error
-
-
-def _steps(directory):
-    """The numbers of the checkpoints in `directory`, rising.
-
-    `checkpoint` would name the newest one, but often where it lay on the machine that wrote it.
-    """
-    names = [path.name for path in pathlib.Path(directory).glob("checkpoint-*.index")]
-    matches = [re.fullmatch(r"checkpoint-(\d+)\.index", name) for name in names]
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def _path(directory, step):
-    return pathlib.Path(directory) / f"checkpoint-{step}"
-
-
-def _open(path):
-    try:
-        return tf.train.load_checkpoint(str(path))
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path, reason):
-    return InputError(f"cannot read the checkpoint {path}: {one_line(reason)}")
+    with written(directory) as place:
+        _save(values, place, step)
 
 
 def _build(challenge, size):
@@ -193,7 +152,3 @@ def _save(values, directory, step):
         )
         saver = tf1.train.Saver(variables, save_relative_paths=True)
         saver.save(session, os.path.join(directory, "checkpoint"), step, write_meta_graph=False)
-
-
-def _order_of_writing(file):
-    return (file.name == "checkpoint", file.suffix == ".index")

@@ -1,13 +1,15 @@
 """runs.json of a training directory: what each start of the training ran on, and for how long."""
 
-import json
 import pathlib
 import time
 
+from common import records
+from common.errors import one_line
 from common.files import write_json
 from common.provenance import provenance
 
 FILE = "runs.json"
+NUMBERS = ("seconds",)
 
 
 class Runs:
@@ -15,22 +17,23 @@ class Runs:
 
     The file holds a list of {"command", "commit", "hardware", "versions", "data",
     "first_step", "last_step", "seconds"}; steps and time are as of the run's newest checkpoint.
+    A damaged file is kept aside, and the list begins anew.
 
     Args:
-        directory: of the training.
-        step: that the run begins with.
+        directory: the training's directory.
+        step: the step that the run begins with.
         data: name of the images that are trained on.
     """
 
     def __init__(self, directory, step, data):
         self._path = pathlib.Path(directory) / FILE
-        self._runs = read(directory)
-        before = self._runs[-1]["versions"] if self._runs else None
+        self._runs = records.read_or_keep_aside(self._path, NUMBERS)
+        before = self._runs[-1].get("versions") if self._runs else None
         self._earlier = sum(run["seconds"] for run in self._runs)
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
         if before not in (None, self._runs[-1]["versions"]):
-            print(f"note: this training began with other versions, {before}")
+            print(f"note: this training began with other versions, {one_line(before)}")
         self.update(step)
 
     def update(self, step):
@@ -45,8 +48,9 @@ class Runs:
 
 
 def read(directory):
-    """The entries of a training directory's runs.json; none where there is no such file."""
-    try:
-        return json.loads((pathlib.Path(directory) / FILE).read_text())
-    except (OSError, ValueError):
-        return []
+    """The entries of a training directory's runs.json; none if there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return records.read(pathlib.Path(directory) / FILE, NUMBERS)

@@ -6,6 +6,7 @@ config and its number, so that a resumed run goes on exactly as if it had not st
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -20,16 +21,16 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-from common import app, checkpoints
+from common import app, checkpoint_files, checkpoints
 from common import config as config_lib
+from common import runs as runs_lib
+from common import validation as validation_lib
 from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
-from common.errors import InputError
-from common.files import write_atomically
-from common.interruption import Interruption
+from common.errors import InputError, reason_of
+from common.files import Lock, keep_aside, write_atomically
+from common.interruption import SIGPIPE, Interrupted, Interruption, drop_output
 from common.original_checkpoints import is_original
-from common.runs import Runs
-from common.validation import Validation
 
 # A constant prediction has the loss ln 10; see `_PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
@@ -98,9 +99,9 @@ def train(
 
     Writes there: config.json, runs.json (see `Runs`), checkpoint-N every `num_checkpoint_steps`,
     validation.json every `num_validation_steps` (see `Validation`), TensorBoard summaries, and at
-    the end saved_model/. Ctrl-C or SIGTERM ends it after the current step, with a checkpoint. What
-    it prints of a batch is from before its step: adversarial numbers in training mode, the natural
-    accuracy in inference mode.
+    the end saved_model/. A signal (see `Interruption`), or a closed output, ends it after the
+    current step, with a checkpoint. What it prints of a batch is from before its step: adversarial
+    numbers in training mode, the natural accuracy in inference mode.
 
     Args:
         config: the challenge's config.
@@ -115,14 +116,46 @@ def train(
         validation_images: a `common.data.Split` to watch the training on, or None.
 
     Returns:
-        The challenge's keras.Model, with the weights that the training ended with, averaged where
+        The challenge's keras.Model, with the weights that the training ended with, averaged if
         `average_decay` says so.
 
     Raises:
-        InputError: `model_dir` holds another training or a model; a setting is out of range.
+        InputError: `model_dir` holds another training or a model, is in use by another process or
+            cannot be written; a setting is out of range; a loss or weight is not finite.
+        Interrupted: the training was ended before its last step; the same call resumes it.
     """
     directory = pathlib.Path(config.model_dir)
     _check_directory(directory, config, challenge)
+    with Lock(directory, "--model_dir"):
+        # Another process may have begun a training in between.
+        _check_directory(directory, config, challenge)
+        return _train(
+            config,
+            challenge,
+            images,
+            directory,
+            optimizer,
+            reduce_loss,
+            model,
+            augment,
+            batch_statistics,
+            validation_images,
+        )
+
+
+def _train(
+    config,
+    challenge,
+    images,
+    directory,
+    optimizer,
+    reduce_loss,
+    model,
+    augment,
+    batch_statistics,
+    validation_images,
+):
+    """`train` in a directory that is checked and locked."""
     result = challenge.build_model(config)
     averaged = result if config.average_decay or model is not None else None
     model = model or (challenge.build_model(config) if averaged else result)
@@ -132,7 +165,8 @@ def train(
         lambda x, y: _accuracy(model(x, training=False), y), reduce_retracing=True
     )
     run = checkpoints.TrainingRun(directory, result, optimizer, model if averaged else None)
-    step, total = run.restore(), config.max_num_training_steps
+    step, total = run.restore() or 0, config.max_num_training_steps
+    checkpoint_files.tidy(directory)
     batches = training_batches(
         images.images,
         images.labels,
@@ -144,58 +178,70 @@ def train(
         augment=augment,
     )
     _write_config(directory, config)
-    runs = Runs(directory, step, images.name)
+    runs = runs_lib.Runs(directory, step, images.name)
     validation = None
     if config.num_validation_steps and validation_images is not None:
-        validation = Validation(config, challenge, result, validation_images, directory)
+        validation = validation_lib.Validation(
+            config, challenge, result, validation_images, directory
+        )
     if step:
         print(f"resuming at step {step} of {total}")
     summaries = tf.summary.create_file_writer(str(directory))
     kind = "nat" if config.adversary == "none" else "adv"
     plateau = _PlateauWarning()
     clock = _Clock(config.training_batch_size)
-    xent = 0.0
-    with Interruption() as interruption, tqdm(total=total, initial=step, unit="step") as progress:
-        for x_nat, y in batches:
-            if step % config.num_checkpoint_steps == 0:
-                _check_finite(xent, step)
-                run.save(step)
-                runs.update(step)
-            is_output, is_summary = (
-                step % every == 0 for every in (config.num_output_steps, config.num_summary_steps)
-            )
-            x_adv = perturb(x_nat, y, step)
-            natural = natural_accuracy(x_nat, y) if is_output else None
-            xent, accuracy = update(x_adv, y)
-            plateau.watch(xent, progress)
-            if is_output or is_summary:
-                _check_finite(xent, step)  # waits for the device
-                clock.pause()
-                numbers = {"accuracy": float(accuracy), "xent": float(xent)}
-                if is_output:
-                    _print_output(progress, step, float(natural), numbers, kind, clock)
-                if is_summary:
-                    _write_summary(summaries, step, numbers, kind, x_adv, challenge.bounds)
-                clock.start()
-            step += 1
-            clock.count += 1
-            progress.update()
-            if validation is not None and step % config.num_validation_steps == 0:
-                _check_finite(xent, step)
-                clock.pause()
-                progress.write(validation.run(step, runs.seconds), file=sys.stdout)
-                sys.stdout.flush()
-                clock.start()
-            if interruption.requested:
-                break
-    _check_finite(xent, step)
-    run.save(step)
-    runs.update(step)
+    xent, is_heard = 0.0, True
+    with Interruption() as interruption:
+        try:
+            with tqdm(total=total, initial=step, unit="step") as progress:
+                for x_nat, y in batches:
+                    if step % config.num_checkpoint_steps == 0:
+                        _check_finite(xent, step)
+                        run.save(step)
+                        runs.update(step)
+                    is_output, is_summary = (
+                        step % every == 0
+                        for every in (config.num_output_steps, config.num_summary_steps)
+                    )
+                    x_adv = perturb(x_nat, y, step)
+                    natural = natural_accuracy(x_nat, y) if is_output else None
+                    xent, accuracy = update(x_adv, y)
+                    step += 1
+                    plateau.watch(xent, progress)
+                    if is_output or is_summary:
+                        _check_finite(xent, step - 1)  # waits for the device
+                        clock.pause()
+                        numbers = {"accuracy": float(accuracy), "xent": float(xent)}
+                        if is_output:
+                            _print_output(progress, step - 1, float(natural), numbers, kind, clock)
+                        if is_summary:
+                            _write_summary(
+                                summaries, step - 1, numbers, kind, x_adv, challenge.bounds
+                            )
+                        clock.start()
+                    clock.count += 1
+                    progress.update()
+                    if validation is not None and step % config.num_validation_steps == 0:
+                        _check_finite(xent, step)
+                        clock.pause()
+                        progress.write(validation.run(step, runs.seconds), file=sys.stdout)
+                        sys.stdout.flush()
+                        clock.start()
+                    if interruption.requested:
+                        break
+        except OSError:  # of printing: the reader of a pipe or the terminal is gone
+            is_heard = False
+            drop_output()
+        _check_finite(xent, step)
+        run.save(step)
+        runs.update(step)
     if step < total:
-        print(f"stopped after step {step}; the same command goes on from there")
-        return result
+        with contextlib.suppress(OSError):
+            print(f"stopped after step {step}; the same command resumes there", flush=True)
+        raise Interrupted(interruption.requested or SIGPIPE)
     checkpoints.export(result, directory / "saved_model")
-    print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
+    if is_heard:
+        print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
     return result
 
 
@@ -336,46 +382,67 @@ def _write_summary(writer, step, numbers, kind, x, bounds):
 
 def _check_directory(directory, config, challenge):
     """Refuses a `model_dir` that holds anything but a training with these settings."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--model_dir: expected a directory, got the file {directory}")
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"--model_dir: expected a directory, got the file {directory}")
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    except OSError as error:
+        raise InputError(f"--model_dir: cannot read {directory}: {reason_of(error)}") from None
     if is_original(directory):
         raise InputError(
             f"--model_dir: expected a new directory or one of a training, got {directory}, which "
-            "holds a TensorFlow 1 checkpoint: eval.py takes it, but no training can go on from it"
+            "holds a TensorFlow 1 checkpoint: eval.py takes it, but no training can resume from it"
         )
-    if any(directory.glob("checkpoint-*.index")) and (directory / "config.json").exists():
-        # A setting that came later had the value that config.json has now.
-        own = challenge.directory / "config.json"
-        old = {**config_lib.read_json(own), **config_lib.read_json(directory / "config.json")}
-        differing = [
-            f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
-            for name, value in json.loads(config.to_json()).items()
-            if name not in config_lib.NOT_OF_TRAINING and old.get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"--model_dir: expected a training with the same settings in {directory}, "
-                f"got other {', '.join(differing)}; give another directory"
-            )
-    elif directory.exists():
-        # What a training that ended before its first checkpoint, or `eval.py --watch`, may leave.
-        others = {path.name for path in directory.iterdir()} - {*_RECORDS, "eval"}
-        if any(not name.startswith("events.out.tfevents.") for name in others):
-            raise InputError(
-                f"--model_dir: expected a new directory or one of a training, got {directory}, "
-                "which holds other files"
-            )
+    is_training = "config.json" in names and bool(checkpoint_files.steps_in(directory))
+    others = [name for name in names if not is_training and not _is_of_training(name, names)]
+    if others:
+        raise InputError(
+            f"--model_dir: expected a new directory or one of a training, got {directory}, "
+            f"which holds other files, such as {min(others)}"
+        )
+    if not is_training:
+        return
+    try:
+        old = config_lib.read_json(directory / "config.json")
+    except InputError:  # it is kept aside when the new one is written
+        return
+    # A setting that came later had the value that config.json has now.
+    old = {**config_lib.read_json(challenge.directory / "config.json"), **old}
+    differing = [
+        f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
+        for name, value in json.loads(config.to_json()).items()
+        if name not in config_lib.NOT_OF_TRAINING and old.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            f"--model_dir: expected a training with the same settings in {directory}, "
+            f"got other {', '.join(differing)}; give another directory"
+        )
 
 
-_RECORDS = ("config.json", "runs.json")
+def _is_of_training(name, names):
+    """Whether a training that ended before its first checkpoint, or `eval.py --watch`, left it."""
+    return (
+        name in (Lock.NAME, "eval", "config.json", runs_lib.FILE, validation_lib.FILE)
+        or name.startswith("events.out.tfevents.")
+        or checkpoint_files.is_left_over(name)
+        # Without its settings a checkpoint tells nothing of its training.
+        or ("config.json" in names and checkpoint_files.is_of_checkpoint(name))
+    )
 
 
 def _write_config(directory, config):
-    directory.mkdir(parents=True, exist_ok=True)
     data_dir = None if config.data_dir is None else str(pathlib.Path(config.data_dir).resolve())
     # Paths in a config file are relative to it.
     config = dataclasses.replace(config, model_dir=".", data_dir=data_dir)
-    write_atomically(directory / "config.json", config.to_json().encode())
+    path = directory / "config.json"
+    if path.exists():
+        try:
+            config_lib.read_json(path)
+        except InputError as error:
+            aside = keep_aside(path).name
+            print(f"note: {error}; it is kept as {aside}, and this command's settings count")
+    write_atomically(path, config.to_json().encode())
 
 
 @dataclasses.dataclass

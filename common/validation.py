@@ -5,9 +5,9 @@ leaking, sudden collapse); an attack of many small steps shows it.
 """
 
 import dataclasses
-import json
 import pathlib
 
+from common import records
 from common.attack import make_attack
 from common.checkpoints import fast_model
 from common.evaluation import Evaluator, Trial
@@ -15,6 +15,7 @@ from common.files import write_json
 
 NUM_EXAMPLES = 500
 FILE = "validation.json"
+NUMBERS = ("step", "seconds", "natural_accuracy", "adversarial_accuracy")
 
 
 class Validation:
@@ -22,6 +23,7 @@ class Validation:
 
     That file holds a list of {"step", "seconds", "natural_accuracy", "adversarial_accuracy"}, in
     percent, under the attack `challenge.validation_preset`; seconds are the training's so far.
+    A damaged file is kept aside, and the list begins anew.
 
     Args:
         config: the challenge's config.
@@ -45,6 +47,7 @@ class Validation:
             show_progress=False,
         )
         self._path = pathlib.Path(directory) / FILE
+        self._entries = records.read_or_keep_aside(self._path, NUMBERS)
 
     def run(self, step, seconds):
         """Evaluates the network as it is after `step` steps, and writes that down.
@@ -64,8 +67,8 @@ class Validation:
             "adversarial_accuracy": summary["adversarial_accuracy"],
         }
         # A training that was killed goes on from before its last entries.
-        entries = [entry for entry in read(self._path.parent) if entry["step"] < step] + [entry]
-        write_json(self._path, entries)
+        self._entries = [entry for entry in self._entries if entry["step"] < step] + [entry]
+        write_json(self._path, self._entries)
         return (
             f"    validation after {step} steps: natural {entry['natural_accuracy']:.2f}%, "
             f"{self._attack_name} {entry['adversarial_accuracy']:.2f}%"
@@ -73,8 +76,9 @@ class Validation:
 
 
 def read(directory):
-    """The entries of a training directory's validation.json; none where there is no such file."""
-    try:
-        return json.loads((pathlib.Path(directory) / FILE).read_text())
-    except OSError:
-        return []
+    """The entries of a training directory's validation.json; none if there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return records.read(pathlib.Path(directory) / FILE, NUMBERS)

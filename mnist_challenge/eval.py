@@ -11,6 +11,11 @@ import sys
 if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before TensorFlow is imported, which takes seconds
+
 from common import app, commands
 from mnist_challenge.challenge import MNIST
 

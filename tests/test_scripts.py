@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -74,8 +75,8 @@ def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
             break
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "the same command goes on from there" in out
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command resumes there" in out
     stopped = int(tf.train.latest_checkpoint(str(tmp_path / "parts")).rpartition("-")[2])
     assert stopped > 10
     end = f"--max_num_training_steps={stopped + 3}"
@@ -86,6 +87,35 @@ def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
     assert whole.keys() == parts.keys()
     for name, array in whole.items():
         np.testing.assert_array_equal(array, parts[name], err_msg=name)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_training_whose_terminal_or_reader_is_gone_leaves_a_checkpoint(tmp_path, tfds_dir):
+    script = ROOT / "mnist_challenge" / "train.py"
+    settings = (*MNIST_TINY, "--num_output_steps=5")
+    ended = {}
+    for name in ("hung up", "closed"):
+        process = start(script, f"--model_dir={name}", *settings, cwd=tmp_path, data_dir=tfds_dir)
+        for line in process.stdout:
+            if line.startswith("Step 10:"):
+                break
+        if name == "hung up":
+            process.send_signal(signal.SIGHUP)
+        process.stdout.close()
+        err = process.stderr.read()
+        ended[name] = process.wait(timeout=60)
+        assert "Traceback" not in err and "Error" not in err, err
+        newest = tf.train.latest_checkpoint(str(tmp_path / name))
+        assert int(newest.rpartition("-")[2]) > 10
+    assert ended == {"hung up": 128 + signal.SIGHUP, "closed": 128 + signal.SIGPIPE}
+
+
+def test_ctrl_c_during_start_up_is_one_line(tmp_path):
+    process = start(ROOT / "cifar10_challenge" / "eval.py", cwd=tmp_path)
+    time.sleep(1.0)  # imports of TensorFlow and Keras take three times that
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
 def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):

@@ -269,8 +269,8 @@ def test_restore_training_needs_a_checkpoint(tmp_path):
 
 def test_three_checkpoints_are_kept(tmp_path, model):
     run = checkpoints.TrainingRun(tmp_path, model)
-    assert run.latest_step() is None and run.restore() == 0
+    assert run.latest_step() is None and run.restore() is None
     for step in (1, 2, 3, 4, 4):
         run.save(step)
     assert run.latest_step() == run.restore() == 4
-    assert sorted(checkpoints.step_of(p.stem) for p in tmp_path.glob("*.index")) == [2, 3, 4]
+    assert sorted(int(p.stem.rpartition("-")[2]) for p in tmp_path.glob("*.index")) == [2, 3, 4]

@@ -152,14 +152,15 @@ def test_a_training_that_ended_before_its_first_checkpoint_does_not_block(tmp_pa
     run(MNIST, tmp_path / "new", scale=1, max_num_training_steps=1)
 
 
-def test_damaged_checkpoints_are_refused_and_kept(tmp_path):
+def test_a_training_of_damaged_checkpoints_alone_is_refused_and_kept(tmp_path):
     run(MNIST, tmp_path, scale=1, max_num_training_steps=1)
-    data_file = tmp_path / "checkpoint-1.data-00000-of-00001"
-    data_file.write_bytes(data_file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot load the checkpoint in"):
+    for step in (0, 1):
+        data_file = tmp_path / f"checkpoint-{step}.data-00000-of-00001"
+        data_file.write_bytes(data_file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot load the checkpoint in .*damaged"):
         run(MNIST, tmp_path, scale=1)
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(InputError, match="the file `checkpoint` names none"):
+    with pytest.raises(InputError, match="cannot load the checkpoint in .*damaged"):
         run(MNIST, tmp_path, scale=1)
     assert (tmp_path / "checkpoint-1.index").exists()
 

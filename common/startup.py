@@ -1,0 +1,90 @@
+"""What a script does before and while it imports TensorFlow, which takes seconds.
+
+Scripts import this module first and call `begin`; `common.app` calls `end`. In between Ctrl-C is
+one line, and TensorFlow's C++ code, which announces itself whatever TF_CPP_MIN_LOG_LEVEL says, is
+heard only if it tells of an error. TF_CPP_MIN_LOG_LEVEL=0 shows all.
+"""
+
+import atexit
+import os
+import re
+import signal
+import sys
+import tempfile
+
+_ERROR = re.compile(r"[EF]\d{4} \d\d:\d\d:\d\d")  # how a message of severity ERROR or FATAL begins
+_ANY = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl")
+_hearing = None
+
+
+def begin():
+    """Makes Ctrl-C one line and exit code 130, and keeps TensorFlow's messages back, until `end`."""
+    global _hearing
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_in_one_line)
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0" and _hearing is None:
+        _hearing = _Hearing()
+        atexit.register(_hearing.end)
+
+
+def end():
+    """Has TensorFlow look for devices, prints the errors it told, and undoes `begin`."""
+    if _hearing is not None:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        _hearing.end()
+    if signal.getsignal(signal.SIGINT) is _end_in_one_line:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def errors_in(text, has_nvidia_device):
+    """The lines of TensorFlow's log that tell of an error, as text.
+
+    Args:
+        text: what it wrote to stderr.
+        has_nvidia_device: whether the machine has one; otherwise CUDA's errors say no more.
+    """
+    lines, is_error = [], True
+    for line in text.splitlines(keepends=True):
+        if _ANY.match(line):  # and not a further line of the message before
+            is_error = bool(_ERROR.match(line)) and (has_nvidia_device or "cuda" not in line)
+        if is_error:
+            lines.append(line)
+    return "".join(lines)
+
+
+class _Hearing:
+    """Keeps what C++ code writes to stderr; Python's own sys.stderr stays the true one."""
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  `end` closes it
+        self._true = os.dup(2)
+        self._before = sys.stderr
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        os.dup2(self._file.fileno(), 2)
+
+    def end(self):
+        if self._file.closed:
+            return
+        os.dup2(self._true, 2)
+        sys.stderr.flush()
+        sys.stderr = self._before
+        self._file.seek(0)
+        text = self._file.read().decode(errors="replace")
+        self._file.close()
+        sys.stderr.write(errors_in(text, os.path.exists("/dev/nvidiactl")))
+
+    def write(self, data):
+        os.write(self._true, data)
+
+
+def _end_in_one_line(number, frame):
+    # An exception would surface wherever the import happens to be, in C++ too.
+    line = b"interrupted\n"
+    if _hearing is None:
+        os.write(2, line)
+    else:
+        _hearing.write(line)
+    os._exit(128 + number)
