@@ -14,7 +14,7 @@ from absl import flags
 from common import checkpoint_files, checkpoints, checks, data, submission, suite
 from common.attack import ATTACKS, NORMS, maker, split
 from common.config import read_json
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.evaluation import Evaluator, State, digest_of
 from common.files import check_writable, write_atomically, write_json
 from common.original_checkpoints import is_original
@@ -137,7 +137,7 @@ def _check_eval_flags(flag_values):
     if flag_values.output_json:
         check_writable("--output_json", flag_values.output_json)
     if flag_values["store_adv_path"].present:
-        check_writable("--store_adv_path", flag_values.store_adv_path)
+        submission.check_writable("--store_adv_path", flag_values.store_adv_path)
     name = flag_values.suite
     if name is not None:
         if name not in suite.SUITES:
@@ -193,21 +193,26 @@ def refuse_attack_settings(flag_values, reason, allowed=()):
 def pgd_attack(challenge, config, flag_values):
     """pgd_attack.py: writes adversarial examples for every test image to an attack file.
 
+    Ctrl-C ends it after the batch in hand, and the same command resumes there. What it has found
+    is beside the attack file until that is written.
+
     Raises:
         InputError: as `evaluate`; nothing is written then.
     """
     target = config.store_adv_path
-    check_writable("--store_adv_path", target)
+    submission.check_writable("--store_adv_path", target)
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
     trial = _make_trial(challenge, config, flag_values, loaded.logits)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
-    result = evaluator.run(images.images, images.labels)
+    state = _state(pathlib.Path(target).parent, _key_of_one(config, loaded, images, trial))
+    result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
     _store(target, result, challenge, note)
+    state.remove()
 
 
 def _store(target, result, challenge, note):
@@ -271,8 +276,10 @@ def score(challenge, config, path):
     note = submission.load_note(path)
     made_on = "source" if "source_digest" in note else "model"
     if note.get(f"{made_on}_digest", loaded.digest()) != loaded.digest():
+        name = note.get(made_on)
+        name = one_line(name) if isinstance(name, str) else "which its note does not name"
         print(
-            f"note: these examples were made on another model, {note.get(made_on)}: "
+            f"note: these examples were made on another model, {name}: "
             "the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
@@ -333,16 +340,23 @@ def key_of(config, loaded, images, trials, source=None):
 def run_with_state(evaluator, images, state, name, report=None):
     """`Evaluator.run`, which goes on from a `State` and says so; `name` is for people.
 
+    All that was found is in the state then, for the caller to remove once a result is written.
+
     Raises:
         KeyboardInterrupt: it was ended.
     """
     if state.path.exists():
         print(f"{name}: going on with {state.path}", flush=True)
     try:
-        return evaluator.run(images.images, images.labels, state, report)
+        result = evaluator.run(images.images, images.labels, state, report)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from there, with {state.path}", flush=True)
         raise
+    try:
+        state.keep_last()
+    except InputError as error:  # the result can be shown all the same
+        print(f"note: {error}", file=sys.stderr, flush=True)
+    return result
 
 
 def _state_dir(flag_values):
@@ -354,6 +368,11 @@ def _state_dir(flag_values):
 
 def _state(state_dir, key):
     return State(state_dir / f"evaluation-{digest_of(key)}.npz", key)
+
+
+def _key_of_one(config, loaded, images, trial, source=None):
+    """The key of the `State` of one attack."""
+    return {**key_of(config, loaded, images, [trial], source), "attack": trial.settings()}
 
 
 def _print_model(loaded, source=None):
@@ -374,8 +393,7 @@ def _evaluate_once(
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
     else:
-        key = {**key_of(config, loaded, images, [trial], source), "attack": trial.settings()}
-        state = _state(state_dir, key)
+        state = _state(state_dir, _key_of_one(config, loaded, images, trial, source))
         result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     (done,) = result.trials
@@ -467,7 +485,7 @@ def _write(flag_values, challenge, result, record, state):
     if flag_values["store_adv_path"].present:
         _store(flag_values.store_adv_path, result, challenge, record)
     if state is not None:
-        state.path.unlink(missing_ok=True)
+        state.remove()
 
 
 def record_of(config, loaded, images, source=None):

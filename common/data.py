@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -22,10 +23,14 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from common.errors import InputError
+from common import plain_pickle
+from common.errors import InputError, one_line, reason_of
+from common.files import read_json
 
 _SAMPLES = pathlib.Path(__file__).parent / "samples"
+_FEATURES = "tensorflow_datasets.core.features."
 _NETWORK_TIMEOUT = 5.0  # seconds
+_LARGEST_BATCH = 1 << 27  # bytes; the originals' pickles have 31 million, in Python 3's words 47
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,31 +262,33 @@ def _check_split(split, known):
 
 def _load(dataset, part, split, data_dir, allow_sample):
     """Loads `part` ("train" or "test") from the first source at hand, or the sample."""
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(root).expanduser()
-    if data_dir and not root.is_dir():
+    root = _root(data_dir)
+    if data_dir and not (root and os.path.isdir(root)):
         raise InputError(
             f"expected data_dir to be an existing directory, got {str(data_dir)!r}; "
             f"create it to have {dataset.title} downloaded into it"
         )
 
-    prepared = root / dataset.tfds_name
-    if (prepared / "dataset_info.json").exists():
-        return _from_tfds(dataset, part, prepared)
-    for folder in [base / name for base in (root, pathlib.Path.cwd()) for name in dataset.folders]:
+    places = _working_directory() if root is None else [root, *_working_directory()]
+    if root is not None and _is_there(root / dataset.tfds_name / "dataset_info.json"):
+        return _from_tfds(dataset, part, root / dataset.tfds_name)
+    for folder in [base / name for base in places for name in dataset.folders]:
         paths = [folder / name for name in dataset.file_names[part]]
-        if all(path.is_file() for path in paths):
+        if all(map(_is_there, paths)):
             images, labels = dataset.read_files(paths, dataset, part)
             return _checked(dataset, part, images, labels, f"the original files in {folder}")
 
-    reason = f"no {dataset.title} in {root}"
-    if not _reachable(dataset.url):
-        reason += " and no network"
+    if root is None:
+        reason = f"no {dataset.title}, as the home directory is not known"
     else:
-        failure = _download(dataset, root)
-        if failure is None:
-            return _from_tfds(dataset, part, prepared)
-        reason += f" and the download failed ({failure})"
+        reason = f"no {dataset.title} in {root}"
+        if not _reachable(dataset.url):
+            reason += " and no network"
+        else:
+            failure = _unwritable(root) or _download(dataset, root)
+            if failure is None:
+                return _from_tfds(dataset, part, root / dataset.tfds_name)
+            reason += f" and the download failed ({failure})"
 
     if allow_sample and split == "test":
         return _from_sample(dataset, reason)
@@ -290,6 +297,45 @@ def _load(dataset, part, split, data_dir, allow_sample):
         f"{dataset.file_names[part][0]} there and in the working directory; "
         "give the place with --data_dir or TFDS_DATA_DIR"
     )
+
+
+def _root(data_dir):
+    """Where data are looked for first; None if that is below a home directory not known."""
+    try:
+        root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        return pathlib.Path(root).expanduser()
+    except RuntimeError:  # pathlib's, of a user who has none
+        return None
+
+
+def _working_directory():
+    """The working directory in a list; none if it was deleted."""
+    try:
+        return [pathlib.Path.cwd()]
+    except OSError:
+        return []
+
+
+def _is_there(path):
+    """Whether there is anything at `path`; raises InputError if that cannot be seen."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from None
+    return True
+
+
+def _unwritable(root):
+    """Why nothing can be downloaded into `root`, which need not be there yet, or None."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(bytes(1 << 16))
+    except (OSError, ValueError) as error:
+        return f"{root} cannot be written: {reason_of(error)}"
+    return None
 
 
 def _checked(dataset, part, images, labels, place):
@@ -308,9 +354,11 @@ def _checked(dataset, part, images, labels, place):
 
 
 def _from_tfds(dataset, part, prepared):
+    place = f"TFDS directory {prepared}"
+    _read_description(prepared / "dataset_info.json")
+    _check_features(prepared / "features.json")
     import tensorflow_datasets as tfds  # here, since importing it is slow and rarely needed
 
-    place = f"TFDS directory {prepared}"
     try:
         # By directory and not by name, since a name may be looked up on the network.
         builder = tfds.builder_from_directory(prepared)
@@ -319,17 +367,50 @@ def _from_tfds(dataset, part, prepared):
         data = builder.as_dataset(split=part, batch_size=-1, read_config=config)
         data = tfds.as_numpy(data)
         images, labels = data["image"], data["label"]
-    except (tf.errors.OpError, OSError, ValueError, KeyError, AttributeError) as error:
+        n = dataset.sizes[part]
+        if images.shape != (n, *dataset.image_shape) or labels.shape != (n,):
+            raise ValueError(
+                f"expected {n:,} images {dataset.image_shape} and labels in its split {part}, "
+                f"got {images.shape} and {labels.shape}"
+            )
+        if "id" in data:
+            order = np.argsort(data["id"])
+        else:
+            # TFDS sorts examples by the md5 of the split's name followed by their key, and MNIST's
+            # key is the original position. Sorting all positions so tells which lies where.
+            digests = [hashlib.md5(f"{part}{i}".encode()).digest() for i in range(n)]
+            order = np.argsort(np.argsort(digests))
+        images, labels = images[order], labels[order]
+    except Exception as error:  # a damaged file may raise anything
         raise InputError(f"{place} cannot be read: {_one_line(error)}") from error
+    return _checked(dataset, part, images, labels, place)
 
-    if "id" in data:
-        order = np.argsort(data["id"])
-    else:
-        # TFDS sorts examples by the md5 of the split's name followed by their key, and MNIST's key
-        # is the original position. Sorting all positions so tells which one lies where on disk.
-        digests = [hashlib.md5(f"{part}{i}".encode()).digest() for i in range(len(images))]
-        order = np.argsort(np.argsort(digests))
-    return _checked(dataset, part, images[order], labels[order], place)
+
+def _read_description(path):
+    """One of TFDS's descriptions of a dataset, as a dict; raises InputError unless it is one."""
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(description).__name__}")
+    return description
+
+
+def _check_features(path):
+    """Raises InputError if TFDS would import what is not its own to read these features."""
+    values = [_read_description(path)]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for name in ("pythonClassName", "python_class_name", "type"):
+                of_class = value.get(name)
+                is_imported = isinstance(of_class, str) and "." in of_class
+                if is_imported and not of_class.startswith(_FEATURES):
+                    raise InputError(
+                        f"{path}: expected {name} to begin with {_FEATURES}, got "
+                        f"{one_line(of_class)}"
+                    )
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
 
 
 def _read_mnist_files(paths, dataset, part):
@@ -368,42 +449,40 @@ def _read_cifar10_batch(path):
     """Reads one pickle of the "python version"; its rows are the three colour planes in turn."""
     try:
         with open(path, "rb") as file:
-            batch = _ArrayUnpickler(file, path).load()
-        rows, labels = batch[b"data"], np.array(batch[b"labels"])
-        if rows.dtype != np.uint8 or rows.shape != (10000, 3072) or labels.shape != (10000,):
-            raise InputError(
-                f"{path}: expected uint8 data (10000, 3072) and 10,000 labels, "
-                f"got {rows.dtype} {rows.shape} and {labels.shape}"
-            )
+            content = file.read(_LARGEST_BATCH + 1)
+        if len(content) > _LARGEST_BATCH:
+            raise pickle.UnpicklingError(f"it has more than {_LARGEST_BATCH:,} bytes")
+        batch = plain_pickle.loads(content, path)
+        if not isinstance(batch, dict):
+            raise pickle.UnpicklingError("it is not a dict")
+        # Python 2 wrote the names as bytes.
+        batch = {name.encode() if isinstance(name, str) else name: batch[name] for name in batch}
+        rows, labels = batch[b"data"], _labels(batch[b"labels"])
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(f"{path} is no CIFAR-10 batch: {_one_line(error)}") from error
+    is_array = isinstance(rows, np.ndarray)
+    found = f"{rows.dtype} {rows.shape}" if is_array else type(rows).__name__
+    if found != "uint8 (10000, 3072)" or labels.shape != (10000,):
+        raise InputError(
+            f"{path}: expected uint8 data (10000, 3072) and 10,000 labels, "
+            f"got {found} and {labels.shape}"
+        )
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-_ARRAY_NAMES = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("_codecs", "encode"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain Python values, and refuses what could run code."""
-
-    def __init__(self, file, path):
-        super().__init__(file, encoding="bytes")  # the files were written by Python 2
-        self._path = path
-
-    def find_class(self, module, name):
-        if (module, name) not in _ARRAY_NAMES:
-            raise InputError(f"{self._path}: refused to load {module}.{name} from this pickle")
-        if name == "_reconstruct":  # its module was renamed in NumPy 2
-            return np.empty(0).__reduce__()[0]
-        return super().find_class(module, name)
+def _labels(values):
+    """uint8 classes (n,) from a list of int or an array."""
+    if isinstance(values, list) and all(type(value) is int for value in values):
+        values = np.array(values)
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        raise pickle.UnpicklingError("its labels are not a list of integers")
+    if not np.all((values >= 0) & (values <= 9)):
+        raise pickle.UnpicklingError("its labels are not all from 0 to 9")
+    return values.astype(np.uint8)
 
 
 def _reachable(url):
@@ -441,14 +520,28 @@ def _download(dataset, root):
 
 
 def _from_sample(dataset, reason):
-    with np.load(_SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz") as sample:
-        images = sample["images"].reshape(-1, *dataset.image_shape)
-        labels = sample["labels"].astype(np.int32)
-    return Split(images, labels, f"shipped sample: {dataset.sample}", reason, is_sample=True)
+    path = _SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as sample:
+            images, labels = sample["images"], sample["labels"]
+        images = images.reshape(-1, *dataset.image_shape)
+        if (
+            images.dtype != np.uint8
+            or labels.shape != (len(images),)
+            or labels.dtype.kind not in "iu"
+        ):
+            raise ValueError(
+                f"expected uint8 images and as many integer labels, got {images.dtype} "
+                f"{images.shape} and {labels.dtype} {labels.shape}"
+            )
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"the sample {path} cannot be read: {_one_line(error)}") from error
+    name = f"shipped sample: {dataset.sample}"
+    return Split(images, labels.astype(np.int32), name, reason, is_sample=True)
 
 
 def _one_line(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)[:200]}"
 
 
 _MNIST = _Dataset(

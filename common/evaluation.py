@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import time
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from common.attack import round_to_8_bits, xent_loss
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
 from common.files import write_atomically
 from common.interruption import Interrupted, Interruption
 
@@ -204,6 +205,7 @@ class State:
         self.path = pathlib.Path(path)
         self._key = _as_text(key)
         self._last = time.monotonic()
+        self._found, self._is_written = None, True
 
     def read(self, found):
         """Puts what the file holds into `found`; there need not be a file.
@@ -211,28 +213,83 @@ class State:
         Raises:
             InputError: it is damaged, or another evaluation's.
         """
-        if not self.path.exists():
-            return
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = dict(file)
+            with zipfile.ZipFile(self.path) as file:
+                text = np.asarray(self._key)
+                if self._array(file, "key", text.dtype, text.shape) != self._key:
+                    raise InputError("it is of another model, attack, seed or data")
+                values = {}
+                for name, empty in vars(found).items():
+                    expected = np.asarray(empty)
+                    value = self._array(file, name, expected.dtype, expected.shape)
+                    if value is None:
+                        raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
+                    values[name] = value if value.shape else value.item()
+                if not (
+                    0 <= values["num_natural"] <= len(values["natural_correct"])
+                    and 0 <= values["trial"] <= len(values["num_attacks"])
+                    and values["turn"] >= 0
+                    and values["seconds"] >= 0
+                    and np.all(values["num_attacks"] >= 0)
+                    and np.all(values["passes"] >= 0)
+                    and np.all(values["trial_seconds"] >= 0)
+                ):
+                    raise InputError("its counts are not those of an evaluation")
+        except FileNotFoundError:
+            return
         except Exception as error:  # a damaged file may raise anything
             raise self._unusable(error) from error
-        if str(arrays.pop("key", "")) != self._key:
-            raise self._unusable("it is of another model, attack, seed or data")
-        for name, empty in vars(found).items():
-            value, expected = arrays.get(name), np.asarray(empty)
-            if value is None or (value.shape, value.dtype) != (expected.shape, expected.dtype):
-                raise self._unusable(f"expected {name} of {expected.dtype} {expected.shape}")
-            setattr(found, name, value if value.shape else value.item())
+        vars(found).update(values)
 
     def keep(self, found, at_once=False):
-        """Writes `found`, atomically, where `at_once` or when the last time is a minute ago."""
+        """Writes `found`, atomically, where `at_once` or when the last time is a minute ago.
+
+        Raises:
+            InputError: it cannot be written; what was kept before is still there.
+        """
+        self._found, self._is_written = found, False
         if at_once or time.monotonic() - self._last >= SAVE_SECONDS:
-            buffer = io.BytesIO()
-            np.savez(buffer, key=self._key, **vars(found))
-            write_atomically(self.path, buffer.getbuffer())
-            self._last = time.monotonic()
+            self.keep_last()
+
+    def keep_last(self):
+        """Writes what `keep` was last given, so that it outlives a result that cannot be written.
+
+        Raises:
+            InputError: as `keep`.
+        """
+        if self._is_written:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, key=self._key, **vars(self._found))
+        write_atomically(self.path, buffer.getbuffer())
+        self._last, self._is_written = time.monotonic(), True
+
+    def remove(self):
+        """Removes the file, if there is one, as its evaluation's result is written.
+
+        Raises:
+            InputError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path}: {reason_of(error)}") from error
+
+    @staticmethod
+    def _array(file, name, dtype, shape):
+        """An array in a zip file, or None unless it is of that type and shape.
+
+        What the file says of its size is looked at first, so that it cannot fill the memory.
+        """
+        with file.open(f"{name}.npy") as member:
+            # Later versions only have longer headers.
+            if np.lib.format.read_magic(member) != (1, 0):
+                return None
+            found_shape, _, found_dtype = np.lib.format.read_array_header_1_0(member)
+        if (found_shape, found_dtype) != (shape, dtype):
+            return None
+        with file.open(f"{name}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
 
     def _unusable(self, reason):
         return InputError(

@@ -1,5 +1,6 @@
 """What a result was computed by, so that it can be repeated."""
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -11,11 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+_GIT_TIMEOUT = 30.0  # seconds, on a disk that may hang
+
 
 def provenance():
     """Command, commit of this project, hardware and library versions, as a dict for JSON."""
     return {
-        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": _command(),
         "commit": _commit(),
         "hardware": {
             "processor": _processor(),
@@ -34,9 +37,20 @@ def provenance():
     }
 
 
+def _command():
+    """The words of the command line, the script's path as from the working directory."""
+    script, *words = sys.argv or [""]
+    if not script:  # an interactive session has none
+        return shlex.join(words)
+    # The working directory may have been deleted, or be on another drive.
+    with contextlib.suppress(OSError, ValueError):
+        script = os.path.relpath(script)
+    return shlex.join([script, *words])
+
+
 def _processor():
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:  # not Linux
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -45,15 +59,24 @@ def _processor():
 
 def _commit():
     """The commit of this project's clone, with -dirty where files differ; None outside a clone."""
-    project = pathlib.Path(__file__).resolve().parents[1]
 
     def git(*words):
         command = ["git", "-C", str(project), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=_GIT_TIMEOUT,
+        )
+        return done.stdout.strip()
 
     try:
+        project = pathlib.Path(__file__).resolve().parents[1]
         if pathlib.Path(git("rev-parse", "--show-toplevel")) != project:
             return None  # installed below somebody else's repository
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
-import json
+import os
 import pathlib
 
 import numpy as np
 
-from common.errors import InputError
-from common.files import write_atomically, write_json
+from common import files
+from common.errors import InputError, one_line, reason_of
+from common.files import read_json, write_atomically, write_json
 
 TOLERANCE = 1e-4  # the originals', on distance and on pixel range
 _CHUNK = 500  # images checked at a time, to bound the memory
@@ -17,17 +18,43 @@ _CHUNK = 500  # images checked at a time, to bound the memory
 def save(path, x_adv, challenge, note):
     """Writes an attack file, atomically, and beside it PATH.json.
 
+    The note of an earlier file goes before the new file comes, so that a run that is killed here
+    leaves no note of another file.
+
     Args:
         path: the .npy file.
         x_adv: float32 images (n, height, width, channels) in the challenge's bounds.
         challenge: a `common.challenge.Challenge`.
         note: dict for the .json: model, digest, attack, seed.
+
+    Raises:
+        InputError: the file cannot be written, and is as before; or its note cannot.
     """
     buffer = io.BytesIO()
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
     note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
-    write_atomically(path, buffer.getvalue())
+    path = pathlib.Path(path)
+    new = path.with_name(f".attack-{os.getpid()}.npy")
+    write_atomically(new, buffer.getbuffer())
+    try:
+        _note_path(path).unlink(missing_ok=True)
+        new.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot replace {path} and its note: {reason_of(error)}") from error
+    finally:
+        new.unlink(missing_ok=True)
     write_json(_note_path(path), note)
+
+
+def check_writable(flag, path):
+    """Raises InputError, before any work is done, if `save` could not write to `path`.
+
+    Args:
+        flag: that gave the path; the message begins with it.
+        path: of the .npy file.
+    """
+    files.check_writable(flag, path)
+    files.check_writable(flag, _note_path(path))
 
 
 def load(path):
@@ -40,19 +67,29 @@ def load(path):
         with open(path, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise InputError(f"cannot read the attack file {path}: {error.strerror}") from None
+        raise InputError(f"cannot read the attack file {path}: {reason_of(error)}") from None
     except Exception as error:  # a damaged header may raise anything
-        raise InputError(f"expected a .npy file with numbers in {path}: {error}") from error
+        raise InputError(
+            f"expected a .npy file with numbers in {path}: {one_line(error)}"
+        ) from error
 
 
 def load_note(path):
-    """The dict beside an attack file; empty where there is none, or one of another file."""
-    try:
-        note = json.loads(_note_path(path).read_text())
-        digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-    except (OSError, ValueError):
+    """The dict beside an attack file; empty if there is none, or one of another file.
+
+    One that is damaged counts as none, which a line says.
+    """
+    if not os.path.lexists(_note_path(path)):
         return {}
-    return note if isinstance(note, dict) and note.get("file_sha256") == digest else {}
+    try:
+        note = read_json(_note_path(path))
+        if not isinstance(note, dict):
+            raise InputError(f"expected a JSON object, got {type(note).__name__}")
+        digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    except (InputError, OSError) as error:
+        print(f"note: {_note_path(path)} cannot be read: {one_line(error)}", flush=True)
+        return {}
+    return note if note.get("file_sha256") == digest else {}
 
 
 def check(x_adv, x_nat, challenge, epsilon):

@@ -1,5 +1,8 @@
 import dataclasses
+import os
 import signal
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -463,3 +466,136 @@ def test_a_damaged_state_is_refused(content, tmp_path, monkeypatch):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot go on from .*state\.npz"):
         evaluate(state=State(path, {}))
+
+
+def kept(path, **changes):
+    """A finished evaluation's state file, in which arrays are others."""
+    state = State(path, {"seed": 0})
+    evaluate(state=state)
+    state.keep_last()
+    if changes:
+        with np.load(path) as file:
+            arrays = {**file, **changes}
+        np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key": "x" * 100_000},
+        {"key": np.array([1.0])},
+        {"key": None},
+        {"turn": None},
+        {"turn": -1},
+        {"trial": 7},
+        {"num_natural": COUNT + 1},
+        {"seconds": np.nan},
+        {"num_attacks": np.array([-1])},
+        {"trial_seconds": np.array([-1.0])},
+        {"x_adv": np.zeros((COUNT, 2, 2, 1))},
+        {"x_adv": np.array([{}], object)},
+        {"turn": np.zeros((), "i4,O")},
+    ],
+    ids=str,
+)
+def test_a_state_with_other_arrays_is_refused(changes, tmp_path):
+    content = kept(tmp_path / "state.npz", **changes)
+    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: ") as error:
+        evaluate(state=State(tmp_path / "state.npz", {"seed": 0}))
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 500
+    assert (tmp_path / "state.npz").read_bytes() == content
+
+
+def test_a_state_that_claims_a_huge_array_fills_no_memory(tmp_path):
+    """Its header says 2 TB, and what is packed are zeros without end."""
+    path = tmp_path / "state.npz"
+    kept(path)
+    with np.load(path) as file:
+        names = list(file)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in names:
+            with file.open(f"{name}.npy", "w") as member:
+                header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 38,)}
+                np.lib.format.write_array_header_1_0(member, header)
+                member.write(bytes(10_000_000))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
+        State(path, {"seed": 0}).read(evaluation._Found.nothing(IMAGES, 1))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_state_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "state.npz"
+    content = kept(path)
+    for size in range(0, len(content), 7):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
+            State(path, {"seed": 0}).read(evaluation._Found.nothing(IMAGES, 1))
+
+
+def test_a_state_with_a_flipped_byte_is_refused_or_the_same(tmp_path):
+    path, rng = tmp_path / "state.npz", np.random.default_rng(0)
+    content, whole = kept(path), evaluation._Found.nothing(IMAGES, 1)
+    State(path, {"seed": 0}).read(whole)
+    num_refused = 0
+    for at in rng.choice(len(content), 1000, replace=False):
+        changed = bytearray(content)
+        changed[at] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        found = evaluation._Found.nothing(IMAGES, 1)
+        before = dataclasses.replace(found)
+        try:
+            State(path, {"seed": 0}).read(found)
+            np.testing.assert_equal(vars(found), vars(whole))
+        except InputError:
+            num_refused += 1
+            np.testing.assert_equal(vars(found), vars(before))
+    assert num_refused > 300
+
+
+def test_a_state_that_is_a_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cannot go on from .*: \[Errno 21\] Is a directory"):
+        evaluate(state=State(tmp_path, {}))
+
+
+def test_a_full_disk_leaves_the_earlier_state(tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    content = kept(path)
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+
+    def full_disk(handle, mode):
+        os.close(handle)
+        return open("/dev/full", mode)
+
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setattr(os, "fdopen", full_disk)
+        evaluate(state=State(tmp_path / "other.npz", {}))
+    assert str(error.value) == f"cannot write {tmp_path / 'other.npz'}: No space left on device"
+    state = State(path, {"seed": 0})
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+        patch.setattr(os, "fdopen", full_disk)
+        state.keep(evaluation._Found.nothing(IMAGES, 1), at_once=True)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+    state.keep_last()  # there is room again
+    assert path.read_bytes() != content
+
+
+def test_a_finished_evaluation_is_taken_from_its_state_without_an_attack(tmp_path):
+    kept(tmp_path / "state.npz")
+
+    class Never:
+        def perturb(self, x_nat, y, seed, index):
+            pytest.fail("attacks")
+
+    def to_pixels(images):
+        pytest.fail("classifies")
+
+    evaluator = Evaluator(
+        linear, [Trial(Never())], to_pixels=to_pixels, batch_size=16, show_progress=False
+    )
+    result = evaluator.run(IMAGES, LABELS, State(tmp_path / "state.npz", {"seed": 0}))
+    same(result, evaluate())

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import pickle
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from cifar10_challenge.challenge import CIFAR10
-from common import checkpoints, config, submission
+from common import checkpoints, commands, config, submission
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import ROOT, run
@@ -56,6 +57,46 @@ def test_a_note_that_is_none_is_empty(tmp_path, content):
     if content is not None:
         (tmp_path / "attack.npy.json").write_text(content)
     assert submission.load_note(tmp_path / "attack.npy") == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"model": ', b"[1]", b"7", b"null", b"\xff\xfe", b"[" * 300_000, b'{"a": 1, "a": 2}'],
+    ids=["empty", "half", "list", "number", "null", "not text", "deep", "twice"],
+)
+def test_a_damaged_note_is_said_in_one_line_and_counts_as_none(tmp_path, content, capsys):
+    path = tmp_path / "attack.npy"
+    submission.save(path, grey(MNIST)[0], MNIST, {"seed": 1})
+    (tmp_path / "attack.npy.json").write_bytes(content)
+    assert submission.load_note(path) == {}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"note: {path}.json cannot be read: ")
+    assert (tmp_path / "attack.npy.json").read_bytes() == content
+
+
+def test_a_note_that_is_a_directory_counts_as_none(tmp_path, capsys):
+    (tmp_path / "attack.npy.json").mkdir()
+    assert submission.load_note(tmp_path / "attack.npy") == {}
+    assert "Is a directory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "model", ["x\nAccuracy: 0.00%", "\x1b[2J\x1b[HAccuracy: 0.00%", {"a": [1]}, None, "x" * 10**6]
+)
+def test_a_notes_text_does_not_pass_for_the_programs(model, tmp_path, capsys):
+    x = MNIST.to_pixels(MNIST.load("sample").images[:5])
+    path = tmp_path / "attack.npy"
+    submission.save(path, x, MNIST, {"model": model, "model_digest": ["of", "another"]})
+    layer = {"model_dir": "adv_trained", "num_eval_examples": 5, "data_dir": None}
+    settings = config.make_config(MNIST, ("test", layer))
+    challenge = dataclasses.replace(
+        MNIST, load=lambda split, data_dir, allow_sample: MNIST.load("sample")
+    )
+    commands.score(challenge, settings, path)
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("note: ")]
+    assert "made on another model, " in line and line.endswith("that of a transfer attack")
+    assert "\x1b" not in printed and "\nAccuracy" not in printed and len(line) < 3000
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,0 +1,239 @@
+"""pgd_attack.py and eval.py as they are interrupted, and as their files cannot be written."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+from absl import flags
+
+from common import commands, config, evaluation, submission
+from common.errors import InputError
+from mnist_challenge.challenge import MNIST
+from tests.test_scripts import EMPTY_HOME, ROOT, run, start
+
+FEW = ("--model_dir=adv_trained", "--num_eval_examples=12", "--eval_batch_size=4", "--num_steps=2")
+
+
+@pytest.fixture
+def attack(tmp_path, monkeypatch, capsys):
+    """Function from flags to what pgd_attack.py, or eval.py, prints, run in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample, as for `start`
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+    def attack(*arguments, command=commands.pgd_attack):
+        flag_values = flags.FlagValues()
+        config.define_flags(MNIST, flag_values)
+        is_eval = command is commands.evaluate
+        define = commands.define_eval_flags if is_eval else commands.define_attack_flags
+        define(MNIST, flag_values)
+        flag_values(["pgd_attack.py", *FEW, *arguments])
+        settings = config.config_from_flags(MNIST, flag_values)
+        capsys.readouterr()
+        command(MNIST, settings, flag_values)
+        return capsys.readouterr().out
+
+    return attack
+
+
+@pytest.fixture
+def no_attacks(monkeypatch):
+    """Makes every further attack fail the test."""
+
+    def forbid():
+        monkeypatch.setattr(
+            evaluation.Evaluator, "_attack", lambda *args: pytest.fail("attacks again")
+        )
+
+    return forbid
+
+
+def interrupt_after(monkeypatch, count):
+    """Ctrl-C while the `count`-th batch is attacked."""
+    own, calls = evaluation.Evaluator._attack, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == count:
+            signal.raise_signal(signal.SIGINT)
+        return own(*args)
+
+    monkeypatch.setattr(evaluation.Evaluator, "_attack", interrupted)
+
+
+def names():
+    return sorted(path.name for path in pathlib.Path().iterdir())
+
+
+def the_state(directory="."):
+    (state,) = pathlib.Path(directory).glob("evaluation-*.npz")
+    return state
+
+
+def fail_replacing(monkeypatch, name):
+    """No room for the file of this name, from the next `os.replace` to it on."""
+    own = os.replace
+
+    def replace(source, target, **kwargs):
+        if pathlib.Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return own(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def test_an_interrupted_attack_resumes_to_the_same_file(attack, monkeypatch, capsys):
+    attack("--store_adv_path=whole.npy")
+    whole, note = submission.load("whole.npy"), submission.load_note("whole.npy")
+    assert names() == ["whole.npy", "whole.npy.json"]
+    pathlib.Path("to").mkdir()
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 1)
+            attack("--store_adv_path=to/parts.npy")
+        line = f"stopped; the same command goes on from there, with {the_state('to')}"
+        assert line in capsys.readouterr().out
+        assert [path.name for path in pathlib.Path("to").iterdir()] == [the_state("to").name]
+    out = attack("--store_adv_path=to/parts.npy")
+    assert "attack: going on with to/evaluation-" in out
+    assert sorted(os.listdir("to")) == ["parts.npy", "parts.npy.json"]
+    assert pathlib.Path("to/parts.npy").read_bytes() == pathlib.Path("whole.npy").read_bytes()
+    np.testing.assert_array_equal(submission.load("to/parts.npy"), whole)
+    parts = submission.load_note("to/parts.npy")
+    parts.pop("seconds"), note.pop("seconds")
+    assert parts == note
+
+
+def test_other_settings_do_not_resume_it(attack, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        attack()
+    state = the_state().read_bytes()
+    assert "going on" not in attack("--num_steps=1")
+    assert the_state().read_bytes() == state
+
+
+def test_a_damaged_state_is_one_line(attack, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        attack()
+    the_state().write_bytes(the_state().read_bytes()[:-1])
+    with pytest.raises(InputError, match="cannot go on from evaluation-.*without it all begins"):
+        attack()
+    assert names() == [the_state().name]
+
+
+@pytest.mark.parametrize("name", ["attack.npy", "attack.npy.json"])
+def test_what_cannot_be_written_is_written_later_without_an_attack(
+    name, attack, monkeypatch, no_attacks
+):
+    attack("--store_adv_path=whole.npy")
+    whole = pathlib.Path("whole.npy").read_bytes()
+    attack("--num_steps=1")
+    before = pathlib.Path("attack.npy").read_bytes()
+    assert before != whole
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        if name == "attack.npy":
+            patch.setattr(submission, "write_atomically", full)
+        else:
+            fail_replacing(patch, name)
+        attack()
+    assert "No space left on device" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    if name == "attack.npy":  # neither of the two is lost
+        assert pathlib.Path("attack.npy").read_bytes() == before
+        assert submission.load_note("attack.npy")["attack"]["num_steps"] == 1
+    else:  # no note of another file is there
+        assert not pathlib.Path("attack.npy.json").exists()
+    assert the_state().exists()
+    no_attacks()
+    assert "attack: going on with evaluation-" in attack()
+    assert pathlib.Path("attack.npy").read_bytes() == whole
+    assert submission.load_note("attack.npy")["attack"]["num_steps"] == 2
+    assert names() == ["attack.npy", "attack.npy.json", "whole.npy", "whole.npy.json"]
+
+
+def full(path, content):
+    raise InputError(f"cannot write {path}: No space left on device")
+
+
+@pytest.mark.parametrize("name", ["r.json", "attack.npy", "attack.npy.json"])
+@pytest.mark.parametrize("attacks", ["pgd", "pgd,fgsm"])
+def test_a_result_of_eval_that_cannot_be_written_is_written_later(
+    name, attacks, attack, monkeypatch, no_attacks
+):
+    command = ("--output_json=r.json", "--store_adv_path=attack.npy", f"--attack={attacks}")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+        if name == "attack.npy":
+            patch.setattr(submission, "write_atomically", full)
+        else:
+            fail_replacing(patch, name)
+        attack(*command, command=commands.evaluate)
+    assert the_state().exists()
+    no_attacks()
+    out = attack(*command, command=commands.evaluate)
+    assert "going on with evaluation-" in out
+    result = json.loads(pathlib.Path("r.json").read_text())
+    assert submission.load_note("attack.npy")["model_digest"] == result["model_digest"]
+    assert names() == ["attack.npy", "attack.npy.json", "r.json"]
+
+
+def test_a_state_that_cannot_be_kept_does_not_cost_the_result(attack, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "write_atomically", full)
+    attack()
+    assert names() == ["attack.npy", "attack.npy.json"]
+
+
+@pytest.mark.parametrize("at", ["unlink", "replace", "write_json"])
+def test_a_run_that_is_killed_between_the_two_files_leaves_no_wrong_note(at, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(first, *args, **kwargs):
+        if at == "unlink" and first != note:
+            return unlink(first, *args, **kwargs)
+        raise Killed
+
+    path, note, unlink = tmp_path / "attack.npy", tmp_path / "attack.npy.json", pathlib.Path.unlink
+    submission.save(path, np.zeros((2, 28, 28, 1)), MNIST, {"model": "first"})
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(submission if at == "write_json" else pathlib.Path, at, killed)
+        submission.save(path, np.ones((2, 28, 28, 1)), MNIST, {"model": "second"})
+    assert (path.read_bytes() != before) is (at == "write_json")
+    assert note.exists() is (at == "unlink")
+    assert submission.load_note(path).get("model") == ("first" if at == "unlink" else None)
+    assert {p.name for p in tmp_path.iterdir()} <= {path.name, note.name}
+
+
+def test_a_directory_in_the_notes_place_is_refused_before_the_attack(attack, no_attacks):
+    pathlib.Path("attack.npy.json").mkdir()
+    no_attacks()
+    with pytest.raises(InputError, match="--store_adv_path: expected a file, got the directory"):
+        attack()
+    with pytest.raises(InputError, match="--store_adv_path: expected a file, got the directory"):
+        attack("--store_adv_path=attack.npy", command=commands.evaluate)
+    assert names() == ["attack.npy.json"]
+
+
+def test_ctrl_c_of_the_script(tmp_path):
+    script = ROOT / "mnist_challenge" / "pgd_attack.py"
+    few = ("--model_dir=adv_trained", "--num_eval_examples=40", "--eval_batch_size=2")
+    process = start(script, *few, "--num_steps=100", cwd=tmp_path)
+    seen = ""
+    while "attack:" not in seen or "image/s" not in seen.split("attack:")[-1]:
+        seen += (letter := process.stderr.read(1))
+        assert letter, seen
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("interrupted\n") and "Traceback" not in err
+    assert f"the same command goes on from there, with {the_state(tmp_path).name}\n" in out
+    with np.load(the_state(tmp_path)) as state:
+        assert 0 < state["num_attacks"].sum() < 40
+    out = run(script, *few, "--num_steps=100", cwd=tmp_path)
+    assert "attack: going on with evaluation-" in out
+    assert sorted(os.listdir(tmp_path)) == ["attack.npy", "attack.npy.json"]
