@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from common import checkpoints, commands, runs, validation
-from common.config import NOT_OF_TRAINING, read_json
+from common.config import NOT_OF_TRAINING, define_path, read_json
 from common.errors import InputError
 from common.files import write_atomically, write_json
 from common.rows import evaluate_row, make_state_dir
@@ -30,7 +30,7 @@ TRAINING = {
 
 def define_flags(challenge, flag_values):
     """Declares the flags of export_model.py beside the config's."""
-    flags.DEFINE_string(
+    define_path(
         "output_dir",
         None,
         "directory of the model, such as models/mine; none adds rows to the card of --model_dir",

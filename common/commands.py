@@ -13,7 +13,7 @@ from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
 from common.attack import ATTACKS, NORMS, maker, split
-from common.config import read_json
+from common.config import define_path, read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
 from common.files import check_writable, write_atomically, write_json
@@ -65,7 +65,7 @@ def define_eval_flags(challenge, flag_values):
         "standard, AutoAttack's; --attack=NAME,NAME does the same for these",
         flag_values,
     )
-    flags.DEFINE_string(
+    define_path(
         "source",
         None,
         "model to attack in place of --model_dir, which the examples are then tried on (transfer)",
@@ -77,8 +77,8 @@ def define_eval_flags(challenge, flag_values):
         "with several attacks: give each what the others broke too, for its accuracy alone",
         flag_values,
     )
-    flags.DEFINE_string("output_json", None, "file to write the result to", flag_values)
-    flags.DEFINE_string(
+    define_path("output_json", None, "file to write the result to", flag_values)
+    define_path(
         "state_dir",
         None,
         "directory of the file that an interrupted evaluation goes on from (default: that of "

@@ -88,16 +88,16 @@ def define_flags(challenge, flag_values):
     flags.DEFINE_bool(
         "long", False, f"the long rows too: {', '.join(long_rows(challenge))}", flag_values
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "attack_file", None, "score this attack file, and rank it on the leaderboards", flag_values
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "output_json",
         "comparison.json",
         "file to write the result to; that of an attack file is written only where this is given",
         flag_values,
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "state_dir",
         None,
         "directory that an interrupted comparison goes on from (default: OUTPUT_JSON.state)",

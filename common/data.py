@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import InputError
+from common.files import expand_path
 
 _SAMPLES = pathlib.Path(__file__).parent / "samples"
 _NETWORK_TIMEOUT = 5.0  # seconds
@@ -257,25 +258,27 @@ def _check_split(split, known):
 
 def _load(dataset, part, split, data_dir, allow_sample):
     """Loads `part` ("train" or "test") from the first source at hand, or the sample."""
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(root).expanduser()
+    root = _root(data_dir)
     if data_dir and not root.is_dir():
         raise InputError(
             f"expected data_dir to be an existing directory, got {str(data_dir)!r}; "
             f"create it to have {dataset.title} downloaded into it"
         )
 
-    prepared = root / dataset.tfds_name
-    if (prepared / "dataset_info.json").exists():
+    prepared = None if root is None else root / dataset.tfds_name
+    if prepared and (prepared / "dataset_info.json").exists():
         return _from_tfds(dataset, part, prepared)
-    for folder in [base / name for base in (root, pathlib.Path.cwd()) for name in dataset.folders]:
+    bases = [base for base in (root, pathlib.Path.cwd()) if base is not None]
+    for folder in [base / name for base in bases for name in dataset.folders]:
         paths = [folder / name for name in dataset.file_names[part]]
         if all(path.is_file() for path in paths):
             images, labels = dataset.read_files(paths, dataset, part)
             return _checked(dataset, part, images, labels, f"the original files in {folder}")
 
     reason = f"no {dataset.title} in {root}"
-    if not _reachable(dataset.url):
+    if root is None:
+        reason = f"no directory of {dataset.title}, as there is no home directory,"
+    elif not _reachable(dataset.url):
         reason += " and no network"
     else:
         failure = _download(dataset, root)
@@ -290,6 +293,20 @@ def _load(dataset, part, split, data_dir, allow_sample):
         f"{dataset.file_names[part][0]} there and in the working directory; "
         "give the place with --data_dir or TFDS_DATA_DIR"
     )
+
+
+def _root(data_dir):
+    """Where the data are or shall be; None if nobody says so and there is no home directory."""
+    named = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if named:
+        try:
+            return pathlib.Path(expand_path(named))
+        except InputError as error:
+            raise InputError(f"{'--data_dir' if data_dir else 'TFDS_DATA_DIR'}: {error}") from None
+    try:
+        return pathlib.Path(expand_path("~/tensorflow_datasets"))
+    except InputError:
+        return None
 
 
 def _checked(dataset, part, images, labels, place):

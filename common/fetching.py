@@ -19,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from common import app, checkpoints
+from common.config import define_path
 from common.errors import InputError, one_line
 from common.original_checkpoints import load_original
 
@@ -53,10 +54,10 @@ def run_script(challenge, published):
         published: dict from a model's name to its `Source`.
     """
     flags.DEFINE_bool("all", False, f"fetch all of them: {', '.join(published)}")
-    flags.DEFINE_string(
+    define_path(
         "from_file", None, "an archive already at hand, such as adv_trained.zip: no download"
     )
-    flags.DEFINE_string(
+    define_path(
         "models_dir", None, f"where NAME/ is written (default: {_default_directory(challenge)})"
     )
 

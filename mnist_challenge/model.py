@@ -58,7 +58,8 @@ def size_of(shapes):
         shapes: tuples of ints, in the order of `keras.Model.weights`.
     """
     first = shapes[0] if shapes else ()
-    return {"scale": first[3] // 2} if len(first) == 4 and first[3] >= 2 else None
+    scale = first[3] // 2 if len(first) == 4 else 0
+    return {"scale": scale} if scale and shapes[-2:] == [(64 * scale, 10), (10,)] else None
 
 
 def original_names(model):

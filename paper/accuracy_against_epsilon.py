@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from common import checkpoints, commands, files
 from common.attack import PGD, Boundary, maker, split
+from common.config import define_path
 from common.errors import InputError
 from common.evaluation import Trial, wilson_interval
 from paper import challenges
@@ -183,7 +184,7 @@ def draw(challenge, config, flag_values):
 
 def define_flags(challenge, flag_values):
     """Declares --output, --attack and --epsilons."""
-    flags.DEFINE_string("output", "accuracy_against_epsilon.png", "image to write", flag_values)
+    define_path("output", "accuracy_against_epsilon.png", "image to write", flag_values)
     flags.DEFINE_string(
         "attack", "pgd", "pgd; or pgd_l2, boundary, or both, apart by a comma", flag_values
     )

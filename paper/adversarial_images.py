@@ -26,6 +26,7 @@ from absl import flags
 
 from common import checkpoints, commands, files
 from common.attack import ATTACKS, make_attack
+from common.config import define_path
 from paper import challenges
 
 
@@ -83,7 +84,7 @@ def _tell(row, logits, y, class_names):
 
 def define_flags(challenge, flag_values):
     """Declares --output, --attack and --num_images."""
-    flags.DEFINE_string("output", "adversarial_images.png", "image to write", flag_values)
+    define_path("output", "adversarial_images.png", "image to write", flag_values)
     flags.DEFINE_string("attack", "pgd", f"one of {', '.join(ATTACKS)}", flag_values)
     flags.DEFINE_integer(
         "num_images", 5, "of the test set, from the first", lower_bound=1, flag_values=flag_values

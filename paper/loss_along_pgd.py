@@ -24,6 +24,7 @@ from absl import flags
 
 from common import checkpoints, commands, files
 from common.attack import project, uniform_start, xent_loss
+from common.config import define_path
 from paper import challenges
 
 
@@ -94,7 +95,7 @@ def draw(challenge, config, flag_values):
 
 def define_flags(challenge, flag_values):
     """Declares --output and --num_images."""
-    flags.DEFINE_string("output", "loss_along_pgd.png", "image to write", flag_values)
+    define_path("output", "loss_along_pgd.png", "image to write", flag_values)
     flags.DEFINE_integer("num_images", 5, "test images, from the first", 1, None, flag_values)
 
 

@@ -17,9 +17,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from absl import flags
 
 from common import cards, checkpoints, files
+from common.config import define_path
 from common.errors import InputError
 from common.validation import NUM_EXAMPLES
 from paper import challenges
@@ -57,7 +57,7 @@ def draw(challenge, config, flag_values):
 
 def define_flags(challenge, flag_values):
     """Declares --output."""
-    flags.DEFINE_string("output", "training_curve.png", "image to write", flag_values)
+    define_path("output", "training_curve.png", "image to write", flag_values)
 
 
 if __name__ == "__main__":
