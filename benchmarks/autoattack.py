@@ -32,7 +32,7 @@ from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
 from common.config import define_path, make_config
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.evaluation import Evaluator, Trial
 from common.files import check_writable
 from common.provenance import provenance
@@ -89,7 +89,7 @@ def main():
     if loaded.model is None:
         raise InputError(f"--model_dir: expected the challenge's own network, got {loaded.path}")
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
-    print(f"{test.source}; {loaded.path}")
+    print(one_line(f"{test.source}; {loaded.path}"))
     both = Comparison(challenge, config, loaded, test)
     what = {
         "model": loaded.name,

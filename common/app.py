@@ -1,11 +1,15 @@
-"""Runs a script: parses its flags, and turns an InputError into one line and exit code 1."""
+"""Runs a script: parses its flags, and turns what it cannot do into one line and exit code 1."""
 
 import sys
 
+import tensorflow as tf
 from absl import app, flags, logging
 
 from common import config as config_lib
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
+
+# What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
+FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
 
 
 def run(main, challenge, define_flags=None):
@@ -52,11 +56,21 @@ def run_words(main):
             main(argv[1:])
         except InputError as error:
             fail(error)
+        except FAILURES as error:
+            fail(_described(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _described(error):
+    """What went wrong, as text: of which file, or else of which kind it is."""
+    what, reason = getattr(error, "filename", None), reason_of(error)
+    if what is None:
+        what = type(error).__name__
+    return reason if reason == what else f"{what}: {reason}"
 
 
 def fail(error):

@@ -17,6 +17,8 @@ from common.errors import InputError, one_line, reason_of
 from common.files import expand_path
 from common.original_checkpoints import is_original, load_original
 
+MOST_UNROLLED = 8  # calls of a model of one batch size that become parts of one graph
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -352,13 +354,14 @@ def _as_logits(call, image, logits, challenge, path):
 
     if batch is not None:
         function = _in_batches_of(batch, function)
-    if not (image.shape[1:].is_fully_defined() and logits.shape[1:].is_fully_defined()):
-        # What the shapes leave open shows when it is called.
-        x = _noise(challenge)
-        found = function(x).shape
-        if found != (len(x), 10):
-            raise _misfit(image.shape, found, challenge, path)
-    return function
+    if image.shape[1:].is_fully_defined() and logits.shape[1:].is_fully_defined():
+        return function
+    # What the shapes leave open shows when it is called; attacks need to know it.
+    x = _noise(challenge)
+    found = function(x).shape
+    if found != (len(x), 10):
+        raise _misfit(image.shape, found, challenge, path)
+    return lambda x: tf.ensure_shape(function(x), (x.shape[0], 10))
 
 
 def _in_batches_of(size, function):
@@ -370,17 +373,34 @@ def _in_batches_of(size, function):
             (size, classes).
     """
 
+    @tf.custom_gradient
+    def one_by_one(batches):
+        # XLA has no gradient of a loop around a SavedModel's function.
+        def gradient(d, variables=()):
+            d = tf.map_fn(gradient_of_one, (batches, d), fn_output_signature=tf.float32)
+            return (d, [None] * len(variables)) if variables else d
+
+        def gradient_of_one(batch_and_d):
+            batch, d = batch_and_d
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(batch)
+                logits = function(batch)
+            return tape.gradient(logits, batch, d, unconnected_gradients="zero")
+
+        return tf.map_fn(function, batches, fn_output_signature=tf.float32), gradient
+
     def in_batches(x):
         if x.shape[0] == size:
             return function(x)
-        count = tf.shape(x)[0]
-        # An image, since zeros may be what a model cannot divide by.
-        fill = tf.tile(tf.stop_gradient(x[:1]), (-count % size, 1, 1, 1))
+        # With an image, since zeros may be what a model cannot divide by.
+        fill = tf.tile(tf.stop_gradient(x[:1]), (-tf.shape(x)[0] % size, 1, 1, 1))
         batches = tf.reshape(tf.concat([x, fill], axis=0), (-1, size, *x.shape[1:]))
-        if x.shape[0] is not None and 0 < x.shape[0] < size:
-            return function(batches[0])[:count]
-        logits = tf.map_fn(function, batches, fn_output_signature=tf.float32)
-        return tf.reshape(logits, (-1, 10))[:count]
+        number = batches.shape[0]
+        if number is not None and 0 < number <= MOST_UNROLLED:
+            logits = tf.concat([function(batches[i]) for i in range(number)], axis=0)
+        else:
+            logits = tf.reshape(one_by_one(batches), (-1, 10))
+        return logits[: tf.shape(x)[0]]
 
     return in_batches
 

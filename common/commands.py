@@ -14,7 +14,7 @@ from absl import flags
 from common import checkpoints, checks, data, submission, suite
 from common.attack import ATTACKS, NORMS, maker, split
 from common.config import define_path, read_json
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.evaluation import Evaluator, State, digest_of
 from common.files import check_writable, write_atomically, write_json
 from common.original_checkpoints import is_original
@@ -110,17 +110,49 @@ def evaluate(challenge, config, flag_values):
     if is_suite:
         _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
-    trial = _make_trial(challenge, config, flag_values, (source or loaded).logits)
+    trial = _make_trial(challenge, config, flag_values, source or loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
 
 
-def _make_trial(challenge, config, flag_values, model):
-    """The `Trial` of one --attack; warns if it is a weak one."""
+def _make_trial(challenge, config, flag_values, attacked):
+    """The `Trial` of one --attack on a `LoadedModel`."""
+    model = suite.with_gradient(attacked.logits)
     trial = suite.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
     refuse_unused_restarts(flag_values, [trial])
-    _warn([checks.short_steps(trial.name, trial.settings())])
     return trial
+
+
+def check(challenge, config, images, trials, attacked, large=False):
+    """What speaks against trusting an evaluation before it begins; prints it to stderr.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        config: its config.
+        images: the `common.data.Split` to evaluate on, of which the first 200 are looked at.
+        trials: list of `Trial`, one or more.
+        attacked: the `LoadedModel` that these attack.
+        large: see `checks.check_model`.
+
+    Returns:
+        List of warnings, each a line.
+    """
+    few = images.head(checks.NUM_IMAGES)
+    short = [checks.short_steps(trial.name, trial.settings()) for trial in trials]
+    warnings = [warning for warning in short if warning is not None]
+    warnings += checks.check_model(
+        attacked.logits,
+        challenge.to_pixels(few.images),
+        few.labels,
+        epsilon=trials[0].attack.epsilon,
+        bounds=challenge.bounds,
+        batch_size=config.eval_batch_size,
+        norm=trials[0].attack.norm,
+        seed=config.random_seed,
+        large=large,
+    )
+    _warn(warnings)
+    return warnings
 
 
 def _load_source(challenge, name):
@@ -201,18 +233,20 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = _make_trial(challenge, config, flag_values, loaded.logits)
+    trial = _make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
+    warnings = check(challenge, config, images, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
     summary = result.summary()
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
-    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
+    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
+    note["warnings"] = warnings + _check_accuracies(summary)
     _store(target, result, challenge, note)
 
 
 def _store(target, result, challenge, note):
     submission.save(target, result.x_adv, challenge, note)
-    print(f"Examples stored at {target}, their description at {target}.json")
+    print(one_line(f"Examples stored at {target}, their description at {target}.json"))
     attack = note.get("attack") or note["attacks"][0]["attack"]
     if attack.get("norm") == "l2":
         print("note: these are within an L2 ball, where run_attack.py asks for L-infinity's")
@@ -272,8 +306,8 @@ def score(challenge, config, path):
     made_on = "source" if "source_digest" in note else "model"
     if note.get(f"{made_on}_digest", loaded.digest()) != loaded.digest():
         print(
-            f"note: these examples were made on another model, {note.get(made_on)}: "
-            "the accuracy is that of a transfer attack"
+            one_line(f"note: these examples were made on another model, {note.get(made_on)}")
+            + ": the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
     predict = tf.function(lambda x: tf.argmax(loaded.logits(x), axis=-1), reduce_retracing=True)
@@ -292,7 +326,7 @@ def model_path(config, challenge):
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / challenge.shipped
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
-        print(f"no model of your own in {own}: taking the shipped {challenge.shipped}")
+        print(one_line(f"no model of your own in {own}: taking the shipped {challenge.shipped}"))
         return shipped
     return config.model_dir
 
@@ -301,7 +335,7 @@ def load_test_images(config, challenge):
     """The first `num_eval_examples` test images, or those of the sample; prints which."""
     images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     images = images.head(config.num_eval_examples)
-    print(images.source)
+    print(one_line(images.source))
     return images
 
 
@@ -337,11 +371,12 @@ def run_with_state(evaluator, images, state, name, report=None):
         KeyboardInterrupt: it was ended.
     """
     if state.path.exists():
-        print(f"{name}: going on with {state.path}", flush=True)
+        print(one_line(f"{name}: going on with {state.path}"), flush=True)
     try:
         return evaluator.run(images.images, images.labels, state, report)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from there, with {state.path}", flush=True)
+        line = f"stopped; the same command goes on from there, with {state.path}"
+        print(one_line(line), flush=True)
         raise
 
 
@@ -360,7 +395,7 @@ def _print_model(loaded, source=None):
     for what, model in (("model", loaded), ("attacked in its place", source)):
         if model is not None:
             step = "" if model.step is None else f", step {model.step}"
-            print(f"{what}: {model.path}{step}")
+            print(one_line(f"{what}: {model.path}{step}"))
 
 
 def _evaluate_once(
@@ -370,6 +405,7 @@ def _evaluate_once(
     record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
     _print_model(loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    warnings = check(challenge, config, images, [trial], source or loaded)
     state = None
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
@@ -388,11 +424,12 @@ def _evaluate_once(
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
+    warnings += _check_accuracies(summary)
     summary |= {
         "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
+        "warnings": warnings,
     }
     _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
@@ -417,21 +454,9 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     state = _state(state_dir, key)
     _print_model(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
-    few = images.head(checks.NUM_IMAGES)
-    print(f"checking the model on {len(few.images)} images", flush=True)
-    short = [checks.short_steps(trial.name, trial.settings()) for trial in trials]
-    warnings = [warning for warning in short if warning is not None]
-    warnings += checks.check_model(
-        (source or loaded).logits,
-        challenge.to_pixels(few.images),
-        few.labels,
-        epsilon=trials[0].attack.epsilon,
-        bounds=challenge.bounds,
-        batch_size=config.eval_batch_size,
-        norm=trials[0].attack.norm,
-        seed=config.random_seed,
-    )
-    _warn(warnings)
+    count = min(checks.NUM_IMAGES, len(images.images))
+    print(f"checking the model on {count} images", flush=True)
+    warnings = check(challenge, config, images, trials, source or loaded, large=True)
     evaluator = make_evaluator(
         challenge,
         config,
@@ -455,8 +480,16 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     _write(flag_values, challenge, result, {**record, **described}, state)
 
 
+def _check_accuracies(summary):
+    """What speaks against the accuracies of one attack, as list of lines; prints it to stderr."""
+    found = checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])
+    warnings = [] if found is None else [found]
+    _warn(warnings)
+    return warnings
+
+
 def _warn(warnings):
-    for warning in filter(None, warnings):
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
@@ -494,7 +527,7 @@ def _watch(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    trial = _make_trial(challenge, config, flag_values, loaded.logits)
+    trial = _make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:
@@ -526,6 +559,6 @@ def _wait_for_checkpoint(path, seen):
         return None if name is None else checkpoints.step_of(name)
 
     if newest() == seen:
-        print(f"waiting for the next checkpoint in {path} ...", flush=True)
+        print(one_line(f"waiting for the next checkpoint in {path} ..."), flush=True)
         while newest() == seen:
             time.sleep(POLL_SECONDS)

@@ -277,7 +277,7 @@ def _load(dataset, part, split, data_dir, allow_sample):
 
     reason = f"no {dataset.title} in {root}"
     if root is None:
-        reason = f"no directory of {dataset.title}, as there is no home directory,"
+        reason = f"no home directory to look for {dataset.title} in"
     elif not _reachable(dataset.url):
         reason += " and no network"
     else:

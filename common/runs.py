@@ -4,6 +4,7 @@ import json
 import pathlib
 import time
 
+from common.errors import one_line
 from common.files import write_json
 from common.provenance import provenance
 
@@ -30,7 +31,7 @@ class Runs:
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
         if before not in (None, self._runs[-1]["versions"]):
-            print(f"note: this training began with other versions, {before}")
+            print(one_line(f"note: this training began with other versions, {before}"))
         self.update(step)
 
     def update(self, step):

@@ -24,7 +24,7 @@ from common import app, checkpoints
 from common import config as config_lib
 from common.attack import compiles_with_xla, make_attack, xent_loss
 from common.data import training_batches
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.files import write_atomically
 from common.interruption import Interruption
 from common.original_checkpoints import is_original
@@ -195,7 +195,7 @@ def train(
         print(f"stopped after step {step}; the same command goes on from there")
         return result
     checkpoints.export(result, directory / "saved_model")
-    print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
+    print(one_line(f"trained {step} steps; SavedModel in {directory / 'saved_model'}"))
     return result
 
 
@@ -225,7 +225,7 @@ def export_newest(config, challenge):
     directory = pathlib.Path(config.model_dir)
     model, step = checkpoints.restore_training(challenge, directory)
     checkpoints.export(model, directory / "saved_model")
-    print(f"step {step}; SavedModel in {directory / 'saved_model'}")
+    print(one_line(f"step {step}; SavedModel in {directory / 'saved_model'}"))
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from common import cards, checkpoints, files
 from common.config import define_path
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.validation import NUM_EXAMPLES
 from paper import challenges
 
@@ -52,7 +52,7 @@ def draw(challenge, config, flag_values):
     axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(output, dpi=110)
-    print(f"figure in {output}")
+    print(one_line(f"figure in {output}"))
 
 
 def define_flags(challenge, flag_values):
