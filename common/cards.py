@@ -14,8 +14,8 @@ import numpy as np
 from absl import flags
 
 from common import checkpoints, commands, runs, validation
-from common.config import NOT_OF_TRAINING, read_json
-from common.errors import InputError
+from common.config import NOT_OF_TRAINING, define_path, read_json
+from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
 from common.rows import evaluate_row, make_state_dir
 
@@ -30,7 +30,7 @@ TRAINING = {
 
 def define_flags(challenge, flag_values):
     """Declares the flags of export_model.py beside the config's."""
-    flags.DEFINE_string(
+    define_path(
         "output_dir",
         None,
         "directory of the model, such as models/mine; none adds rows to the card of --model_dir",
@@ -107,10 +107,10 @@ def export_model(challenge, config, flag_values):
             [*others, entry], key=lambda entry: (entry["source"] or "", known.index(entry["row"]))
         )
         write(challenge, output, card)
-        print(f"{full_title(entry)}: {found['accuracy']:.2f}%", flush=True)
+        print(one_line(f"{full_title(entry)}: {found['accuracy']:.2f}%"), flush=True)
     with contextlib.suppress(OSError):  # another command's row may be there, interrupted
         state_dir.rmdir()
-    print(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}")
+    print(one_line(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}"))
 
 
 def _export(challenge, training, loaded, output):

@@ -169,7 +169,7 @@ def black_box_stronger(name, num_broken, num_examples):
     return None
 
 
-def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0):
+def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):
     """What speaks against the evaluation of a model, before any attack.
 
     Args:
@@ -181,6 +181,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
         batch_size: images at a time.
         norm: of the attacks' ball, "linf" or "l2".
         seed: of PGD's random start.
+        large: whether to run PGD with the whole pixel range as epsilon, for `large_epsilon`.
 
     Returns:
         List of warnings, each a line.
@@ -212,7 +213,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
         zero_gradients(gradients),
         above_natural(100 * np.mean(is_correct), 100 * np.mean(fgsm_correct)),
     ]
-    if gradients.any() and is_correct.any():
+    if large and gradients.any() and is_correct.any():
         width = bounds[1] - bounds[0]
         pgd = PGD(
             model,

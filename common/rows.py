@@ -32,7 +32,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     """
     trials, attack = [], None
     if name != "natural":
-        model = (source or loaded).logits
+        model = suite.with_gradient((source or loaded).logits)
         trials = [suite.preset_trial(name, model, config, challenge)]
         attack = trials[0].settings()
     key = {**commands.key_of(config, loaded, images, trials, source), "attack": attack}
