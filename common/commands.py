@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS, NORMS, maker, split
+from common.attack import ATTACKS, NORMS, as_logits, is_misclassified, maker, split
 from common.config import read_json
 from common.errors import InputError
 from common.evaluation import Evaluator, State, digest_of
@@ -204,7 +204,9 @@ def pgd_attack(challenge, config, flag_values):
     trial = _make_trial(challenge, config, flag_values, loaded.logits)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     result = evaluator.run(images.images, images.labels)
+    warn_of_gradients(result)
     summary = result.summary()
+    summary["num_undefined"] = result.trials[0].num_undefined
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
     _store(target, result, challenge, note)
@@ -238,8 +240,9 @@ class Scored:
     """An attack file that obeys the rules, and what the model takes its images for.
 
     Attributes:
-        predictions: int64 classes (n,).
-        accuracy: of these, in percent.
+        predictions: int64 classes (n,), those of the largest logits.
+        accuracy: in percent; an image of which `common.attack.is_misclassified` says that there is
+            no prediction counts as wrong.
         loaded: the `LoadedModel`.
         images: the `common.data.Split` that the file was checked against.
     """
@@ -276,14 +279,21 @@ def score(challenge, config, path):
             "the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
-    predict = tf.function(lambda x: tf.argmax(loaded.logits(x), axis=-1), reduce_retracing=True)
-    predictions = np.concatenate(
-        [
-            predict(tf.constant(x_adv[i : i + config.eval_batch_size], tf.float32)).numpy()
+
+    @tf.function(reduce_retracing=True)
+    def predict(x, y):
+        logits = loaded.logits(x)
+        return tf.argmax(logits, axis=-1), ~is_misclassified(as_logits(logits, x), y)
+
+    parts = [
+        predict(tf.constant(x_adv[batch], tf.float32), tf.constant(images.labels[batch], tf.int32))
+        for batch in (
+            slice(i, i + config.eval_batch_size)
             for i in range(0, len(x_adv), config.eval_batch_size)
-        ]
-    )
-    accuracy = 100 * float(np.mean(predictions == images.labels))
+        )
+    ]
+    predictions, is_correct = map(np.concatenate, zip(*parts))
+    accuracy = 100 * float(np.mean(is_correct))
     return Scored(predictions, accuracy, loaded, images)
 
 
@@ -388,11 +398,17 @@ def _evaluate_once(
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
+    _warn(
+        [
+            checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"]),
+            checks.undefined_gradients(done),
+        ]
+    )
     summary |= {
         "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
+        "num_undefined": done.num_undefined,
     }
     _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
@@ -444,6 +460,8 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         evaluator, images, state, name, lambda trial: print(suite.line(trial), flush=True)
     )
     late = checks.check_result(result, trials) if source is None else []
+    undefined = [checks.undefined_gradients(done) for done in result.trials]
+    late += [warning for warning in undefined if warning is not None]
     _warn(late)
     print(suite.table(trials, result), flush=True)
     described = {
@@ -458,6 +476,11 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
 def _warn(warnings):
     for warning in filter(None, warnings):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def warn_of_gradients(result):
+    """Prints a line for each attack of a `Result` that met gradients that are not numbers."""
+    _warn(checks.undefined_gradients(done) for done in result.trials)
 
 
 def _write(flag_values, challenge, result, record, state):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common import app, checkpoints
 from common import config as config_lib
-from common.attack import compiles_with_xla, make_attack, xent_loss
+from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError
 from common.files import write_atomically
@@ -295,8 +295,7 @@ def make_update(config, model, optimizer, reduce_loss, averaged=None):
 
 
 def _accuracy(logits, y):
-    hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
-    return tf.reduce_mean(tf.cast(hits, tf.float32))
+    return tf.reduce_mean(tf.cast(~is_misclassified(logits, y), tf.float32))
 
 
 def _check_finite(xent, step):

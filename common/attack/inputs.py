@@ -162,7 +162,7 @@ def to_labels(y, count, num_classes=None, name="y"):
     most = INT32.max if num_classes is None else num_classes - 1
     wrong = (y < 0) | (y > most)
     if wrong.any():
-        raise InputError(f"{name}: expected classes from 0 to {most}, got {y[wrong][0]:.0f}")
+        raise InputError(f"{name}: expected {_classes(num_classes)}, got {y[wrong][0]:.0f}")
     return y.astype(np.int32)
 
 
@@ -308,6 +308,10 @@ def _is_within(x, least, most):
     return bool(tf.reduce_all((x >= least) & (x <= most)))
 
 
+def _classes(num_classes):
+    return "classes of 0 or more" if num_classes is None else f"classes from 0 to {num_classes - 1}"
+
+
 def _check_label_shape(shape, count, num_classes, name):
     """Refuses what the shape, whose sizes may be None, tells of labels."""
     num = "batch" if tf.is_symbolic_tensor(count) else count
@@ -353,7 +357,7 @@ def _symbolic_labels(y, count, num_classes, name):
             is_right = tf.where(is_column, are_classes(column), is_right)
             labels = tf.where(is_column, column, labels)
     is_right &= tf.shape(labels)[0] == count
-    expected = f"{name}: expected classes from 0 to {most} or one-hot labels, one for each image"
+    expected = f"{name}: expected {_classes(num_classes)} or one-hot labels, one for each image"
     return tf.cast(_asserted(labels, is_right, expected, y), tf.int32)
 
 

@@ -100,14 +100,22 @@ def value_and_gradient(loss, logits, x):
         z = logits(x)
         losses = loss(z)
         total = tf.reduce_sum(losses)
-    expected = "model: expected logits with a gradient for the images"
-    try:
-        gradient = tape.gradient(total, x)
-    except LookupError as error:  # of an op that TensorFlow has none for
-        raise InputError(f"{expected}: {one_line(error)}") from None
+    gradient = gradient_of(tape, total, x)
     if gradient is None:
-        raise InputError(f"{expected}, got none")
+        raise InputError(f"{_EXPECTED}, got none")
     return z, losses, *without_nan(tf.ensure_shape(gradient, x.shape))
+
+
+def gradient_of(tape, total, x, **options):
+    """`tape.gradient(total, x, **options)`.
+
+    Raises:
+        InputError: `total` depends on `x` by an op that TensorFlow has no gradient of.
+    """
+    try:
+        return tape.gradient(total, x, **options)
+    except LookupError as error:
+        raise InputError(f"{_EXPECTED}: {one_line(error)}") from None
 
 
 def without_nan(gradient):
@@ -124,3 +132,6 @@ def without_nan(gradient):
     is_nan = tf.math.is_nan(gradient)
     axes = list(range(1, gradient.shape.rank))
     return select(is_nan, tf.zeros_like(gradient), gradient), tf.reduce_any(is_nan, axis=axes)
+
+
+_EXPECTED = "model: expected logits with a gradient for the images"
