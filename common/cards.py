@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from common import checkpoints, commands, runs, validation
+from common.attack import is_misclassified
 from common.config import NOT_OF_TRAINING, define_path, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
@@ -179,7 +180,7 @@ def describe(challenge, training, loaded):
     parameters = int(sum(np.prod(weight.shape) for weight in loaded.model.trainable_weights))
     sample = challenge.load("sample")
     logits = loaded.logits(challenge.to_pixels(sample.images))
-    accuracy = 100 * float(np.mean(np.argmax(logits, axis=-1) == sample.labels))
+    accuracy = 100 * float(np.mean(~is_misclassified(logits, sample.labels)))
     return {
         "challenge": challenge.name,
         "parameters": parameters,

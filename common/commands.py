@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoint_files, checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS, NORMS, maker, split
+from common.attack import ATTACKS, NORMS, as_logits, is_misclassified, maker, split
 from common.config import define_path, read_json
 from common.errors import InputError, one_line
 from common.evaluation import Evaluator, State, digest_of
@@ -242,9 +242,10 @@ def pgd_attack(challenge, config, flag_values):
     state = _state(pathlib.Path(target).parent, _key_of_one(config, loaded, images, trial))
     result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
+    summary["num_undefined"] = result.trials[0].num_undefined
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
-    note["warnings"] = warnings + _check_accuracies(summary)
+    note["warnings"] = warnings + _check_found(result)
     _store(target, result, challenge, note)
     state.remove()
 
@@ -277,8 +278,9 @@ class Scored:
     """An attack file that obeys the rules, and what the model takes its images for.
 
     Attributes:
-        predictions: int64 classes (n,).
-        accuracy: of these, in percent.
+        predictions: int64 classes (n,), those of the largest logits.
+        accuracy: in percent; an image of which `common.attack.is_misclassified` says that there is
+            no prediction counts as wrong.
         loaded: the `LoadedModel`.
         images: the `common.data.Split` that the file was checked against.
     """
@@ -317,14 +319,21 @@ def score(challenge, config, path):
             "the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
-    predict = tf.function(lambda x: tf.argmax(loaded.logits(x), axis=-1), reduce_retracing=True)
-    predictions = np.concatenate(
-        [
-            predict(tf.constant(x_adv[i : i + config.eval_batch_size], tf.float32)).numpy()
+
+    @tf.function(reduce_retracing=True)
+    def predict(x, y):
+        logits = loaded.logits(x)
+        return tf.argmax(logits, axis=-1), ~is_misclassified(as_logits(logits, x), y)
+
+    parts = [
+        predict(tf.constant(x_adv[batch], tf.float32), tf.constant(images.labels[batch], tf.int32))
+        for batch in (
+            slice(i, i + config.eval_batch_size)
             for i in range(0, len(x_adv), config.eval_batch_size)
-        ]
-    )
-    accuracy = 100 * float(np.mean(predictions == images.labels))
+        )
+    ]
+    predictions, is_correct = map(np.concatenate, zip(*parts))
+    accuracy = 100 * float(np.mean(is_correct))
     return Scored(predictions, accuracy, loaded, images)
 
 
@@ -442,12 +451,13 @@ def _evaluate_once(
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    warnings += _check_accuracies(summary)
+    warnings += _check_found(result)
     summary |= {
         "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
         "warnings": warnings,
+        "num_undefined": done.num_undefined,
     }
     _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
@@ -487,6 +497,8 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         evaluator, images, state, name, lambda trial: print(suite.line(trial), flush=True)
     )
     late = checks.check_result(result, trials) if source is None else []
+    undefined = [checks.undefined_gradients(done) for done in result.trials]
+    late += [warning for warning in undefined if warning is not None]
     _warn(late)
     print(suite.table(trials, result), flush=True)
     described = {
@@ -498,10 +510,14 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     _write(flag_values, challenge, result, {**record, **described}, state)
 
 
-def _check_accuracies(summary):
-    """What speaks against the accuracies of one attack, as list of lines; prints it to stderr."""
-    found = checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])
-    warnings = [] if found is None else [found]
+def _check_found(result):
+    """What speaks against the `Result` of one attack, as list of lines; prints it to stderr."""
+    summary = result.summary()
+    found = [
+        checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"]),
+        *(checks.undefined_gradients(done) for done in result.trials),
+    ]
+    warnings = [warning for warning in found if warning is not None]
     _warn(warnings)
     return warnings
 
@@ -509,6 +525,11 @@ def _check_accuracies(summary):
 def _warn(warnings):
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def warn_of_gradients(result):
+    """Prints a line for each attack of a `Result` that met gradients that are not numbers."""
+    _warn(checks.undefined_gradients(done) for done in result.trials)
 
 
 def _write(flag_values, challenge, result, record, state):

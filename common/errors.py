@@ -13,6 +13,8 @@ LONGEST_LINE = 2000  # characters
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line: what was expected, what came."""
 
+    __init__ = Exception.__init__  # by which AutoGraph knows that it can raise another of its kind
+
 
 def one_line(text):
     """`text` as one line that a terminal shows as it stands.

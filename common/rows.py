@@ -41,7 +41,9 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     found = _read_finished(finished, key)
     if found is None:
         evaluator = commands.make_evaluator(challenge, config, trials, loaded)
-        summary = commands.run_with_state(evaluator, images, state, name).summary()
+        result = commands.run_with_state(evaluator, images, state, name)
+        commands.warn_of_gradients(result)
+        summary = result.summary()
         which = "natural_accuracy" if attack is None else "adversarial_accuracy"
         found = {
             "accuracy": summary[which],

@@ -10,7 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from common import attack as attacks
-from common.attack import FastModel
+from common.attack import FastModel, as_logits
 from common.errors import InputError
 from common.evaluation import Trial
 
@@ -44,7 +44,7 @@ def with_gradient(model):
         return known[shape]
 
     def logits_of(x):
-        logits = model(x)
+        logits = as_logits(model(x), x)
         if has_gradient(tuple(x.shape[1:])):
             return logits
         return logits + 0.0 * tf.reduce_sum(x, axis=(1, 2, 3))[:, None]

@@ -25,7 +25,7 @@ from common import app, checkpoint_files, checkpoints
 from common import config as config_lib
 from common import runs as runs_lib
 from common import validation as validation_lib
-from common.attack import compiles_with_xla, make_attack, xent_loss
+from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
 from common.data import training_batches
 from common.errors import InputError, one_line, reason_of
 from common.files import Lock, keep_aside, write_atomically
@@ -341,8 +341,7 @@ def make_update(config, model, optimizer, reduce_loss, averaged=None):
 
 
 def _accuracy(logits, y):
-    hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
-    return tf.reduce_mean(tf.cast(hits, tf.float32))
+    return tf.reduce_mean(tf.cast(~is_misclassified(logits, y), tf.float32))
 
 
 def _check_finite(xent, step):
