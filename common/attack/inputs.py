@@ -181,8 +181,8 @@ def to_seed(seed, count):
         InputError: another shape; a seed is not a whole number, or not within int32.
     """
     seed = _to_int32(seed, "seed")
-    if seed.shape.rank == 0:
-        return tf.stack([seed, 0])
+    if len(seed.shape) == 0:
+        seed = tf.stack([seed, 0]) if tf.is_tensor(seed) else np.int32([seed, 0])
     shape = tuple(seed.shape)
     is_of_each = len(shape) == 2 and _agree(shape[0], count) and shape[1] == 2
     if shape != (2,) and not is_of_each:
@@ -191,7 +191,7 @@ def to_seed(seed, count):
             f"seed: expected an int, a pair or a pair for each example ({count}, 2), "
             f"got shape {shape}"
         )
-    return seed
+    return tf.convert_to_tensor(seed)
 
 
 def to_index(index, count):
@@ -210,10 +210,10 @@ def to_index(index, count):
     if index is None:
         return tf.range(count)
     index = _to_int32(index, "index")
-    if index.shape.rank != 1 or not _agree(index.shape[0], count):
+    if len(index.shape) != 1 or not _agree(index.shape[0], count):
         count = "batch" if tf.is_symbolic_tensor(count) else count
         raise InputError(f"index: expected shape ({count},), got {tuple(index.shape)}")
-    return index
+    return tf.convert_to_tensor(index)
 
 
 def to_scale(scale, most):
@@ -362,6 +362,7 @@ def _symbolic_labels(y, count, num_classes, name):
 
 
 def _to_int32(values, name):
+    """Whole numbers as an int32 array, or as a tensor where they are one of a tf.function."""
     if not _is_symbolic(values):
         array = _real_array(values, name)
         wrong = array.dtype.kind == "b" or (array != np.rint(array)) | (
@@ -370,7 +371,7 @@ def _to_int32(values, name):
         if np.any(wrong):
             shown = "a bool" if array.dtype.kind == "b" else f"{array[wrong].flat[0]}"
             raise InputError(f"{name}: expected whole numbers within int32, got {shown}")
-        return tf.constant(array.astype(np.int32))
+        return array.astype(np.int32)
     tensor = _real_tensor(values, name)
     if tensor.dtype.is_bool:
         raise InputError(f"{name}: expected whole numbers within int32, got a bool")

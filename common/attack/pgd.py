@@ -155,8 +155,10 @@ class PGD(Attack):
             seed = tf.gather(seed, rows) if seed.shape.rank == 2 else seed
         with as_raised():
             x, undefined = self._attack(x_nat, y, seed, index, scale)
-        self._undefined = undefined[:count]
-        return x[:count] if len(rows) > count else x
+        if len(rows) > count:
+            x, undefined = x[:count], undefined[:count]
+        self._undefined = undefined
+        return x
 
     def _find_classes(self, x_nat, seed, index):
         size = self._spec(x_nat).shape[0]
