@@ -6,3 +6,6 @@ import os
 os.environ["KERAS_BACKEND"] = "tensorflow"
 # TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Without a home directory Keras would make a folder named ~ where it is started, for its settings.
+if os.path.expanduser("~") == "~":
+    os.environ.setdefault("KERAS_HOME", os.devnull)
