@@ -50,7 +50,8 @@ PAPER = {
 class Config(config.Config):
     """The common settings and the network's size."""
 
-    scale: int = config.key("capacity of the network: 1, 2, 4, 8 or 16", config.integer(1))
+    # Up to 410 the network has fewer than 2**31 weights.
+    scale: int = config.key("capacity of the network: 1, 2, 4, 8 or 16", config.integer(1, 411))
 
 
 MNIST = Challenge(

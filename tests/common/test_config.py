@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +10,11 @@ import pytest
 from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
-from common import commands, config
+from common import cards, checkpoints, commands, comparison, config
 from common.attack import make_attack
 from common.errors import InputError
 from mnist_challenge.challenge import MNIST
+from paper import accuracy_against_epsilon, adversarial_images, loss_along_pgd, training_curve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}
@@ -350,7 +352,15 @@ def test_unknown_names_are_refused(write):
     "content, expected",
     [
         (None, "cannot read .*missing.json: No such file"),
-        ("{", ".*given.json is no JSON"),
+        ("{", ".*given.json is not JSON"),
+        (
+            '{"num_steps": 1, "num_steps": 2}',
+            ".*given.json is not JSON: the name 'num_steps' is there",
+        ),
+        ('{"num_steps": ' + "[" * 10**6, ".*given.json is not JSON that can be read: it is nested"),
+        ('{"num_steps": ' + "9" * 5000 + "}", ".*given.json is not JSON: "),
+        ("3", "expected a JSON object in .*given.json, got int"),
+        ("null", "expected a JSON object in .*given.json, got NoneType"),
         ("[1]", "expected a JSON object in .*given.json, got list"),
     ],
 )
@@ -358,6 +368,215 @@ def test_what_is_no_config_file_is_refused(tmp_path, write, content, expected):
     path = tmp_path / "missing.json" if content is None else write(content)
     with pytest.raises(InputError, match=f"^{expected}"):
         parse(MNIST, f"--config={path}")
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "given.json").write_bytes(b"\xef\xbb\xbf" + b'{"num_steps": 3}')
+    assert parse(MNIST, f"--config={tmp_path / 'given.json'}").num_steps == 3
+
+
+# Numbers that the arithmetic cannot hold: TensorFlow counts in int32, and pixels are float32.
+
+INTEGERS = [
+    field.name
+    for field in dataclasses.fields(MNIST.config_class)
+    if field.metadata["parse"].__qualname__.startswith("integer.")
+]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_whole_numbers_end_where_int32_does(name):
+    """2**31 steps were none."""
+    for value in (2**31, "2147483648", 2**40, 10**400, "9" * 5000, "1e400", -(2**31), 1e308):
+        with pytest.raises(InputError, match=f"^here: {name}: expected an integer of ") as error:
+            make(MNIST, **{name: value})
+        assert len(str(error.value)) < 3000 and "\n" not in str(error.value)
+    if name != "scale":
+        assert getattr(make(MNIST, **{name: 2**31 - 1}), name) == 2**31 - 1
+
+
+def test_a_network_that_no_memory_holds_is_refused():
+    for scale in (411, 10**6):
+        with pytest.raises(InputError, match="^here: scale: expected an integer of 1 or more and"):
+            make(MNIST, scale=scale)
+    # The largest one has as many weights as int32 counts, just about.
+    count = 26 * 2 * 410 + (25 * 820 + 1) * 1640 + (49 * 1640 + 1) * 26240 + 26241 * 10
+    assert make(MNIST, scale=410).scale == 410 and 0.99 < count / 2**31 < 1
+
+
+NOT_FLOAT32 = [float("nan"), float("inf"), "Infinity", "nan", "1e999", 1e39, 10**400, "9" * 5000]
+
+
+@pytest.mark.parametrize("name", ["kappa", "epsilon", "step_size", "weight_decay", "momentum"])
+def test_numbers_are_finite_in_float32(name):
+    for value in NOT_FLOAT32:
+        with pytest.raises(InputError, match=f"^here: {name}: expected a number.*, got "):
+            make(CIFAR10, **{name: value})
+    assert make(MNIST, kappa=-3).kappa == -3
+
+
+@pytest.mark.parametrize("value", ["inf/1", "nan/1", "1e308/1e-308", "1e999/2"])
+def test_fractions_are_finite(value):
+    for name in ("epsilon", "step_size"):
+        with pytest.raises(InputError, match=f"^here: {name}: expected a number or a fraction"):
+            make(MNIST, **{name: value})
+    with pytest.raises(InputError, match="^here: attack_schedule: expected"):
+        make(MNIST, attack_schedule=[[0, 5, value]])
+
+
+@pytest.mark.parametrize("name", ["step_size_schedule", "attack_schedule"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 10**6,
+        '{"a":' * 10**6,
+        "[[0, 1e999]]",
+        "[[0, NaN]]",
+        "[[0, 1e39]]",
+        "[[0, -Infinity, 0.1]]",
+        "[[0, 2147483648, 0.1]]",
+        "[[0, 1e400, 0.1]]",
+        "[[0, 0.1], [2147483648, 0.1]]",
+        "[[0, " + "9" * 5000 + "]]",
+        '{"ab": 1}',
+        '"text"',
+        "true",
+        "[[[[0]]]]",
+        "[null]",
+    ],
+    ids=lambda value: value[:20],
+)
+def test_hostile_schedules_are_one_line(name, value):
+    with pytest.raises(InputError, match=f"^command line: {name}: expected ") as error:
+        parse(MNIST, f"--{name}={value}")
+    assert len(str(error.value)) < 3000 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(MNIST.config_class)])
+def test_values_of_every_wrong_type_are_refused(name, write):
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    for value in ([1], {"a": 1}, deep, [[]], {"a": "\x1b[2J\n"}):
+        with pytest.raises(InputError, match=f"given.json: {name}: expected ") as error:
+            parse(MNIST, f"--config={write({name: value})}")
+        assert str(error.value).isprintable()
+
+
+# Paths.
+
+PATHS = ("model_dir", "data_dir", "store_adv_path")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_leading_tilde_is_the_home_directory(name, home, write):
+    """See https://github.com/domainaware/parsedmarc/issues/550 ."""
+    assert getattr(parse(MNIST, f"--{name}=~/x y"), name) == str(home / "x y")
+    assert getattr(parse(MNIST, f"--{name}=~"), name) == str(home)
+    assert getattr(parse(MNIST, f"--{name}=./~/x"), name) == "./~/x"
+    path = write({name: "~/x"})
+    assert getattr(parse(MNIST, f"--config={path}"), name) == str(home / "x")
+    home.mkdir()
+    path.rename(home / "given.json")
+    assert getattr(parse(MNIST, "--config=~/given.json"), name) == str(home / "x")
+
+
+def test_the_originals_data_may_be_in_the_home_directory(home, write):
+    (home / "data").mkdir(parents=True)
+    path = write({"data_path": "~/data"})
+    assert parse(CIFAR10, f"--config={path}").data_dir == str(home / "data")
+    for odd in ("x" * 10**4, "nul\0", "", 3, "\ud800", "~nobody_at_all/x"):
+        assert parse(CIFAR10, f"--config={write({'data_path': odd})}").data_dir is None
+
+
+PATH_FLAGS = [
+    (commands.define_eval_flags, ("source", "output_json", "state_dir")),
+    (comparison.define_flags, ("attack_file", "output_json", "state_dir")),
+    (cards.define_flags, ("output_dir",)),
+    (adversarial_images.define_flags, ("output",)),
+    (loss_along_pgd.define_flags, ("output",)),
+    (training_curve.define_flags, ("output",)),
+    (accuracy_against_epsilon.define_flags, ("output",)),
+]
+
+
+@pytest.mark.parametrize(
+    "define, name", [(define, name) for define, names in PATH_FLAGS for name in names]
+)
+def test_a_leading_tilde_is_the_home_directory_in_every_flag(define, name, home):
+    flag_values = flags.FlagValues()
+    define(MNIST, flag_values)
+    flag_values(["script.py", f"--{name}=~/x"])
+    assert flag_values[name].value == str(home / "x")
+    with pytest.raises(flags.Error, match=f"flag --{name}=: expected a path, got ''"):
+        flag_values(["script.py", f"--{name}="])
+
+
+def test_no_flag_of_a_path_is_mere_text():
+    """Whoever adds one shall declare it with `config.define_path`."""
+    words = r"DEFINE_string\(\s*\"\w*(_dir|_json|_path|_file|output|source|config)\""
+    scripts = [
+        path
+        for folder in ("common", "paper", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(scripts) > 30
+    for script in scripts:
+        assert not re.search(words, script.read_text()), script
+
+
+@pytest.mark.parametrize("name", ["model_dir", "store_adv_path"])
+@pytest.mark.parametrize("value", ["", "a\0b", "\ud800", "\udcff"], ids=ascii)
+def test_text_that_cannot_be_a_path_is_one_line(name, value, write):
+    with pytest.raises(InputError, match=f"given.json: {name}: expected a path, got '") as error:
+        parse(MNIST, f"--config={write({name: value})}")
+    assert str(error.value).isprintable()
+    with pytest.raises(flags.Error, match="expected a path, got '"):
+        parse(MNIST, f"--{name}={value}")
+
+
+def test_without_a_home_directory_only_a_tilde_is_refused(monkeypatch, write, tmp_path):
+    """A user of a container may have no entry in the list of users."""
+
+    def unknown(*arguments):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert parse(MNIST, "--model_dir=x").model_dir == "x"
+    assert MNIST.load("test", allow_sample=True).source.endswith(
+        "no home directory to look for MNIST in"
+    )
+    expected = "expected a path, got '~/x', whose home directory is not known"
+    with pytest.raises(flags.Error, match=f"flag --model_dir=~/x: {expected}"):
+        parse(MNIST, "--model_dir=~/x")
+    with pytest.raises(InputError, match=f"given.json: data_dir: {expected}"):
+        parse(MNIST, f"--config={write({'data_dir': '~/x'})}")
+    with pytest.raises(InputError, match=expected):
+        checkpoints.load_model(MNIST, "~/x")
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/x")
+    with pytest.raises(InputError, match=f"^TFDS_DATA_DIR: {expected}"):
+        MNIST.load("test", allow_sample=True)
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(flags.Error, match=expected):
+        parse(MNIST, "--model_dir=~/x")
+    with pytest.raises(flags.Error, match="got '~nobody_at_all', whose home"):
+        parse(MNIST, "--model_dir=~nobody_at_all")
+
+
+def test_the_home_directory_is_meant_by_the_environment_and_from_python_too(home, monkeypatch):
+    shutil.copytree(MNIST.directory / "models" / "natural", home / "mine")
+    assert checkpoints.load_model(MNIST, "~/mine").path == home / "mine"
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/data")
+    assert f"no MNIST in {home / 'data'}" in MNIST.load("test", allow_sample=True).source
 
 
 # Imports.
