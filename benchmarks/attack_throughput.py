@@ -29,7 +29,7 @@ from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
-from common.config import make_config
+from common.config import define_path, make_config
 from common.errors import InputError
 from common.files import check_writable
 from mnist_challenge.challenge import MNIST
@@ -51,13 +51,13 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "network under attack")
-    flags.DEFINE_string(
+    define_path(
         "model_dir", None, "as in eval.py; default: the shipped network where it is of that size"
     )
     flags.DEFINE_list("batch_size", None, "images at a time; default 50,200,500 or 100 (CIFAR-10)")
     flags.DEFINE_integer("rounds", 7, "how often each is timed", lower_bound=1)
     flags.DEFINE_list("implementations", None, "which to time; default: all that are installed")
-    flags.DEFINE_string("output_json", None, "file to write the result to")
+    define_path("output_json", None, "file to write the result to")
     flags.DEFINE_bool("print_peak_memory", False, "run once; the last line is the memory in GiB")
 
 

@@ -32,8 +32,8 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
-from common.config import make_config
-from common.errors import InputError
+from common.config import define_path, make_config
+from common.errors import InputError, one_line
 from common.evaluation import Evaluator, Trial
 from common.files import check_writable, read_json
 from common.provenance import provenance
@@ -57,7 +57,7 @@ FLAGS = flags.FLAGS
 def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "challenge of the network under attack")
-    flags.DEFINE_string("model_dir", None, "as in eval.py; default: the shipped network")
+    define_path("model_dir", None, "as in eval.py; default: the shipped network")
     flags.DEFINE_integer("num_images", 1000, "the first so many test images", lower_bound=1)
     flags.DEFINE_integer(
         "batch_size", None, "ours; default: eval_batch_size of config.json", lower_bound=1
@@ -68,7 +68,7 @@ def define_flags():
     flags.DEFINE_list(
         "attacks", list(THEIR_NAMES), f"of {', '.join(THEIR_NAMES)} and {SUITE}, all four in turn"
     )
-    flags.DEFINE_string("output_json", None, "file to write the result to")
+    define_path("output_json", None, "file to write the result to")
 
 
 def main():
@@ -90,7 +90,7 @@ def main():
     if loaded.model is None:
         raise InputError(f"--model_dir: expected the challenge's own network, got {loaded.path}")
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
-    print(f"{test.source}; {loaded.path}")
+    print(one_line(f"{test.source}; {loaded.path}"))
     both = Comparison(challenge, config, loaded, test)
     what = {
         "model": loaded.name,

@@ -10,9 +10,8 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from absl import app, logging
 
-from common.app import fail
+from common import app
 from common.errors import InputError
 from common.files import write_json
 from common.provenance import provenance
@@ -22,19 +21,15 @@ OURS, PLAIN, OURS_MIXED = "ours", "plain tf.function", "ours in mixed_bfloat16"
 
 
 def run(main, define_flags):
-    """Runs a benchmark: parses its flags; an InputError is one line and exit code 1."""
+    """Runs a benchmark: parses its flags; what it cannot do is one line and exit code 1."""
 
-    def guarded(argv):
-        logging.set_verbosity(logging.WARNING)
-        try:
-            if len(argv) > 1:
-                raise InputError(f"expected flags only, got {argv[1]!r}")
-            main()
-        except InputError as error:
-            fail(error)
+    def without_words(words):
+        if words:
+            raise InputError(f"expected flags only, got {words[0]!r}")
+        main()
 
     define_flags()
-    app.run(guarded)
+    app.run_words(without_words)
 
 
 def in_turn(functions, rounds):

@@ -32,7 +32,7 @@ from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common import training
-from common.config import make_config
+from common.config import define_path, make_config
 from common.errors import InputError
 from common.files import check_writable
 from mnist_challenge import train as mnist
@@ -61,7 +61,7 @@ def define_flags():
         None,
         f"which to time, of {OURS}, {PLAIN} and, on CIFAR-10, {OURS_MIXED}; default: all",
     )
-    flags.DEFINE_string("output_json", None, "file to write the result to")
+    define_path("output_json", None, "file to write the result to")
     flags.DEFINE_bool("print_peak_memory", False, "one step; the last line is the memory in GiB")
 
 

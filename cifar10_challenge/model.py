@@ -11,14 +11,15 @@ UNITS_PER_GROUP = 5
 SLOPE = 0.1  # of the leaky ReLU
 
 
-def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
+def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtype="float32"):
     """A pre-activation residual network of 31 convolutions (paper, Sec. 4; original model.py).
 
         standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
 
     Where a unit changes the number of channels, its shortcut is an average pool and channels of
     zeros, half on each side; there is no 1x1 convolution. Batch norm has decay 0.9 and epsilon
-    0.001, leaky ReLU the slope 0.1.
+    0.001, leaky ReLU the slope 0.1. Keras's global settings (floatx, dtype policy, image data
+    format) change nothing.
 
     Args:
         width: "simple" (464,154 trainable parameters) or "wide" (45,901,914, ten times as wide).
@@ -27,7 +28,9 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
         seed: int, decides the initial weights; None draws them.
         precision: Keras's dtype policy for all between standardisation and mean, such as
             "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
-            Keras's default, float32.
+            `dtype`.
+        dtype: of all else, images, logits and their weights among it; float64, with no `precision`,
+            for a reference without rounding.
 
     Returns:
         A keras.Model from float32 images (batch, 32, 32, 3), pixels in [0, 255], to float32
@@ -39,6 +42,8 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
     if width not in WIDTHS:
         raise ValueError(f"width: expected one of {', '.join(WIDTHS)}, got {width!r}")
     stem, *groups = WIDTHS[width]
+    precision = precision or dtype
+    images = {"data_format": "channels_last"}
     seeds = keras.random.SeedGenerator(seed)
 
     def conv(x, filters, stride, name):
@@ -50,6 +55,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
             strides=stride,
             padding="same",
             use_bias=False,
+            **images,
             kernel_initializer=start,
             kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
             dtype=precision,
@@ -69,26 +75,28 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None):
         x = conv(x, filters, 1, f"{name}_conv2")
         if shortcut.shape[-1] != filters:
             if stride > 1:
-                pool = layers.AveragePooling2D(stride, dtype=precision, name=f"{name}_pool")
-                shortcut = pool(shortcut)
+                shortcut = layers.AveragePooling2D(
+                    stride, **images, dtype=precision, name=f"{name}_pool"
+                )(shortcut)
             shortcut = PadChannels(filters, dtype=precision, name=f"{name}_pad")(shortcut)
         return layers.Add(dtype=precision, name=f"{name}_add")([shortcut, x])
 
-    image = keras.Input((32, 32, 3), name="image")
-    x = Standardise(name="standardise")(image)
+    image = keras.Input((32, 32, 3), dtype=dtype, name="image")
+    x = Standardise(dtype=dtype, name="standardise")(image)
     x = conv(x, stem, 1, "stem")
     for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2)), start=1):
         for unit in range(UNITS_PER_GROUP):
             first = group == 1 and unit == 0
             x = residual_unit(x, filters, stride if unit == 0 else 1, f"unit{group}_{unit}", first)
     x = normalise(x, "last")
-    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    x = layers.GlobalAveragePooling2D(**images, dtype=dtype, name="mean")(x)
     # TensorFlow 1's uniform_unit_scaling with factor 1.
     limit = (3 / groups[-1]) ** 0.5
     logits = layers.Dense(
         10,
         kernel_initializer=keras.initializers.RandomUniform(-limit, limit, seed=seeds),
         kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
+        dtype=dtype,
         name="logits",
     )(x)
     return keras.Model(image, logits, name=f"cifar10_{width}")

@@ -22,6 +22,7 @@ import tensorflow as tf
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model
 from common import training
+from common.errors import one_line
 
 
 def train(config):
@@ -33,7 +34,7 @@ def train(config):
     images = CIFAR10.load("train", data_dir=config.data_dir)
     # Every training image is trained on; the original watched the test images too.
     validation_images = CIFAR10.load("test", data_dir=config.data_dir)
-    print(images.source)
+    print(one_line(images.source))
 
     linear = config.step_size_interpolation == "linear"
     rate = training.PiecewiseSchedule(config.step_size_schedule, linear)

@@ -1,15 +1,19 @@
-"""Runs a script: parses its flags, and turns an InputError into one line and exit code 1."""
+"""Runs a script: parses its flags, and turns what it cannot do into one line and exit code 1."""
 
 import contextlib
 import signal
 import sys
 
+import tensorflow as tf
 from absl import app, flags, logging
 
 from common import config as config_lib
 from common import startup
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
+
+# What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
+FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
 
 
 def run(main, challenge, define_flags=None):
@@ -57,6 +61,10 @@ def run_words(main):
             main(argv[1:])
         except InputError as error:
             fail(error)
+        except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
+            raise
+        except FAILURES as error:
+            fail(_described(error))
         except KeyboardInterrupt as error:
             number = getattr(error, "number", signal.SIGINT)
             with contextlib.suppress(OSError):
@@ -66,9 +74,17 @@ def run_words(main):
 
     try:
         app.run(guarded, flags_parser=parse)
-    except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
+    except BrokenPipeError:
         drop_output()
         sys.exit(128 + SIGPIPE)
+
+
+def _described(error):
+    """What went wrong, as text: of which file, or else of which kind it is."""
+    what, reason = getattr(error, "filename", None), reason_of(error)
+    if what is None:
+        what = type(error).__name__
+    return reason if reason == what else f"{what}: {reason}"
 
 
 def fail(error):

@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 
 from common import checkpoints, commands, json_shapes, runs, validation
-from common.config import NOT_OF_TRAINING, read_json
+from common.attack import is_misclassified
+from common.config import NOT_OF_TRAINING, define_path, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Optional
@@ -82,7 +83,7 @@ _SHAPE = {
 
 def define_flags(challenge, flag_values):
     """Declares the flags of export_model.py beside the config's."""
-    flags.DEFINE_string(
+    define_path(
         "output_dir",
         None,
         "directory of the model, such as models/mine; none adds rows to the card of --model_dir",
@@ -166,10 +167,10 @@ def export_model(challenge, config, flag_values):
             write(challenge, output, card)
 
         evaluate_row(challenge, config, row, loaded, images, state_dir, source, put_in)
-        print(f"{full_title(entry)}: {entry['accuracy']:.2f}%", flush=True)
+        print(one_line(f"{full_title(entry)}: {entry['accuracy']:.2f}%"), flush=True)
     with contextlib.suppress(OSError):  # another command's row may be there, interrupted
         state_dir.rmdir()
-    print(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}")
+    print(one_line(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}"))
 
 
 def _export(challenge, training, loaded, output):
@@ -247,7 +248,7 @@ def describe(challenge, training, loaded):
     parameters = int(sum(np.prod(weight.shape) for weight in loaded.model.trainable_weights))
     sample = challenge.load("sample")
     logits = loaded.logits(challenge.to_pixels(sample.images))
-    accuracy = 100 * float(np.mean(np.argmax(logits, axis=-1) == sample.labels))
+    accuracy = 100 * float(np.mean(~is_misclassified(logits, sample.labels)))
     return {
         "challenge": challenge.name,
         "parameters": parameters,

@@ -15,9 +15,10 @@ from common import checkpoint_files
 from common import config as config_lib
 from common.attack import FastModel
 from common.errors import InputError, one_line, reason_of
-from common.files import plain_path
+from common.files import expand_path, plain_path
 from common.original_checkpoints import is_original, load_original
 
+MOST_UNROLLED = 8  # calls of a model of one batch size that become parts of one graph
 NUM_KEPT = 3  # checkpoints of a training
 
 
@@ -163,11 +164,15 @@ def find_model(challenge, model_dir):
 
     Raises:
         InputError: there is neither; the message names the shipped and the fetched models.
+            No text can be such a path, or it cannot be looked at.
     """
-    shipped = challenge.directory / "models"
-    for path in (pathlib.Path(model_dir), shipped / model_dir):
-        if path.exists():
-            return path
+    shipped, model_dir = challenge.directory / "models", expand_path(model_dir)
+    try:
+        for path in (pathlib.Path(model_dir), shipped / model_dir):
+            if path.exists():
+                return path
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"--model_dir: cannot read {model_dir}: {reason_of(error)}") from None
     found = [*shipped.glob("*/saved_model.pb"), *shipped.glob("published/*/saved_model.pb")]
     names = ", ".join(sorted(path.parent.relative_to(shipped).as_posix() for path in found))
     raise InputError(
@@ -180,6 +185,13 @@ def load_model(challenge, model_dir):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
     The directory may be one of the original TensorFlow 1 code, as it is.
+
+    A model is a program: a SavedModel or .keras file that someone else made does, when it is loaded
+    or called, what they wrote into it, reading and writing files for one. TensorFlow's SECURITY.md
+    says the same. Keras's safe mode is on, which refuses Lambda layers and no more than these.
+
+    The model may compute in any float dtype, and take images of any size and batches of any or of
+    one fixed size: `LoadedModel.logits` takes any number of float32 images.
 
     Args:
         challenge: a `common.challenge.Challenge`; the model must take its images.
@@ -194,9 +206,7 @@ def load_model(challenge, model_dir):
     path = find_model(challenge, model_dir)
     try:
         if path.is_file() and path.suffix == ".keras":
-            model = keras.models.load_model(path)
-            _check_shapes(model.input_shape, model.output_shape, challenge, path)
-            return _loaded(functools.partial(model, training=False), model.weights, path, challenge)
+            return _from_keras(path, challenge)
         if (path / "saved_model.pb").is_file():
             return _from_saved_model(path, challenge)
         is_own = (path / "config.json").is_file() and checkpoint_files.steps_in(path)
@@ -285,17 +295,45 @@ def _own_network(logits, weights, challenge):
     size = challenge.size_of(shapes)
     if size is None:
         return None
-    config = config_lib.make_config(challenge, ("weights", size))
+    try:
+        config = config_lib.make_config(challenge, ("weights", size))
+    except InputError:  # larger than any network of the challenge
+        return None
     model = challenge.build_model(config)
     if shapes != [tuple(weight.shape) for weight in model.weights]:
         return None
     model.set_weights([np.asarray(weight) for weight in weights])
-    low, high = challenge.bounds
-    noise = np.random.default_rng(0).uniform(low, high, (4, *challenge.image_shape))
-    x = tf.constant(noise, tf.float32)
+    x = _noise(challenge)
     theirs, ours = logits(x).numpy(), model(x, training=False).numpy()
     scale = np.max(np.abs(ours), initial=1.0)
     return model if np.max(np.abs(theirs - ours)) <= 1e-4 * scale else None
+
+
+def _noise(challenge):
+    """Four float32 images of random pixels."""
+    low, high = challenge.bounds
+    noise = np.random.default_rng(0).uniform(low, high, (4, *challenge.image_shape))
+    return tf.constant(noise, tf.float32)
+
+
+def _from_keras(path, challenge):
+    # What it was compiled with, a loss of its own say, is of no use here.
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    inputs, outputs = (getattr(model, part, None) for part in ("inputs", "outputs"))
+    if not inputs or not outputs:  # a class of its own, which shows them when it is called
+        image, logits = tf.TensorSpec(None, model.input_dtype), tf.TensorSpec(None)
+    elif len(inputs) != 1 or len(outputs) != 1:
+        raise _several([x.name for x in inputs], [x.name for x in outputs], path)
+    else:
+        image, logits = (tf.TensorSpec(x.shape, x.dtype) for x in (*inputs, *outputs))
+
+    def call(x):
+        results = tf.nest.flatten(model(x, training=False))
+        if len(results) != 1:
+            raise _several(["1"], [str(len(results))], path)
+        return results[0]
+
+    return _loaded(_as_logits(call, image, logits, challenge, path), model.weights, path, challenge)
 
 
 def _from_saved_model(path, challenge):
@@ -306,27 +344,114 @@ def _from_saved_model(path, challenge):
     signature = loaded.signatures["serving_default"]
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
-        raise InputError(
-            f"--model_dir: expected one input and one output of the signature serving_default in "
-            f"{path}, got {', '.join(inputs)} and {', '.join(outputs)}"
-        )
+        raise _several(inputs, outputs, path)
     ((name, image),), ((output, logits),) = inputs.items(), outputs.items()
-    _check_shapes(image.shape, logits.shape, challenge, path)
-    weights = getattr(loaded, "weights", None) or signature.variables
+    weights = getattr(loaded, "weights", None)
+    if not isinstance(weights, (list, tuple)) or not weights:  # of another kind of module
+        weights = signature.variables
+
     # `loaded` must outlive the function, or its variables are gone.
-    return _loaded(
-        lambda x, keep=loaded: signature(**{name: x})[output], list(weights), path, challenge
+    def call(x, keep=loaded):
+        return signature(**{name: x})[output]
+
+    return _loaded(_as_logits(call, image, logits, challenge, path), list(weights), path, challenge)
+
+
+def _several(inputs, outputs, path):
+    return InputError(
+        f"--model_dir: expected one input and one output of the model (in a SavedModel: of its "
+        f"signature serving_default) in {path}, got {', '.join(inputs)} and {', '.join(outputs)}"
     )
 
 
-def _check_shapes(image, logits, challenge, path):
-    image, logits = tuple(image), tuple(logits)
-    if image != (None, *challenge.image_shape) or logits != (None, 10):
+def _as_logits(call, image, logits, challenge, path):
+    """A loaded model as a function from any number of float32 images to float32 logits.
+
+    Args:
+        call: function from a batch of images to their logits, both as the model has them.
+        image, logits: tf.TensorSpec of these, of which dimensions and ranks may be unknown.
+        challenge: a `common.challenge.Challenge`.
+        path: of the model.
+
+    Raises:
+        InputError: it takes other images, or gives other logits.
+    """
+    if not image.dtype.is_floating:
         raise InputError(
-            f"--model_dir: expected a model of {challenge.name} images "
-            f"{(None, *challenge.image_shape)} to logits (None, 10), "
-            f"got one of {image} to {logits} in {path}"
+            f"--model_dir: expected a model of float images, got one of {image.dtype.name} images "
+            f"in {path}"
         )
+    batches = [shape[0] for shape in (image.shape, logits.shape) if shape.rank]
+    batch = next((size for size in batches if size is not None), None)
+    fits = image.shape.is_compatible_with((batch, *challenge.image_shape))
+    if not fits or not logits.shape.is_compatible_with((batch, 10)):
+        raise _misfit(image.shape, logits.shape, challenge, path)
+
+    def function(x):
+        return tf.cast(call(tf.cast(x, image.dtype)), tf.float32)
+
+    if batch is not None:
+        function = _in_batches_of(batch, function)
+    if image.shape[1:].is_fully_defined() and logits.shape[1:].is_fully_defined():
+        return function
+    # What the shapes leave open shows when it is called; attacks need to know it.
+    x = _noise(challenge)
+    found = function(x).shape
+    if found != (len(x), 10):
+        raise _misfit(image.shape, found, challenge, path)
+    return lambda x: tf.ensure_shape(function(x), (x.shape[0], 10))
+
+
+def _in_batches_of(size, function):
+    """A function of batches of `size` images as one of any number: the last batch is filled up.
+
+    Args:
+        size: int.
+        function: from float32 images (size, height, width, channels) to float32 logits
+            (size, classes).
+    """
+
+    @tf.custom_gradient
+    def one_by_one(batches):
+        # XLA has no gradient of a loop around a SavedModel's function.
+        def gradient(d, variables=()):
+            d = tf.map_fn(gradient_of_one, (batches, d), fn_output_signature=tf.float32)
+            return (d, [None] * len(variables)) if variables else d
+
+        def gradient_of_one(batch_and_d):
+            batch, d = batch_and_d
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(batch)
+                logits = function(batch)
+            return tape.gradient(logits, batch, d, unconnected_gradients="zero")
+
+        return tf.map_fn(function, batches, fn_output_signature=tf.float32), gradient
+
+    def in_batches(x):
+        if x.shape[0] == size:
+            return function(x)
+        # With an image, since zeros may be what a model cannot divide by.
+        fill = tf.tile(tf.stop_gradient(x[:1]), (-tf.shape(x)[0] % size, 1, 1, 1))
+        batches = tf.reshape(tf.concat([x, fill], axis=0), (-1, size, *x.shape[1:]))
+        number = batches.shape[0]
+        if number is not None and 0 < number <= MOST_UNROLLED:
+            logits = tf.concat([function(batches[i]) for i in range(number)], axis=0)
+        else:
+            logits = tf.reshape(one_by_one(batches), (-1, 10))
+        return logits[: tf.shape(x)[0]]
+
+    return in_batches
+
+
+def _misfit(image, logits, challenge, path):
+    image, logits = (
+        "unknown shape" if shape.rank is None else tuple(shape) for shape in (image, logits)
+    )
+    return InputError(
+        f"--model_dir: expected a model of {challenge.name} images "
+        f"{(None, *challenge.image_shape)} to logits (None, 10), got one of {image} to {logits} "
+        f"in {path}"
+    )
 
 
 def export(model, path):

@@ -12,8 +12,18 @@ A warning proves nothing, nor does it that there is none.
 import numpy as np
 import tensorflow as tf
 
-from common.attack import PGD, xent_loss
+from common.attack import (
+    PGD,
+    as_logits,
+    as_raised,
+    is_misclassified,
+    to_labels,
+    whole_number,
+    xent_loss,
+)
 from common.attack.ball import direction
+from common.attack.inputs import pixel_range
+from common.attack.model import gradient_of, without_nan
 
 NUM_IMAGES = 200  # that `check_model` looks at: a small part of any evaluation's time
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
@@ -51,7 +61,11 @@ def randomised(first, second):
     Args:
         first, second: float (n, classes), the outputs of the two calls.
     """
-    first, second = (np.asarray(logits, np.float64) for logits in (first, second))
+    # A class that is ruled out in both calls makes no difference.
+    first, second = (
+        np.nan_to_num(np.asarray(logits, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        for logits in (first, second)
+    )
     unit = [x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-10) for x in (first, second)]
     distance = np.linalg.norm(unit[0] - unit[1], axis=-1).max()
     changed = np.count_nonzero(first.argmax(axis=-1) != second.argmax(axis=-1))
@@ -75,6 +89,23 @@ def zero_gradients(gradients):
         return (
             f"zero gradients: the cross-entropy has none at {is_zero.sum()} of {len(gradients)} "
             "images, so that attacks by gradients stay where they start"
+        )
+    return None
+
+
+def undefined_gradients(trial):
+    """Whether a gradient was not a number somewhere, as that of a norm at zero.
+
+    An attack takes no step along it.
+
+    Args:
+        trial: a `common.evaluation.TrialResult`.
+    """
+    if trial.num_undefined:
+        return (
+            f"undefined gradients: {trial.name}: at {trial.num_undefined:,} of "
+            f"{trial.num_attacks:,} attacked images a gradient was not a number, so that the "
+            "attack took no step there and may have missed what it could break"
         )
     return None
 
@@ -169,42 +200,55 @@ def black_box_stronger(name, num_broken, num_examples):
     return None
 
 
-def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0):
+def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):
     """What speaks against the evaluation of a model, before any attack.
 
     Args:
-        model: callable from float32 images to logits.
+        model: callable from float32 images to logits of any floating dtype.
         x_nat: float32 images (n, height, width, channels), the first of those to evaluate.
-        y: int labels (n,).
+        y: labels, as `common.attack.Attack.perturb` takes them.
         epsilon: of the attacks, in the units of `bounds`.
         bounds: (lowest, highest) pixel value.
         batch_size: images at a time.
         norm: of the attacks' ball, "linf" or "l2".
         seed: of PGD's random start.
+        large: whether to run PGD with the whole pixel range as epsilon, for `large_epsilon`.
 
     Returns:
         List of warnings, each a line.
+
+    Raises:
+        InputError: labels are not classes of the model, one for each image; the model does not
+            return logits; another argument is out of range.
     """
-    x_nat, y = np.asarray(x_nat, np.float32), np.asarray(y)
+    x_nat, given = np.asarray(x_nat, np.float32), y
+    y, bounds = to_labels(given, len(x_nat)), pixel_range(bounds)
+    batch_size = whole_number("batch_size", batch_size, 1)
     batches = [slice(i, i + batch_size) for i in range(0, len(x_nat), batch_size)]
 
+    def logits_of(x):
+        with as_raised():
+            return as_logits(model(x), x)
+
     def correct(x, y):
-        return np.argmax(model(tf.convert_to_tensor(x)), axis=-1) == y
+        return ~is_misclassified(logits_of(tf.convert_to_tensor(x)), y).numpy()
 
     parts = []
     for batch in batches:
         x, labels = tf.constant(x_nat[batch]), tf.constant(y[batch], tf.int32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            logits = model(x)
+            logits = logits_of(x)
+            to_labels(given, len(x_nat), logits.shape[1])
             loss = tf.reduce_sum(xent_loss(logits, labels))
         # Rounding, for one, is not differentiable, and TensorFlow gives no gradient at all.
-        gradient = tape.gradient(loss, x, unconnected_gradients="zero")
-        x_fgsm = tf.clip_by_value(x + epsilon * direction(gradient, norm), *bounds)
-        parts.append((logits, model(x), gradient, correct(x_fgsm, y[batch])))
+        gradient = gradient_of(tape, loss, x, unconnected_gradients="zero")
+        step = epsilon * direction(without_nan(gradient)[0], norm)
+        x_fgsm = tf.clip_by_value(x + step, *bounds)
+        parts.append((logits, logits_of(x), gradient, correct(x_fgsm, y[batch])))
     logits, again, gradients, fgsm_correct = map(np.concatenate, zip(*parts))
 
-    is_correct = np.argmax(logits, axis=-1) == y
+    is_correct = ~is_misclassified(logits, y).numpy()
     warnings = [
         pixel_units(x_nat, epsilon, bounds),
         softmax_outputs(logits),
@@ -212,7 +256,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
         zero_gradients(gradients),
         above_natural(100 * np.mean(is_correct), 100 * np.mean(fgsm_correct)),
     ]
-    if gradients.any() and is_correct.any():
+    if large and gradients.any() and is_correct.any():
         width = bounds[1] - bounds[0]
         pgd = PGD(
             model,

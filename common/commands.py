@@ -12,8 +12,8 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoint_files, checkpoints, checks, data, submission, suite
-from common.attack import ATTACKS, NORMS, maker, split
-from common.config import read_json
+from common.attack import ATTACKS, NORMS, as_logits, is_misclassified, maker, split
+from common.config import define_path, read_json
 from common.errors import InputError, one_line
 from common.evaluation import Evaluator, State, digest_of
 from common.files import check_writable, write_atomically, write_json
@@ -65,7 +65,7 @@ def define_eval_flags(challenge, flag_values):
         "standard, AutoAttack's; --attack=NAME,NAME does the same for these",
         flag_values,
     )
-    flags.DEFINE_string(
+    define_path(
         "source",
         None,
         "model to attack in place of --model_dir, which the examples are then tried on (transfer)",
@@ -77,8 +77,8 @@ def define_eval_flags(challenge, flag_values):
         "with several attacks: give each what the others broke too, for its accuracy alone",
         flag_values,
     )
-    flags.DEFINE_string("output_json", None, "file to write the result to", flag_values)
-    flags.DEFINE_string(
+    define_path("output_json", None, "file to write the result to", flag_values)
+    define_path(
         "state_dir",
         None,
         "directory of the file that an interrupted evaluation goes on from (default: that of "
@@ -110,17 +110,49 @@ def evaluate(challenge, config, flag_values):
     if is_suite:
         _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
-    trial = _make_trial(challenge, config, flag_values, (source or loaded).logits)
+    trial = _make_trial(challenge, config, flag_values, source or loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
 
 
-def _make_trial(challenge, config, flag_values, model):
-    """The `Trial` of one --attack; warns if it is a weak one."""
+def _make_trial(challenge, config, flag_values, attacked):
+    """The `Trial` of one --attack on a `LoadedModel`."""
+    model = suite.with_gradient(attacked.logits)
     trial = suite.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
     refuse_unused_restarts(flag_values, [trial])
-    _warn([checks.short_steps(trial.name, trial.settings())])
     return trial
+
+
+def check(challenge, config, images, trials, attacked, large=False):
+    """What speaks against trusting an evaluation before it begins; prints it to stderr.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        config: its config.
+        images: the `common.data.Split` to evaluate on, of which the first 200 are looked at.
+        trials: list of `Trial`, one or more.
+        attacked: the `LoadedModel` that these attack.
+        large: see `checks.check_model`.
+
+    Returns:
+        List of warnings, each a line.
+    """
+    few = images.head(checks.NUM_IMAGES)
+    short = [checks.short_steps(trial.name, trial.settings()) for trial in trials]
+    warnings = [warning for warning in short if warning is not None]
+    warnings += checks.check_model(
+        attacked.logits,
+        challenge.to_pixels(few.images),
+        few.labels,
+        epsilon=trials[0].attack.epsilon,
+        bounds=challenge.bounds,
+        batch_size=config.eval_batch_size,
+        norm=trials[0].attack.norm,
+        seed=config.random_seed,
+        large=large,
+    )
+    _warn(warnings)
+    return warnings
 
 
 def _load_source(challenge, name):
@@ -204,20 +236,23 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = _make_trial(challenge, config, flag_values, loaded.logits)
+    trial = _make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
+    warnings = check(challenge, config, images, [trial], loaded)
     state = _state(pathlib.Path(target).parent, _key_of_one(config, loaded, images, trial))
     result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
+    summary["num_undefined"] = result.trials[0].num_undefined
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
-    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%")
+    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
+    note["warnings"] = warnings + _check_found(result)
     _store(target, result, challenge, note)
     state.remove()
 
 
 def _store(target, result, challenge, note):
     submission.save(target, result.x_adv, challenge, note)
-    print(f"Examples stored at {target}, their description at {target}.json")
+    print(one_line(f"Examples stored at {target}, their description at {target}.json"))
     attack = note.get("attack") or note["attacks"][0]["attack"]
     if attack.get("norm") == "l2":
         print("note: these are within an L2 ball, where run_attack.py asks for L-infinity's")
@@ -243,8 +278,9 @@ class Scored:
     """An attack file that obeys the rules, and what the model takes its images for.
 
     Attributes:
-        predictions: int64 classes (n,).
-        accuracy: of these, in percent.
+        predictions: int64 classes (n,), those of the largest logits.
+        accuracy: in percent; an image of which `common.attack.is_misclassified` says that there is
+            no prediction counts as wrong.
         loaded: the `LoadedModel`.
         images: the `common.data.Split` that the file was checked against.
     """
@@ -283,14 +319,21 @@ def score(challenge, config, path):
             "the accuracy is that of a transfer attack"
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
-    predict = tf.function(lambda x: tf.argmax(loaded.logits(x), axis=-1), reduce_retracing=True)
-    predictions = np.concatenate(
-        [
-            predict(tf.constant(x_adv[i : i + config.eval_batch_size], tf.float32)).numpy()
+
+    @tf.function(reduce_retracing=True)
+    def predict(x, y):
+        logits = loaded.logits(x)
+        return tf.argmax(logits, axis=-1), ~is_misclassified(as_logits(logits, x), y)
+
+    parts = [
+        predict(tf.constant(x_adv[batch], tf.float32), tf.constant(images.labels[batch], tf.int32))
+        for batch in (
+            slice(i, i + config.eval_batch_size)
             for i in range(0, len(x_adv), config.eval_batch_size)
-        ]
-    )
-    accuracy = 100 * float(np.mean(predictions == images.labels))
+        )
+    ]
+    predictions, is_correct = map(np.concatenate, zip(*parts))
+    accuracy = 100 * float(np.mean(is_correct))
     return Scored(predictions, accuracy, loaded, images)
 
 
@@ -299,7 +342,7 @@ def model_path(config, challenge):
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / challenge.shipped
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
-        print(f"no model of your own in {own}: taking the shipped {challenge.shipped}")
+        print(one_line(f"no model of your own in {own}: taking the shipped {challenge.shipped}"))
         return shipped
     return config.model_dir
 
@@ -308,7 +351,7 @@ def load_test_images(config, challenge):
     """The first `num_eval_examples` test images, or those of the sample; prints which."""
     images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     images = images.head(config.num_eval_examples)
-    print(images.source)
+    print(one_line(images.source))
     return images
 
 
@@ -346,11 +389,12 @@ def run_with_state(evaluator, images, state, name, report=None):
         KeyboardInterrupt: it was ended.
     """
     if state.path.exists():
-        print(f"{name}: going on with {state.path}", flush=True)
+        print(one_line(f"{name}: going on with {state.path}"), flush=True)
     try:
         result = evaluator.run(images.images, images.labels, state, report)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from there, with {state.path}", flush=True)
+        line = f"stopped; the same command goes on from there, with {state.path}"
+        print(one_line(line), flush=True)
         raise
     try:
         state.keep_last()
@@ -379,7 +423,7 @@ def _print_model(loaded, source=None):
     for what, model in (("model", loaded), ("attacked in its place", source)):
         if model is not None:
             step = "" if model.step is None else f", step {model.step}"
-            print(f"{what}: {model.path}{step}")
+            print(one_line(f"{what}: {model.path}{step}"))
 
 
 def _evaluate_once(
@@ -389,6 +433,7 @@ def _evaluate_once(
     record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
     _print_model(loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    warnings = check(challenge, config, images, [trial], source or loaded)
     state = None
     if state_dir is None:
         result = evaluator.run(images.images, images.labels)
@@ -406,11 +451,13 @@ def _evaluate_once(
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    _warn([checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])])
+    warnings += _check_found(result)
     summary |= {
         "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
+        "warnings": warnings,
+        "num_undefined": done.num_undefined,
     }
     _write(flag_values, challenge, result, {**record, **summary}, state)
     return summary
@@ -435,21 +482,9 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     state = _state(state_dir, key)
     _print_model(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
-    few = images.head(checks.NUM_IMAGES)
-    print(f"checking the model on {len(few.images)} images", flush=True)
-    short = [checks.short_steps(trial.name, trial.settings()) for trial in trials]
-    warnings = [warning for warning in short if warning is not None]
-    warnings += checks.check_model(
-        (source or loaded).logits,
-        challenge.to_pixels(few.images),
-        few.labels,
-        epsilon=trials[0].attack.epsilon,
-        bounds=challenge.bounds,
-        batch_size=config.eval_batch_size,
-        norm=trials[0].attack.norm,
-        seed=config.random_seed,
-    )
-    _warn(warnings)
+    count = min(checks.NUM_IMAGES, len(images.images))
+    print(f"checking the model on {count} images", flush=True)
+    warnings = check(challenge, config, images, trials, source or loaded, large=True)
     evaluator = make_evaluator(
         challenge,
         config,
@@ -462,6 +497,8 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         evaluator, images, state, name, lambda trial: print(suite.line(trial), flush=True)
     )
     late = checks.check_result(result, trials) if source is None else []
+    undefined = [checks.undefined_gradients(done) for done in result.trials]
+    late += [warning for warning in undefined if warning is not None]
     _warn(late)
     print(suite.table(trials, result), flush=True)
     described = {
@@ -473,9 +510,26 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     _write(flag_values, challenge, result, {**record, **described}, state)
 
 
+def _check_found(result):
+    """What speaks against the `Result` of one attack, as list of lines; prints it to stderr."""
+    summary = result.summary()
+    found = [
+        checks.above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"]),
+        *(checks.undefined_gradients(done) for done in result.trials),
+    ]
+    warnings = [warning for warning in found if warning is not None]
+    _warn(warnings)
+    return warnings
+
+
 def _warn(warnings):
-    for warning in filter(None, warnings):
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def warn_of_gradients(result):
+    """Prints a line for each attack of a `Result` that met gradients that are not numbers."""
+    _warn(checks.undefined_gradients(done) for done in result.trials)
 
 
 def _write(flag_values, challenge, result, record, state):
@@ -512,7 +566,7 @@ def _watch(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     _wait_for_checkpoint(path, None)
     loaded = checkpoints.load_model(challenge, path)
-    trial = _make_trial(challenge, config, flag_values, loaded.logits)
+    trial = _make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     writer = tf.summary.create_file_writer(str(path / "eval"))
     while True:
@@ -543,6 +597,6 @@ def _wait_for_checkpoint(path, seen):
         return max(checkpoint_files.steps_in(path), default=None)
 
     if newest() == seen:
-        print(f"waiting for the next checkpoint in {path} ...", flush=True)
+        print(one_line(f"waiting for the next checkpoint in {path} ..."), flush=True)
         while newest() == seen:
             time.sleep(POLL_SECONDS)

@@ -7,7 +7,7 @@ import pathlib
 
 from absl import flags
 
-from common import checkpoints, commands
+from common import checkpoints, commands, suite
 from common import config as config_lib
 from common.errors import InputError, one_line, reason_of
 from common.files import check_writable, write_json
@@ -88,16 +88,16 @@ def define_flags(challenge, flag_values):
     flags.DEFINE_bool(
         "long", False, f"the long rows too: {', '.join(long_rows(challenge))}", flag_values
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "attack_file", None, "score this attack file, and rank it on the leaderboards", flag_values
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "output_json",
         "comparison.json",
         "file to write the result to; that of an attack file is written only where this is given",
         flag_values,
     )
-    flags.DEFINE_string(
+    config_lib.define_path(
         "state_dir",
         None,
         "directory that an interrupted comparison goes on from (default: OUTPUT_JSON.state)",
@@ -219,7 +219,11 @@ def _compare_rows(challenge, config, flag_values):
     images = commands.load_test_images(config, challenge)
     state_dir = make_state_dir(flag_values.state_dir or f"{output}.state")
     record = commands.record_of(config, loaded, images)
-    print(f"model: {loaded.path}" + (f", step {loaded.step}" if loaded.step is not None else ""))
+    step = "" if loaded.step is None else f", step {loaded.step}"
+    print(one_line(f"model: {loaded.path}{step}"))
+    attacks = [name for name in names if name != "natural"]
+    trials = [suite.preset_trial(name, loaded.logits, config, challenge) for name in attacks]
+    warnings = commands.check(challenge, config, images, trials, loaded) if trials else []
     width = max(map(len, names))
     print(f"{'row':{width}}  published   ours  difference  sampling error")
     rows = []
@@ -241,8 +245,8 @@ def _compare_rows(challenge, config, flag_values):
     left_out = [name for name in long_rows(challenge) if name not in names]
     if left_out and flag_values.rows is None:
         print(f"left out, as they take long: {', '.join(left_out)}; --long runs them")
-    write_json(output, {**record, "note": note, "rows": rows})
-    print(f"written to {output}")
+    write_json(output, {**record, "note": note, "warnings": warnings, "rows": rows})
+    print(one_line(f"written to {output}"))
 
 
 def _rank_attack_file(challenge, config, flag_values):
@@ -258,9 +262,10 @@ def _rank_attack_file(challenge, config, flag_values):
     texts = {board: standing(board, entries, accuracy) for board, entries in boards.items()}
     for text in texts.values():
         print(text)
+    model = one_line(scored.loaded.path)
     print(
         f"The boards are of the original {challenge.name} challenge's secret network and count all "
-        f"{NUM_TEST_IMAGES:,} test images; this is {scored.loaded.path} on {count:,}. An attack is "
+        f"{NUM_TEST_IMAGES:,} test images; this is {model} on {count:,}. An attack is "
         "black-box if it was made without access to the network."
     )
     if is_asked:
@@ -279,4 +284,4 @@ def _rank_attack_file(challenge, config, flag_values):
             },
         }
         write_json(pathlib.Path(flag_values.output_json), result)
-        print(f"written to {flag_values.output_json}")
+        print(one_line(f"written to {flag_values.output_json}"))

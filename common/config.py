@@ -4,15 +4,16 @@ A value comes from the first of: its flag, the preset, the file given with --con
 challenge's own config.json. The originals' config files can be given as they are.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 
 from absl import flags
 
+from common import files
 from common.attack import check_radius, norm_of, split
-from common.errors import InputError
+from common.errors import InputError, one_line
 
 # The original code's names, and what they are called here.
 OLD_NAMES = {
@@ -23,6 +24,8 @@ OLD_NAMES = {
 # Keys of original files that have no meaning here: one seed decides everything, and devices are
 # TensorFlow's choice.
 UNUSED_NAMES = ("_comment", "np_random_seed", "eval_on_cpu", "eval_checkpoint_steps", "optimizer")
+MOST = 2**31  # TensorFlow counts steps, images and seeds in int32, which end below it
+LARGEST = 3.4e38  # all else is float32, which ends soon after it
 
 
 def key(help, parse):
@@ -31,10 +34,14 @@ def key(help, parse):
 
 
 def _fail(expected, value):
-    raise ValueError(f"expected {expected}, got {json.dumps(value, default=str)}")
+    try:
+        got = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # nested too deep
+        got = type(value).__name__
+    raise ValueError(f"expected {expected}, got {one_line(got)}")
 
 
-def integer(low, high=2**53):
+def integer(low, high=MOST):
     """Parser of whole numbers from `low` to below `high`."""
 
     def parse(value, pixel_range):
@@ -44,23 +51,22 @@ def integer(low, high=2**53):
                 raise ValueError
             return count
         except (TypeError, ValueError, OverflowError):
-            upper = f" and below 2**{high.bit_length() - 1}" if high < 2**53 else ""
-            return _fail(f"an integer of {low} or more{upper}", value)
+            upper = "2**31" if high == MOST else high
+            return _fail(f"an integer of {low} or more and below {upper}", value)
 
     return parse
 
 
-def number(low=-math.inf, high=math.inf):
+def number(low=-LARGEST, high=LARGEST):
     """Parser of numbers from `low` to below `high`."""
 
     def parse(value, pixel_range):
         try:
             if not isinstance(value, bool) and low <= float(value) < high:
                 return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
-        bounded = f" from {low:g} to below {high:g}" if low > -math.inf else ""
-        return _fail(f"a number{bounded}", value)
+        return _fail(f"a number from {low:g} to below {high:g}", value)
 
     return parse
 
@@ -70,9 +76,12 @@ def pixels(value, pixel_range):
     if isinstance(value, str) and value.count("/") == 1:
         top, bottom = value.split("/")
         try:
-            return float(top) / float(bottom) * pixel_range
+            distance = float(top) / float(bottom) * pixel_range
+            if abs(distance) < LARGEST:
+                return distance
         except (ValueError, ZeroDivisionError):
-            return _fail("a number or a fraction of the pixel range such as 8/255", value)
+            pass
+        return _fail("a number or a fraction of the pixel range such as 8/255", value)
     return number()(value, pixel_range)
 
 
@@ -93,14 +102,14 @@ def one_of(*choices):
     return parse
 
 
-def text(value, pixel_range):
-    """Parses text."""
-    return value if isinstance(value, str) else _fail("text", value)
+def path(value, pixel_range):
+    """Parses the text of a path, in which a leading `~` is the home directory."""
+    return files.expand_path(value) if isinstance(value, str) else _fail("text", value)
 
 
-def text_or_null(value, pixel_range):
-    """Parses text, or null for none."""
-    return None if value is None else text(value, pixel_range)
+def path_or_null(value, pixel_range):
+    """Parses the text of a path, or null for none."""
+    return None if value is None else path(value, pixel_range)
 
 
 def schedule(value, pixel_range):
@@ -113,7 +122,7 @@ def schedule(value, pixel_range):
         if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
             raise ValueError
         return pairs
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return _fail("[[0, rate], [step, rate], ...] with rising steps and no rate below 0", value)
 
 
@@ -129,7 +138,7 @@ def attacks_or_null(value, pixel_range):
             (step, count(num_steps, None), pixels(step_size, pixel_range))
             for (step, _), (_, num_steps, step_size) in zip(steps, rows)
         )
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return _fail("[[0, num_steps, step_size], ...] with rising first steps, or null", value)
 
 
@@ -141,12 +150,10 @@ class Config:
     """
 
     model_dir: str = key(
-        "training directory (an original's too), SavedModel, .keras file or shipped model", text
+        "training directory (an original's too), SavedModel, .keras file or shipped model", path
     )
-    data_dir: str | None = key("TFDS directory, or one with the original data files", text_or_null)
-    random_seed: int = key(
-        "decides weights, data order, augmentation, random starts", integer(0, 2**31)
-    )
+    data_dir: str | None = key("TFDS directory, or one with the original data files", path_or_null)
+    random_seed: int = key("decides weights, data order, augmentation, random starts", integer(0))
     adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
     max_num_training_steps: int = key("training ends after this many steps", integer(1))
     num_output_steps: int = key("steps between printed accuracies", integer(1))
@@ -189,7 +196,7 @@ class Config:
         "XLA for the whole attack and training step; auto: on a GPU or TPU",
         one_of("auto", "yes", "no"),
     )
-    store_adv_path: str = key("attack file that is written or scored", text)
+    store_adv_path: str = key("attack file that is written or scored", path)
 
     def to_json(self):
         """The settings as indented JSON text."""
@@ -219,15 +226,10 @@ def read_json(path):
     """The settings in a config file, under today's names.
 
     Raises:
-        InputError: there is no such file, or it holds no JSON object.
+        InputError: there is no such file, it holds no JSON object, or a name twice.
     """
     path = pathlib.Path(path)
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    values = files.read_json(path, repeatable=("_comment",))
     if not isinstance(values, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(values).__name__}")
     if "a" in values and "step_size" in values:
@@ -236,8 +238,9 @@ def read_json(path):
     if "data_path" in values:
         # The originals' folder of data beside their config file, which not every user has.
         folder = values.pop("data_path")
-        if (path.parent / str(folder)).is_dir():
-            values["data_dir"] = folder
+        with contextlib.suppress(InputError, OSError):
+            if (path.parent / files.expand_path(str(folder))).is_dir():
+                values["data_dir"] = folder
     return {
         OLD_NAMES.get(name, name): value
         for name, value in values.items()
@@ -278,13 +281,30 @@ def make_config(challenge, *layers, norm="linf"):
 def define_flags(challenge, flag_values):
     """Declares --config and a flag for every key of the challenge's config."""
     own = read_json(challenge.directory / "config.json")
-    flags.DEFINE_string("config", None, "config file, ours or an original's", flag_values)
+    define_path("config", None, "config file, ours or an original's", flag_values)
     for field in dataclasses.fields(challenge.config_class):
         text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"
         if isinstance(own[field.name], bool):
             flags.DEFINE_bool(field.name, None, text, flag_values)
+        elif field.metadata["parse"] in (path, path_or_null):
+            define_path(field.name, None, text, flag_values)
         else:
             flags.DEFINE_string(field.name, None, text, flag_values)
+
+
+class _PathParser(flags.ArgumentParser):
+    """Parses a flag's path as a config file's are."""
+
+    syntactic_help = "a path, in which a leading ~ is the home directory"
+
+    def parse(self, argument):
+        """The path, or ValueError."""
+        return files.expand_path(argument)
+
+
+def define_path(name, default, help, flag_values=flags.FLAGS):
+    """Declares a flag that is a path; see `files.expand_path`."""
+    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
 
 
 def config_from_flags(challenge, flag_values):
@@ -297,15 +317,13 @@ def config_from_flags(challenge, flag_values):
         InputError: as `make_config`; an unknown preset or attack; attacks of different norms, so
             that there is no worst case over them; an L2 ball without a radius of its own.
     """
-    layers, base = [], challenge.directory
+    layers = []
+    places = dict.fromkeys(("model_dir", "data_dir"), challenge.directory)
     if flag_values.config is not None:
         values = read_json(flag_values.config)
-        parent = pathlib.Path(flag_values.config).parent
-        if isinstance(values.get("data_dir"), str):
-            values["data_dir"] = str(parent / values["data_dir"])
         layers.append((flag_values.config, values))
-        if "model_dir" in values:
-            base = parent
+        parent = pathlib.Path(flag_values.config).parent
+        places.update((name, parent) for name in places if name in values)
     if "preset" in flag_values and flag_values.preset is not None:
         if flag_values.preset not in challenge.presets:
             raise InputError(
@@ -319,8 +337,10 @@ def config_from_flags(challenge, flag_values):
     layers.append(("command line", given))
     norm = _norm(flag_values, layers)
     config = make_config(challenge, *layers, norm=norm)
-    if "model_dir" not in given:
-        config = dataclasses.replace(config, model_dir=str(base / config.model_dir))
+    for name, place in places.items():
+        path = getattr(config, name)
+        if name not in given and path is not None:  # one that began with ~ is absolute by now
+            config = dataclasses.replace(config, **{name: str(place / path)})
     return config
 
 

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from common import plain_pickle
 from common.errors import InputError, one_line, reason_of
-from common.files import read_json
+from common.files import expand_path, read_json
 
 _SAMPLES = pathlib.Path(__file__).parent / "samples"
 _FEATURES = "tensorflow_datasets.core.features."
@@ -300,11 +300,16 @@ def _load(dataset, part, split, data_dir, allow_sample):
 
 
 def _root(data_dir):
-    """Where data are looked for first; None if that is below a home directory not known."""
+    """Where the data are or shall be; None if nobody says so and there is no home directory."""
+    named = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if named:
+        try:
+            return pathlib.Path(expand_path(named))
+        except InputError as error:
+            raise InputError(f"{'--data_dir' if data_dir else 'TFDS_DATA_DIR'}: {error}") from None
     try:
-        root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        return pathlib.Path(root).expanduser()
-    except RuntimeError:  # pathlib's, of a user who has none
+        return pathlib.Path(expand_path("~/tensorflow_datasets"))
+    except InputError:
         return None
 
 

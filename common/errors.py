@@ -5,11 +5,15 @@ from passing for the program's own lines: it has no line breaks, no escape codes
 no end of its own.
 """
 
+import re
+
 LONGEST_LINE = 2000  # characters
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line: what was expected, what came."""
+
+    __init__ = Exception.__init__  # by which AutoGraph knows that it can raise another of its kind
 
 
 def one_line(text):
@@ -44,4 +48,6 @@ def reason_of(error):
         str, never empty.
     """
     strerror = getattr(error, "strerror", None)
-    return one_line(strerror or error) or type(error).__name__
+    # TensorFlow puts the node of its graph before the reason, and the op after it.
+    reason = re.sub(r"\{\{\w+ [^}]*\}\} ?|\[Op:\w+\].*", "", one_line(strerror or error)).strip()
+    return reason or type(error).__name__

@@ -15,7 +15,16 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common.attack import round_to_8_bits, xent_loss
+from common.attack import (
+    as_logits,
+    as_raised,
+    is_misclassified,
+    round_to_8_bits,
+    to_labels,
+    whole_number,
+    xent_loss,
+)
+from common.attack.ball import select
 from common.errors import InputError, one_line, reason_of
 from common.files import write_atomically
 from common.interruption import Interrupted, Interruption
@@ -29,16 +38,24 @@ class Trial:
 
     Attributes:
         attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone,
-            and to count what that takes `passes(num_examples)`.
+            and to count what that takes `passes(num_examples)` and `num_undefined`. An image that
+            it returns and that is not finite counts as the natural one.
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: for people.
+
+    Raises:
+        InputError: num_restarts is not a whole number from 1 to 2**31 - 1.
     """
 
     attack: Any
     num_restarts: int = 1
     eight_bits: bool = False
     name: str = "attack"
+
+    def __post_init__(self):
+        count = whole_number("num_restarts", self.num_restarts, 1)
+        object.__setattr__(self, "num_restarts", count)
 
     def settings(self):
         """The attack and how it is run, as a dict for JSON."""
@@ -63,6 +80,8 @@ class TrialResult:
         num_gradients: how many gradients of one example each that took.
         num_queries: how many forward passes beside those.
         seconds: the time it took.
+        num_undefined: at how many of those that it attacked, restarts counted, a gradient was not a
+            number, which makes no step.
     """
 
     name: str
@@ -74,6 +93,7 @@ class TrialResult:
     num_gradients: int
     num_queries: int
     seconds: float
+    num_undefined: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +177,7 @@ class _Found:
         num_natural: how many of the images themselves have been classified.
         trial: the attack that is being run.
         turn: its next of `Evaluator._attack_batches`.
-        num_attacks, trial_seconds: of each attack.
+        num_attacks, num_undefined, trial_seconds: of each attack.
         passes: int64 (attacks, 2), the gradients and queries of each.
     """
 
@@ -168,6 +188,7 @@ class _Found:
     x_adv: np.ndarray
     withstood: np.ndarray
     num_attacks: np.ndarray
+    num_undefined: np.ndarray
     passes: np.ndarray
     trial_seconds: np.ndarray
     num_natural: int = 0
@@ -187,6 +208,7 @@ class _Found:
             x_adv=np.zeros(images.shape, np.float32),
             withstood=np.ones((num_trials, count), bool),
             num_attacks=np.zeros(num_trials, np.int64),
+            num_undefined=np.zeros(num_trials, np.int64),
             passes=np.zeros((num_trials, 2), np.int64),
             trial_seconds=np.zeros(num_trials),
         )
@@ -309,18 +331,25 @@ def _as_text(key):
 class Evaluator:
     """Evaluates one model under attacks, compiled once and used for any number of checkpoints.
 
+    The random numbers of an example do not depend on `batch_size`. The rounding of float32 may:
+    it can flip the sign of a tiny gradient, and with it single pixels, so that single images come
+    out otherwise with another size.
+
     Args:
-        model: callable from float32 images to logits.
+        model: callable from float32 images to logits of any floating dtype.
         trials: list of `Trial`, run in turn; none leaves natural accuracy.
         to_pixels: function from uint8 images to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
-        seed: int; the result depends on it, and not on `batch_size`.
+        seed: int within int32, which decides the random numbers.
         spare_misclassified: an example that the model misclassifies as it is counts as broken, and
             is not attacked. Otherwise it is, as the original code does, and counts as correct
             where all attacks happen to correct it.
         each_alone: give every attack what the others broke too. That changes nothing but the time
             and `TrialResult.accuracy_alone`.
         show_progress: a bar with the remaining time, on stderr.
+
+    Raises:
+        InputError: batch_size or seed is not a whole number of its range.
     """
 
     def __init__(
@@ -337,23 +366,25 @@ class Evaluator:
     ):
         self.trials = list(trials)
         self.to_pixels = to_pixels
-        self.batch_size = batch_size
-        self.seed = seed
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.seed = whole_number("seed", seed, -(2**31))
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
         self.show_progress = show_progress
 
         @tf.function(reduce_retracing=True)
         def classify(x, y):
-            logits = model(x)
-            is_number = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-            correct = (tf.argmax(logits, axis=-1, output_type=tf.int32) == y) & is_number
-            return correct, xent_loss(logits, y)
+            logits = as_logits(model(x), x)
+            num_classes = tf.shape(logits)[1]
+            # Whether the labels are classes is only known once this has run.
+            y = tf.minimum(y, num_classes - 1)
+            return ~is_misclassified(logits, y), xent_loss(logits, y), num_classes
 
-        self._classify = classify
+        self._classifier = classify
+        self._num_classes = None
 
     def run(self, images, labels, state=None, report=None):
-        """Evaluates uint8 images (n, height, width, channels) with int labels (n,).
+        """Evaluates uint8 images (n, height, width, channels).
 
         An example once broken is not attacked again, and batches stay full for as long as enough
         examples stand: where one restart runs out of them, the next begins. As an example's random
@@ -364,7 +395,8 @@ class Evaluator:
         call goes on from there to the same result as without a break.
 
         Args:
-            images, labels: the examples.
+            images: the examples.
+            labels: of these, as `common.attack.Attack.perturb` takes them.
             state: a `State`, or None to start anew and keep nothing.
             report: function that is called with each attack's `TrialResult` when it is done; after
                 a break with those of before it, too.
@@ -373,9 +405,11 @@ class Evaluator:
             A `Result`.
 
         Raises:
-            InputError: `state` is damaged, or another evaluation's.
+            InputError: labels are not classes of the model, one for each image; the model does not
+                return logits; `state` is damaged, or another evaluation's; as the attacks.
             Interrupted: it was ended; `state` is up to date.
         """
+        to_labels(labels, len(images), self._num_classes, "labels")
         found = _Found.nothing(images, len(self.trials))
         if state is not None:
             state.read(found)
@@ -407,11 +441,13 @@ class Evaluator:
 
     def _steps(self, images, labels, found, done):
         """Updates `found` batch by batch, and yields after each; calls `done(number of trial)`."""
-        count = len(images)
+        count, given = len(images), labels
+        labels = to_labels(given, count, self._num_classes, "labels")
         with self._progress("natural", initial=found.num_natural, total=count) as progress:
             for batch in self._batches(np.arange(found.num_natural, count)):
                 x = tf.convert_to_tensor(self.to_pixels(images[batch]))
-                correct, losses = self._classify(x, tf.constant(labels[batch], tf.int32))
+                correct, losses = self._classify(x, labels[batch])
+                to_labels(given, count, self._num_classes, "labels")
                 found.natural_correct[batch], found.natural_losses[batch] = correct, losses
                 if self.spare_misclassified:
                     broken = batch[~correct.numpy()]
@@ -441,6 +477,7 @@ class Evaluator:
                 x, correct, losses = self._attack(trial, images, labels, batch, restarts)
                 if hasattr(trial.attack, "passes"):
                     found.passes[number] += trial.attack.passes(len(batch))
+                found.num_undefined[number] += getattr(trial.attack, "num_undefined", 0)
                 # What an earlier attack has broken keeps its image.
                 worse = ~correct | (losses > found.adversarial_losses[batch])
                 worse &= found.adversarial_correct[batch]
@@ -482,6 +519,7 @@ class Evaluator:
             num_gradients=int(found.passes[number, 0]),
             num_queries=int(found.passes[number, 1]),
             seconds=float(found.trial_seconds[number]),
+            num_undefined=int(found.num_undefined[number]),
         )
 
     def _progress(self, what, **options):
@@ -498,6 +536,8 @@ class Evaluator:
         batch = {}  # example to restart
         for turn in range(first_turn, num_restarts * len(standing)):
             restart, example = divmod(turn, len(standing))
+            if example == 0 and not standing.any():
+                break
             if len(batch) == self.batch_size or example in batch:
                 yield np.array(list(batch)), np.array(list(batch.values()))
                 batch = {}
@@ -508,10 +548,19 @@ class Evaluator:
 
     def _attack(self, trial, images, labels, numbers, restarts):
         x_nat = tf.convert_to_tensor(self.to_pixels(images[numbers]))
-        y = tf.constant(labels[numbers], tf.int32)
+        y = tf.constant(labels[numbers])
         seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
-        x = trial.attack.perturb(x_nat, y, seed=seeds, index=numbers)
+        x = tf.cast(trial.attack.perturb(x_nat, y, seed=seeds, index=numbers), tf.float32)
+        is_finite = tf.reduce_all(tf.math.is_finite(x), axis=list(range(1, x.shape.rank)))
+        x = select(is_finite, x, x_nat)
         if trial.eight_bits:
             x = round_to_8_bits(x, x_nat, trial.attack.epsilon, trial.attack.bounds)
         correct, losses = self._classify(x, y)
         return x.numpy(), correct.numpy(), losses.numpy()
+
+    def _classify(self, x, y):
+        """Whether images are classified correctly, and their cross-entropy."""
+        with as_raised():
+            correct, losses, num_classes = self._classifier(x, tf.convert_to_tensor(y))
+        self._num_classes = int(num_classes)
+        return correct, losses

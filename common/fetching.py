@@ -19,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from common import app, checkpoints
+from common.config import define_path
 from common.errors import InputError, one_line
 from common.original_checkpoints import load_original
 
@@ -53,10 +54,10 @@ def run_script(challenge, published):
         published: dict from a model's name to its `Source`.
     """
     flags.DEFINE_bool("all", False, f"fetch all of them: {', '.join(published)}")
-    flags.DEFINE_string(
+    define_path(
         "from_file", None, "an archive already at hand, such as adv_trained.zip: no download"
     )
-    flags.DEFINE_string(
+    define_path(
         "models_dir", None, f"where NAME/ is written (default: {_default_directory(challenge)})"
     )
 
@@ -99,7 +100,7 @@ def fetch(challenge, name, source, models_dir, from_file=None):
     models_dir = pathlib.Path(models_dir)
     target = models_dir / name
     if (target / "saved_model.pb").is_file():
-        print(f"{name}: already in {target}; delete that to fetch it again")
+        print(one_line(f"{name}: already in {target}; delete that to fetch it again"))
         return target
     if target.exists():
         raise InputError(f"expected a fetched model or nothing in {target}, got something else")
@@ -154,7 +155,8 @@ def download(source, path):
                     f"cannot download {source.url}: {reason}; an archive from elsewhere can be "
                     f"given with --from_file={path.name}"
                 ) from error
-            print(f"{path.name}: {reason}; next try in {pauses[0]:g} s", file=sys.stderr)
+            line = f"{path.name}: {reason}; next try in {pauses[0]:g} s"
+            print(one_line(line), file=sys.stderr)
             time.sleep(pauses.pop(0))
     part.rename(path)
 
@@ -341,7 +343,7 @@ def _make_model(challenge, name, source, archive, target):
     known = "as published" if source.sha256 else "none is published"
     print(f"{name}: step {step}, {network}, {card['parameters']:,} parameters")
     print(f"sha256 of the archive: {whole['sha256']} ({known})")
-    print(f"SavedModel in {target}")
+    print(one_line(f"SavedModel in {target}"))
 
 
 def _checkpoint_directory(unpacked, archive):

@@ -1,5 +1,6 @@
 """Files of every kind: read or refused in one line, and written whole or not at all."""
 
+import collections
 import contextlib
 import json
 import math
@@ -58,11 +59,39 @@ def write_atomically(path, data):
         raise InputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
-def read_json(path):
+def expand_path(path):
+    """A path as somebody named it, with the home directory in the place of a leading `~`.
+
+    Args:
+        path: text or os.PathLike.
+
+    Returns:
+        str.
+
+    Raises:
+        InputError: it is empty, cannot be a path (it holds NUL, or bytes that are not UTF-8, which
+            TensorFlow refuses), or begins with `~` if the home directory is not known.
+    """
+    text = os.fspath(path)
+    try:
+        is_path = isinstance(text, str) and text and "\0" not in text and text.encode()
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise InputError(f"expected a path, got {text!r}")
+    expanded = os.path.expanduser(text)
+    has_home = text.partition("/")[0] != "~" or os.environ.get("HOME") != ""
+    if text.startswith("~") and (expanded == text or not has_home):
+        raise InputError(f"expected a path, got {text!r}, whose home directory is not known")
+    return expanded
+
+
+def read_json(path, repeatable=()):
     """What a JSON file holds.
 
     Args:
         path: of the file; a byte order mark before the text is skipped.
+        repeatable: names that an object may give more than once, of which the last one counts.
 
     Returns:
         A dict, list, str, float, int, bool or None.
@@ -72,7 +101,7 @@ def read_json(path):
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, repeatable))
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason_of(error)}") from None
     except RecursionError:
@@ -226,9 +255,9 @@ def _finite(values):
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _object(pairs):
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1}) if names else []
+def _object(pairs, repeatable):
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = sorted(name for name in counts if counts[name] > 1 and name not in repeatable)
     if twice:
         raise ValueError(f"the name {twice[0]!r} is there twice")
     return dict(pairs)

@@ -1,8 +1,8 @@
 """JSON files of which the reader knows the shape: read as that, or refused in one line.
 
 A shape is a dict from names to the shapes of their values, a list with the shape of every entry
-(and then ... if there must be one), a `Nullable` or `Optional` shape, or a `Kind`. An object may hold
-more than its shape names.
+(and then ... if there must be one), a `Nullable` or `Optional` shape, or a `Kind`. An object may
+hold more than its shape names.
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     """
     trials, attack = [], None
     if name != "natural":
-        model = (source or loaded).logits
+        model = suite.with_gradient((source or loaded).logits)
         trials = [suite.preset_trial(name, model, config, challenge)]
         attack = trials[0].settings()
     key = {**commands.key_of(config, loaded, images, trials, source), "attack": attack}
@@ -54,7 +54,9 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     found = None if found is None else found["found"]
     if found is None:
         evaluator = commands.make_evaluator(challenge, config, trials, loaded)
-        summary = commands.run_with_state(evaluator, images, state, name).summary()
+        result = commands.run_with_state(evaluator, images, state, name)
+        commands.warn_of_gradients(result)
+        summary = result.summary()
         which = "natural_accuracy" if attack is None else "adversarial_accuracy"
         found = {
             "accuracy": summary[which],

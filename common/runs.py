@@ -33,7 +33,7 @@ class Runs:
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
         if before not in (None, self._runs[-1]["versions"]):
-            print(f"note: this training began with other versions, {one_line(before)}")
+            print(one_line(f"note: this training began with other versions, {before}"))
         self.update(step)
 
     def update(self, step):

@@ -18,7 +18,7 @@ _hearing = None
 
 
 def begin():
-    """Makes Ctrl-C one line and exit code 130, and keeps TensorFlow's messages back, until `end`."""
+    """Makes Ctrl-C one line and exit code 130, and keeps TensorFlow's messages, until `end`."""
     global _hearing
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_in_one_line)

@@ -10,7 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from common import attack as attacks
-from common.attack import FastModel
+from common.attack import FastModel, as_logits
 from common.errors import InputError
 from common.evaluation import Trial
 
@@ -20,15 +20,36 @@ SUITES = ("paper", "leaderboard", "standard")
 def with_gradient(model):
     """The same logits, with a gradient of zeros for the images where TensorFlow knows none.
 
-    It knows none of rounding, say, and an attack by gradients refuses such a model; in a suite it
-    shall find nothing, be warned of, and leave the model to the attacks that need none.
+    It knows none of rounding, say, and an attack by gradients refuses such a model; in an
+    evaluation it finds nothing, which is warned of, and leaves the model to the attacks that need
+    none.
 
     Args:
         model: see `common.attack.Attack`.
     """
     if isinstance(model, FastModel):  # the challenge's own network
         return model
-    return lambda x: model(x) + 0.0 * tf.reduce_sum(x, axis=(1, 2, 3))[:, None]
+    known = {}  # by the shape of an image
+
+    def has_gradient(shape):
+        def trace(x):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                logits = model(x)
+            known[shape] = tape.gradient(logits, x) is not None
+
+        if shape not in known:  # traced, and never run
+            images = tf.TensorSpec((None, *shape), tf.float32)
+            tf.function(trace, autograph=False).get_concrete_function(images)
+        return known[shape]
+
+    def logits_of(x):
+        logits = as_logits(model(x), x)
+        if has_gradient(tuple(x.shape[1:])):
+            return logits
+        return logits + 0.0 * tf.reduce_sum(x, axis=(1, 2, 3))[:, None]
+
+    return logits_of
 
 
 def named_trial(name, model, config, challenge, norm=None):

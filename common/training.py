@@ -25,9 +25,9 @@ from common import app, checkpoint_files, checkpoints
 from common import config as config_lib
 from common import runs as runs_lib
 from common import validation as validation_lib
-from common.attack import compiles_with_xla, make_attack, xent_loss
+from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
 from common.data import training_batches
-from common.errors import InputError, reason_of
+from common.errors import InputError, one_line, reason_of
 from common.files import Lock, keep_aside, write_atomically
 from common.interruption import SIGPIPE, Interrupted, Interruption, drop_output
 from common.original_checkpoints import is_original
@@ -241,7 +241,7 @@ def _train(
         raise Interrupted(interruption.requested or SIGPIPE)
     checkpoints.export(result, directory / "saved_model")
     if is_heard:
-        print(f"trained {step} steps; SavedModel in {directory / 'saved_model'}")
+        print(one_line(f"trained {step} steps; SavedModel in {directory / 'saved_model'}"))
     return result
 
 
@@ -271,7 +271,7 @@ def export_newest(config, challenge):
     directory = pathlib.Path(config.model_dir)
     model, step = checkpoints.restore_training(challenge, directory)
     checkpoints.export(model, directory / "saved_model")
-    print(f"step {step}; SavedModel in {directory / 'saved_model'}")
+    print(one_line(f"step {step}; SavedModel in {directory / 'saved_model'}"))
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
@@ -341,8 +341,7 @@ def make_update(config, model, optimizer, reduce_loss, averaged=None):
 
 
 def _accuracy(logits, y):
-    hits = tf.argmax(logits, axis=-1, output_type=tf.int32) == y
-    return tf.reduce_mean(tf.cast(hits, tf.float32))
+    return tf.reduce_mean(tf.cast(~is_misclassified(logits, y), tf.float32))
 
 
 def _check_finite(xent, step):

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from common import training
+from common.errors import one_line
 from mnist_challenge.challenge import MNIST
 
 
@@ -29,7 +30,7 @@ def train(config):
     """
     images = MNIST.load("train", data_dir=config.data_dir)
     validation_images = MNIST.load("validation", data_dir=config.data_dir)
-    print(images.source)
+    print(one_line(images.source))
 
     linear = config.step_size_interpolation == "linear"
     rate = training.PiecewiseSchedule(config.step_size_schedule, linear)

@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 from common import checkpoints, commands, files
 from common.attack import PGD, Boundary, maker, split
-from common.errors import InputError
+from common.config import define_path
+from common.errors import InputError, one_line
 from common.evaluation import Trial, wilson_interval
+from common.suite import with_gradient
 from paper import challenges
 
 # Figure 6, read off the plots, by data, attack and network.
@@ -99,7 +101,7 @@ def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_o
         return [100 * float(np.mean(distances > epsilon)) for epsilon in epsilons]
     largest = epsilons[-1]
     pgd = PGD(
-        loaded.logits,
+        with_gradient(loaded.logits),
         epsilon=largest,
         step_size=2.5 * largest / config.num_steps,
         num_steps=config.num_steps,
@@ -167,7 +169,7 @@ def draw(challenge, config, flag_values):
             axes.fill_between(epsilons, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
             axes.plot(epsilons, ours, "o-", ms=3, color=f"C{number}", label=title)
             for epsilon, accuracy in zip(epsilons, ours):
-                print(f"{title}, epsilon {epsilon:g}: {accuracy:.2f}%", flush=True)
+                print(one_line(f"{title}, epsilon {epsilon:g}: {accuracy:.2f}%"), flush=True)
             number += 1
     curves = [(kind, name) for name in names for kind in paper[name]]
     for number, (kind, name) in enumerate(sorted(curves, key=lambda curve: curve[0] == "natural")):
@@ -183,12 +185,12 @@ def draw(challenge, config, flag_values):
     axes.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(output, dpi=110)
-    print(f"figure in {output}")
+    print(one_line(f"figure in {output}"))
 
 
 def define_flags(challenge, flag_values):
     """Declares --output, --attack and --epsilons."""
-    flags.DEFINE_string("output", "accuracy_against_epsilon.png", "image to write", flag_values)
+    define_path("output", "accuracy_against_epsilon.png", "image to write", flag_values)
     flags.DEFINE_string(
         "attack", "pgd", "pgd; or pgd_l2, boundary, or both, apart by a comma", flag_values
     )

@@ -31,6 +31,9 @@ from absl import flags
 
 from common import checkpoints, commands, files
 from common.attack import ATTACKS, make_attack
+from common.config import define_path
+from common.errors import one_line
+from common.suite import with_gradient
 from paper import challenges
 
 
@@ -41,7 +44,7 @@ def draw(challenge, config, flag_values):
     commands.refuse_unused_settings(flag_values)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     test = test.head(flag_values.num_images)
-    print(test.source)
+    print(one_line(test.source))
     x_nat, y = challenge.to_pixels(test.images), test.labels
     names, count = config.model_dir.split(","), len(test.images)
     figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
@@ -49,7 +52,8 @@ def draw(challenge, config, flag_values):
     for panel, name in zip(panels, names):
         path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
         logits = checkpoints.load_model(challenge, path).logits
-        attack = make_attack(flag_values.attack, logits, config, challenge.bounds)
+        attacked = with_gradient(logits)
+        attack = make_attack(flag_values.attack, attacked, config, challenge.bounds)
         x_adv = attack.perturb(x_nat, y, seed=config.random_seed).numpy()
         panel.suptitle(pathlib.Path(name).name, y=0.995, fontsize=10)
         axes = panel.subplots(3, count, squeeze=False)
@@ -67,7 +71,7 @@ def draw(challenge, config, flag_values):
             left=0.6 / count, right=0.99, top=0.86, bottom=0.06, wspace=0.06, hspace=0.22
         )
     figure.savefig(output, dpi=110)
-    print(f"figure in {output}")
+    print(one_line(f"figure in {output}"))
 
 
 def _show(row, title, images):
@@ -88,7 +92,7 @@ def _tell(row, logits, y, class_names):
 
 def define_flags(challenge, flag_values):
     """Declares --output, --attack and --num_images."""
-    flags.DEFINE_string("output", "adversarial_images.png", "image to write", flag_values)
+    define_path("output", "adversarial_images.png", "image to write", flag_values)
     flags.DEFINE_string("attack", "pgd", f"one of {', '.join(ATTACKS)}", flag_values)
     flags.DEFINE_integer(
         "num_images", 5, "of the test set, from the first", lower_bound=1, flag_values=flag_values

@@ -29,6 +29,9 @@ from absl import flags
 
 from common import checkpoints, commands, files
 from common.attack import project, uniform_start, xent_loss
+from common.config import define_path
+from common.errors import one_line
+from common.suite import with_gradient
 from paper import challenges
 
 
@@ -68,7 +71,7 @@ def draw(challenge, config, flag_values):
     output = pathlib.Path(flag_values.output)
     files.check_writable("--output", output)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
-    print(test.source)
+    print(one_line(test.source))
     few = test.head(flag_values.num_images)
     # Each image as often as there are starts; an example's number decides its start.
     x_nat = tf.constant(np.repeat(challenge.to_pixels(few.images), config.num_restarts, axis=0))
@@ -78,11 +81,13 @@ def draw(challenge, config, flag_values):
     for axis, name in zip(axes[0], names):
         path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
         loaded = checkpoints.load_model(challenge, path)
-        along = losses_along_pgd(loaded.logits, x_nat, y, config, challenge.bounds)
+        model = with_gradient(loaded.logits)
+        along = losses_along_pgd(model, x_nat, y, config, challenge.bounds)
         for number, runs in enumerate(np.split(along, len(few.labels), axis=1)):
             axis.plot(runs, color=f"C{number}", linewidth=0.7, alpha=0.6)
+            title = one_line(pathlib.Path(name).name)
             print(
-                f"{pathlib.Path(name).name}, image {number}: mean loss {runs[0].mean():.3f} at the "
+                f"{title}, image {number}: mean loss {runs[0].mean():.3f} at the "
                 f"start, {runs[-1].mean():.3f} after {config.num_steps} steps "
                 f"({runs[-1].min():.3f} to {runs[-1].max():.3f})"
             )
@@ -94,12 +99,12 @@ def draw(challenge, config, flag_values):
     axes[0, 0].set_ylabel("cross-entropy")
     figure.tight_layout()
     figure.savefig(output, dpi=110)
-    print(f"figure in {output}")
+    print(one_line(f"figure in {output}"))
 
 
 def define_flags(challenge, flag_values):
     """Declares --output and --num_images."""
-    flags.DEFINE_string("output", "loss_along_pgd.png", "image to write", flag_values)
+    define_path("output", "loss_along_pgd.png", "image to write", flag_values)
     flags.DEFINE_integer("num_images", 5, "test images, from the first", 1, None, flag_values)
 
 

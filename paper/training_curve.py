@@ -21,10 +21,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from absl import flags
 
 from common import cards, checkpoints, files
-from common.errors import InputError
+from common.config import define_path
+from common.errors import InputError, one_line
 from common.validation import NUM_EXAMPLES
 from paper import challenges
 
@@ -55,12 +55,12 @@ def draw(challenge, config, flag_values):
     axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(output, dpi=110)
-    print(f"figure in {output}")
+    print(one_line(f"figure in {output}"))
 
 
 def define_flags(challenge, flag_values):
     """Declares --output."""
-    flags.DEFINE_string("output", "training_curve.png", "image to write", flag_values)
+    define_path("output", "training_curve.png", "image to write", flag_values)
 
 
 if __name__ == "__main__":

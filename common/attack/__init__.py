@@ -20,6 +20,7 @@ from common.attack.ball import (
 from common.attack.base import Attack
 from common.attack.boundary import Boundary
 from common.attack.fab import FABT
+from common.attack.inputs import as_raised, to_labels, whole_number
 from common.attack.losses import (
     cw_loss,
     dlr_loss,
@@ -39,7 +40,7 @@ from common.attack.make import (
     split,
     standard_suite,
 )
-from common.attack.model import FastModel, compiles_with_xla
+from common.attack.model import FastModel, as_logits, compiles_with_xla
 from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
 from common.attack.square import Square
 
@@ -57,6 +58,8 @@ __all__ = [
     "Maker",
     "MultiTargeted",
     "Square",
+    "as_logits",
+    "as_raised",
     "check_radius",
     "compiles_with_xla",
     "cw_loss",
@@ -74,6 +77,8 @@ __all__ = [
     "targeted_dlr_loss",
     "targeted_margin_loss",
     "targeted_xent_loss",
+    "to_labels",
     "uniform_start",
+    "whole_number",
     "xent_loss",
 ]

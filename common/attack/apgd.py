@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import direction, per_image, project, select
-from common.attack.base import Attack, check_counts, where
+from common.attack.base import Attack, where
+from common.attack.inputs import whole_number
 from common.attack.losses import (
     dlr_loss,
     is_misclassified,
@@ -99,13 +100,12 @@ class APGD(Attack):
         **kwargs,
     ):
         super().__init__(model, epsilon=epsilon, **kwargs)
-        check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
         if loss_func not in LOSSES:
             raise InputError(f"loss_func: expected one of {', '.join(LOSSES)}, got {loss_func!r}")
-        self.num_steps = int(num_steps)
+        self.num_steps = whole_number("num_steps", num_steps, 1)
         self.loss_func = loss_func
         self.is_targeted = loss_func == "targeted_dlr"
-        self.num_targets = int(num_targets)
+        self.num_targets = whole_number("num_targets", num_targets, 1)
         self.random_start = bool(random_start)
         self.name = "apgd_targeted" if self.is_targeted else f"apgd_{loss_func}"
         num_climbs = self.num_targets if self.is_targeted else 1
@@ -171,10 +171,12 @@ class APGD(Attack):
         logits = self._prepare()
 
         def climb(i, state):
-            z, loss, gradient = value_and_gradient(
+            z, loss, gradient, undefined = value_and_gradient(
                 lambda z: self._loss(z, state), logits, state["x"]
             )
             state = self._evaluated(state, z, loss, gradient)
+            undefined = state["undefined"] | (undefined & ~state["broken"])
+            state = {**state, "undefined": undefined}
             # A climb begins with what a checkpoint does for the next one, and halves nothing.
             halves = (i == first) & (num_since > 0)
             state, gradient = self._halved(state, gradient, halves, num_since)

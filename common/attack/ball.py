@@ -7,6 +7,7 @@ channels <= epsilon. Both within the pixel range, which the images themselves li
 import numpy as np
 import tensorflow as tf
 
+from common.attack.inputs import LARGEST, SMALLEST, pixel_range, to_float
 from common.errors import InputError
 
 NORMS = ("linf", "l2")
@@ -51,10 +52,12 @@ def direction(gradient, norm):
         norm: "linf" or "l2".
 
     Returns:
-        float32, the shape of `gradient`, each example of norm 1, or 0 where the gradient is.
+        float32, the shape of `gradient`, each example of norm 1, or 0 where the gradient is. That
+        of an infinite gradient is along its infinite pixels.
     """
     if norm == "linf":
         return tf.sign(gradient)
+    gradient = tf.clip_by_value(gradient, tf.float32.min, tf.float32.max)  # infinity over itself
     # The squares of a confident network's gradient are less than float32 can hold.
     gradient = tf.math.divide_no_nan(gradient, per_image(length(gradient, "linf"), gradient))
     return tf.math.divide_no_nan(gradient, per_image(length(gradient, "l2"), gradient))
@@ -132,16 +135,21 @@ def draw(shape, seed, index, stream=None, is_normal=False):
 
 def check_radius(epsilon, step_size, bounds, norm="linf"):
     """Raises InputError where epsilon or step_size cannot be in the units of `bounds`."""
-    low, high = bounds
+    low, high = pixel_range(bounds)
     width = high - low
     unit = f"pixels are in [{low:g}, {high:g}]"
     most = width if norm == "linf" else np.inf
     for name, value in (("epsilon", epsilon), ("step_size", step_size)):
+        value = to_float(name, value)
         if not (np.isfinite(value) and 0 <= value <= most):
             is_byte = width == 1 < value < 256
             hint = f"; did you mean {value / 255:.4g} ({value:g}/255)?" if is_byte else ""
             raise InputError(f"{name}: expected 0 to {most:g} ({unit}), got {value:g}{hint}")
-    if width > 1:
+        if value > LARGEST or 0 < value < SMALLEST:  # float32 squares to infinity, or rounds to 0
+            raise InputError(
+                f"{name}: expected 0, or {SMALLEST:g} to {LARGEST:g} ({unit}), got {value:g}"
+            )
+    if 254 <= width <= 256:
         # Numbers for pixels in [0, 1], such as 0.031 for 8/255, or 0.5 in L2.
         for name, value, least in (
             ("epsilon", epsilon, 0.2 if norm == "linf" else width / 100),

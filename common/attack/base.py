@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import NORMS, check_radius, select, uniform_start
+from common.attack.inputs import as_raised, pixel_range, to_images, to_index, to_labels, to_seed
 from common.attack.losses import is_misclassified
-from common.attack.model import FastModel, compiles_with_xla
+from common.attack.model import FastModel, as_logits, compiles_with_xla
+from common.attack.sizes import Sizes
 from common.errors import InputError
 
 SIZES = 8  # batches of that many sizes are compiled where a batch shrinks
@@ -21,9 +23,10 @@ class Attack:
     after another on the examples that still stand.
 
     Args:
-        model: callable from float32 images to float32 logits (batch, classes): a keras.Model, a
-            `FastModel`, such as the `logits` of a model loaded by `common.checkpoints`, or any
-            function, such as `lambda x: layer(x)["logits"]` around a keras TFSMLayer.
+        model: callable from float32 images to logits (batch, classes) of any floating dtype, in
+            which minus infinity rules a class out: a keras.Model, a `FastModel`, such as the
+            `logits` of a model loaded by `common.checkpoints`, or any function, such as
+            `lambda x: layer(x)["logits"]` around a keras TFSMLayer.
         epsilon: radius of the ball, in the units of `bounds`.
         bounds: (lowest, highest) pixel value.
         norm: of the ball, "linf" or "l2".
@@ -47,6 +50,7 @@ class Attack:
     depends_on_batch = False
     num_gradients = 0
     num_queries = 0
+    _runs_in_graphs = False  # within a tf.function
 
     def __init__(
         self, model, *, epsilon, bounds=(0.0, 1.0), norm="linf", jit_compile="auto", step_size=0.0
@@ -55,7 +59,7 @@ class Attack:
             raise InputError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
         check_radius(epsilon, step_size, bounds, norm)
         self.epsilon = float(epsilon)
-        self.bounds = (float(bounds[0]), float(bounds[1]))
+        self.bounds = pixel_range(bounds)
         self.norm = norm
         self._model = model
         self._uses_xla = compiles_with_xla(jit_compile)
@@ -64,29 +68,44 @@ class Attack:
             and not self._uses_xla
             and model.bounds[0] <= self.bounds[0] <= self.bounds[1] <= model.bounds[1]
         )
-        self._largest = 1  # batch so far
+        self._sizes = Sizes(SIZES)
+        self._num_classes = None  # until the model has been seen
         self._passes = None
+        self._undefined = ()
 
     def perturb(self, x_nat, y, seed=0, index=None):
         """Adversarial examples for `x_nat`.
 
         Args:
-            x_nat: images (batch, height, width, channels), pixels in `bounds`; NumPy or tf, any
-                real dtype (integers are converted first, so that nothing wraps round).
-            y: labels (batch,), any integer dtype.
+            x_nat: images (batch, height, width, channels), pixels in `bounds`; NumPy, tf or lists,
+                any real dtype (integers are converted first, so that nothing wraps round).
+            y: labels: classes (batch,) or (batch, 1), of any integer dtype or whole numbers in a
+                floating one; or one-hot (batch, classes).
             seed: int; a pair of ints, the second the number of a restart, where an int is 0; or
-                int (batch, 2), a pair for each example.
+                int (batch, 2), a pair for each example; within int32.
             index: int (batch,), the number of each example in its data set, which together with
-                `seed` decides its random numbers; by default 0, 1, 2, ...
+                `seed` decides its random numbers; by default 0, 1, 2, ...; within int32.
 
         Returns:
-            float32 tensor, the shape of `x_nat`, in the ball and within `bounds`, which `x_nat` is
-            clipped to first, as rounding may have led it out.
+            float32 tensor, the shape of `x_nat`, finite, in the ball and within `bounds`, which
+            `x_nat` is clipped to first, as rounding may have led it out.
 
         Raises:
-            InputError: NumPy images are outside `bounds` by more than that.
+            InputError: images are outside `bounds` by more than that, or not finite; labels are not
+                classes of the model, one for each image; seed or index is not as above; the model
+                does not return logits, or has no gradient that the attack could follow. In a
+                tf.function values raise tf.errors.InvalidArgumentError instead, as it runs.
         """
         return self._perturb(*self._inputs(x_nat, y, seed, index))
+
+    @property
+    def num_undefined(self):
+        """At how many images of the last call a gradient was not a number, at some step.
+
+        Such a gradient is no step, so that the attack did not try all it could. Calls within a
+        tf.function do not count.
+        """
+        return int(np.count_nonzero(self._undefined))
 
     def passes(self, num_examples):
         """What the last call of `perturb` took: fewer where examples left once they were broken.
@@ -108,24 +127,47 @@ class Attack:
 
     def _inputs(self, x_nat, y, seed, index):
         """The arguments of `perturb` as tensors; seeds are one pair, or a pair for each."""
-        if isinstance(x_nat, np.ndarray) and x_nat.size:
-            low, high = self.bounds
-            if not (low - 1e-4 <= x_nat.min() and x_nat.max() <= high + 1e-4):
-                raise InputError(
-                    f"x_nat: expected pixels in [{low:g}, {high:g}], "
-                    f"got [{x_nat.min():g}, {x_nat.max():g}]"
-                )
-        x_nat = tf.clip_by_value(tf.cast(x_nat, tf.float32), *self.bounds)
-        index = tf.range(tf.shape(x_nat)[0]) if index is None else tf.cast(index, tf.int32)
-        seed = tf.cast(seed, tf.int32)
-        seed = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
-        return x_nat, tf.cast(y, tf.int32), seed, index
+        if not (tf.executing_eagerly() or self._runs_in_graphs):
+            raise InputError(f"{self.name}: expected a call outside of tf.function, got one within")
+        x_nat = to_images(x_nat, self.bounds)
+        count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
+        seed, index = to_seed(seed, count), to_index(index, count)
+        if self._num_classes is None and x_nat.shape[0] != 0:
+            to_labels(y, count)  # for what is wrong with any model
+            with as_raised():
+                self._find_classes(x_nat, seed, index)
+        y = to_labels(y, count, self._num_classes)
+        return x_nat, tf.convert_to_tensor(y), seed, index
 
-    def _prepare(self):
-        """The model in inference mode, in the form that the attack runs; once for each loop."""
+    def _find_classes(self, x_nat, seed, index):
+        """Finds out how many classes the model has, for such a batch as it is to be run on."""
+        self._clean_logits.get_concrete_function(self._spec(x_nat))
+        if self._num_classes is None:  # its shape does not tell
+            self._num_classes = int(self._logits_of(x_nat).shape[-1])
+
+    def _spec(self, tensor):
+        """What a compiled function is to expect in place of a batch, as `_padded` leaves it."""
+        count = tensor.shape[0]
+        size = None if count is None else len(self._padded(np.arange(count)))
+        return tf.TensorSpec((size, *tensor.shape[1:]), tensor.dtype)
+
+    def _raw_model(self):
+        """The model in inference mode, in the form that the attack runs."""
         if isinstance(self._model, keras.layers.Layer):  # plain functions have no such argument
             return functools.partial(self._model, training=False)
         return self._model.prepare() if self._is_fast else self._model
+
+    def _prepare(self):
+        """`_raw_model` as a function to float32 logits; once for each loop."""
+        model = self._raw_model()
+
+        def logits(x):
+            z = as_logits(model(x), x)
+            if self._num_classes is None:
+                self._num_classes = z.shape[1]
+            return z
+
+        return logits
 
     @property
     def _needs_batch_size(self):
@@ -173,7 +215,7 @@ class Attack:
         i, *halves = tf.while_loop(goes_on, body, (tf.convert_to_tensor(first), *halves))
         state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
         if "passes" in state:
-            state["passes"] += (i - first) * tf.constant(passes)
+            state["passes"] += tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
         return state
 
     def _stages(self, num_classes):
@@ -200,21 +242,26 @@ class Attack:
 
         return self._compiled(clean_logits)
 
+    def _logits_of(self, x):
+        """The logits of images, in a batch of a size that is compiled for."""
+        rows = self._padded(np.arange(len(x)))
+        return self._clean_logits(x if len(rows) == len(x) else tf.gather(x, rows))[: len(x)]
+
     def _perturb(self, x_nat, y, seed, index, **others):
         """Runs the stages; an example leaves once it is broken.
 
         The state is a dict of tensors (batch, ...): x_nat, y, seed, index; x_adv, what comes back;
-        broken, bool; passes, int32 (batch, 2), see there; and `others`. An image that is
-        misclassified as it is comes back as it is.
+        broken, bool; passes, int64 (batch, 2), see there; undefined, bool, see `num_undefined`; and
+        `others`. An image that is misclassified as it is comes back as it is.
         """
         count = int(tf.shape(x_nat)[0])
-        self._passes = np.zeros(2, np.int64)
+        self._passes, self._undefined = np.zeros(2, np.int64), np.zeros(count, bool)
         if not count:
             return x_nat
-        self._largest = max(self._largest, count)
         seed = tf.broadcast_to(seed, (count, 2))
         state = {"x_nat": x_nat, "y": y, "seed": seed, "index": index, "x_adv": x_nat}
-        state["passes"] = tf.zeros((count, 2), tf.int32)
+        state["passes"] = tf.zeros((count, 2), tf.int64)
+        state["undefined"] = tf.zeros((count,), tf.bool)
         state = _take({**state, **others}, self._padded(np.arange(count)))
         logits = self._clean_logits(state["x_nat"])
         state["broken"] = is_misclassified(logits, state["y"])
@@ -226,6 +273,7 @@ class Attack:
         def write():
             x_adv[numbers] = state["x_adv"][: len(numbers)]
             passes[numbers] = state["passes"][: len(numbers)]
+            self._undefined[numbers] = state["undefined"][: len(numbers)]
 
         for stage in self._stages(logits.shape[-1]):
             standing = np.flatnonzero(~state["broken"].numpy()[: len(numbers)])
@@ -242,11 +290,7 @@ class Attack:
 
     def _padded(self, rows):
         """`rows`, the first repeated where a batch of that size would be compiled anew."""
-        if not self._needs_batch_size or not len(rows):
-            return rows
-        unit = -(-self._largest // SIZES)
-        size = min(-(-len(rows) // unit) * unit, self._largest)
-        return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+        return self._sizes.rows(rows) if self._needs_batch_size else rows
 
 
 def _take(state, rows):
@@ -257,10 +301,3 @@ def where(condition, state, **values):
     """`state` with `values` where `condition`: one bool, or one for each example."""
     changed = {name: select(condition, value, state[name]) for name, value in values.items()}
     return {**state, **changed}
-
-
-def check_counts(at_least, **counts):
-    """Raises InputError where one of `counts` is less than `at_least`."""
-    for name, value in counts.items():
-        if value < at_least:
-            raise InputError(f"{name}: expected {at_least} or more, got {value}")

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import draw, length, select
-from common.attack.base import Attack, check_counts
+from common.attack.base import Attack
+from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified
 from common.errors import InputError
 
@@ -40,15 +41,13 @@ class Boundary(Attack):
 
     def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", **kwargs):
         super().__init__(model, epsilon=epsilon, norm=norm, **kwargs)
-        check_counts(at_least=1, num_steps=num_steps)
         if norm != "l2":
             raise InputError(f"norm: expected l2, which the boundary attack is for, got {norm!r}")
-        self.num_steps = int(num_steps)
+        self.num_steps = whole_number("num_steps", num_steps, 1)
         # Beside the starts and the walk: which starts hold, twice, and what the walk ended with.
         self.num_queries = START_TRIES + 3 + self.num_steps + self.num_steps // 10
         self._foolbox = _foolbox()
         self._is_fast = False  # it ends on the boundary, where the fast form may round otherwise
-        self._logits = self._compiled(lambda x: self._prepare()(x))
         self._draw = self._compiled(draw, has_random_numbers=True)
 
     def settings(self):
@@ -65,7 +64,7 @@ class Boundary(Attack):
             float32 (batch,), infinite where none was found, 0 where the image is misclassified.
         """
         x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
-        logits = self._logits(x_nat)
+        logits = self._logits_of(x_nat)
         broken = is_misclassified(logits, y).numpy()
         x = x_nat.numpy()
         start, has_start = self._starts(x_nat, y, seed, index, np.argmax(logits, axis=1))
@@ -78,7 +77,7 @@ class Boundary(Attack):
             # int64 as argmax returns: where types differ, Foolbox 3.3 fails with NumPy 2.
             labels = tf.cast(tf.gather(y, rows), tf.int64)
             x[rows] = walk.run(
-                self._foolbox.TensorFlowModel(self._logits, bounds=self.bounds),
+                self._foolbox.TensorFlowModel(self._logits_of, bounds=self.bounds),
                 tf.gather(x_nat, rows),
                 self._foolbox.criteria.Misclassification(labels),
                 starting_points=tf.constant(start[rows]),
@@ -92,7 +91,7 @@ class Boundary(Attack):
         return select(distance <= self.epsilon, x, x_nat)
 
     def _is_broken(self, x, y):
-        return is_misclassified(self._logits(tf.constant(x)), y).numpy()
+        return is_misclassified(self._logits_of(tf.constant(x)), y).numpy()
 
     def _starts(self, x_nat, y, seed, index, classes):
         """Misclassified points (batch, ...), and bool (batch,), whether there is one."""

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import length, per_image, select
-from common.attack.base import Attack, check_counts, where
+from common.attack.base import Attack, where
+from common.attack.inputs import LARGEST, real_number, whole_number
 from common.attack.losses import (
     is_misclassified,
     likely_wrong_classes,
@@ -117,14 +118,12 @@ class FABT(Attack):
         **kwargs,
     ):
         super().__init__(model, epsilon=epsilon, **kwargs)
-        check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
-        check_counts(at_least=0, num_search_steps=num_search_steps)
-        self.num_steps = int(num_steps)
-        self.num_targets = int(num_targets)
-        self.alpha_max = float(alpha_max)
-        self.eta = float(eta)
-        self.beta = float(beta)
-        self.num_search_steps = int(num_search_steps)
+        self.num_steps = whole_number("num_steps", num_steps, 1)
+        self.num_targets = whole_number("num_targets", num_targets, 1)
+        self.alpha_max = real_number("alpha_max", alpha_max, 0.0, 1.0)
+        self.eta = real_number("eta", eta, 1.0)
+        self.beta = real_number("beta", beta, 0.0, 1.0)
+        self.num_search_steps = whole_number("num_search_steps", num_search_steps, 0)
         self.random_start = bool(random_start)
         self.num_gradients = self.num_targets * self.num_steps
         self.num_queries = self.num_targets * (self.num_steps + self.num_search_steps)
@@ -146,7 +145,7 @@ class FABT(Attack):
         inputs = self._inputs(x_nat, y, seed, index)
         x = self._closest(*inputs, radius=-1.0)
         distance = length(x - inputs[0], self.norm)
-        broken = is_misclassified(self._clean_logits(x), inputs[1])
+        broken = is_misclassified(self._logits_of(x), inputs[1])
         return x, tf.where(broken, distance, np.inf)
 
     def settings(self):
@@ -198,7 +197,9 @@ class FABT(Attack):
         logits = self._prepare()
 
         def walk(_, state):
-            x = self._beyond_boundary(state, logits)
+            x, undefined = self._beyond_boundary(state, logits)
+            undefined = state["undefined"] | (undefined & ~state["broken"])
+            state = {**state, "undefined": undefined}
             z = logits(x)
             broken = is_misclassified(z, state["y"])
             state = self._evaluated(state, x, -margin(z, state["y"]), broken)
@@ -208,12 +209,14 @@ class FABT(Attack):
         return self._iterate(walk, state, 0, num_steps, is_done="broken", passes=(1, 1))
 
     def _beyond_boundary(self, state, logits):
+        """The next point, and whether the gradient was not a number."""
         x, x_nat = state["x"], state["x_nat"]
 
         def lead_of_target(z):
             return targeted_margin_loss(z, state["y"], state["target"])
 
-        _, lead, normal = value_and_gradient(lead_of_target, logits, x)
+        _, lead, normal, undefined = value_and_gradient(lead_of_target, logits, x)
+        normal = tf.clip_by_value(normal, -LARGEST, LARGEST)  # which can be squared
         axes = list(range(1, x.shape.rank))
         lead_nat = lead + tf.reduce_sum(normal * (x_nat - x), axis=axes)  # linearised
         both = step_to_hyperplane(
@@ -228,7 +231,7 @@ class FABT(Attack):
         alpha = tf.minimum(tf.math.divide_no_nan(way, way + way_nat), self.alpha_max)
         alpha = per_image(alpha, x)
         x = (1.0 - alpha) * (x + self.eta * delta) + alpha * (x_nat + self.eta * delta_nat)
-        return tf.clip_by_value(x, *self.bounds)
+        return tf.clip_by_value(x, *self.bounds), undefined
 
     def _evaluated(self, state, x, lead, broken):
         """Takes note of points of which it is known whether they are misclassified."""
@@ -257,7 +260,8 @@ class FABT(Attack):
             x += SHARE_OF_WAY * per_image(share, x) * (state["x_inner"] - x)
             z = logits(x)
             lead = -margin(z, state["y"])
-            least = LEAST_LEAD * tf.reduce_max(tf.abs(z), axis=-1)
+            is_out = tf.equal(z, -np.inf)  # a class that is ruled out
+            least = LEAST_LEAD * tf.reduce_max(tf.where(is_out, 0.0, tf.abs(z)), axis=-1)
             broken = (lead > least) & tf.math.is_finite(state["distance_best"])
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)

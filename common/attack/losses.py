@@ -1,5 +1,9 @@
-"""Losses that attacks ascend, one number for each example."""
+"""Losses that attacks ascend, one number for each example.
 
+A logit of minus infinity rules its class out: the losses are those of the other classes.
+"""
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -62,6 +66,7 @@ def dlr_loss(logits, y):
     Returns:
         float32 (batch,).
     """
+    logits = finite_logits(logits)
     largest = tf.math.top_k(logits, 3).values
     return -margin(logits, y) / (largest[:, 0] - largest[:, 2] + _TINY)
 
@@ -78,9 +83,10 @@ def targeted_dlr_loss(logits, y, target):
     Returns:
         float32 (batch,).
     """
+    logits = finite_logits(logits)
     largest = tf.math.top_k(logits, 4).values
     scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2.0
-    return targeted_margin_loss(logits, y, target) / (scale + _TINY)
+    return (_logit(logits, target) - _logit(logits, y)) / (scale + _TINY)
 
 
 def targeted_xent_loss(logits, y, target):
@@ -93,7 +99,7 @@ def targeted_xent_loss(logits, y, target):
     Returns:
         float32 (batch,).
     """
-    return -xent_loss(logits, target)
+    return -xent_loss(finite_logits(logits), target)
 
 
 def targeted_margin_loss(logits, y, target):
@@ -106,21 +112,31 @@ def targeted_margin_loss(logits, y, target):
     Returns:
         float32 (batch,).
     """
+    logits = finite_logits(logits)
     return _logit(logits, target) - _logit(logits, y)
 
 
 def is_misclassified(logits, y):
-    """Whether the prediction is another class than `y`, or a logit is no finite number.
+    """Whether the prediction is another class than `y`, or there is no prediction.
+
+    The prediction is the class of the largest logit. Minus infinity rules a class out, and leaves
+    the others as they are; there is no prediction if a logit is NaN or plus infinity, or if that of
+    `y` is not finite.
 
     Args:
-        logits: float32 (batch, classes).
+        logits: floating (batch, classes).
         y: int labels (batch,).
 
     Returns:
         bool (batch,).
     """
-    is_number = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return (tf.argmax(logits, axis=-1, output_type=tf.int32) != y) | ~is_number
+    logits = tf.convert_to_tensor(logits)
+    is_prediction = tf.reduce_all(logits < np.inf, axis=-1)  # NaN is not
+    # If the logit of the largest class is not minus infinity, that of `y` isn't if it is that one.
+    is_prediction &= tf.reduce_max(logits, axis=-1) > -np.inf
+    return (tf.argmax(logits, axis=-1, output_type=tf.int32) != tf.cast(y, tf.int32)) | (
+        ~is_prediction
+    )
 
 
 def likely_wrong_classes(logits, y, count):
@@ -132,20 +148,88 @@ def likely_wrong_classes(logits, y, count):
         count: how many, fewer than classes.
 
     Returns:
-        int32 (batch, count).
+        int32 (batch, count); those that are ruled out, at minus infinity, come last.
     """
+    logits = tf.maximum(logits, tf.float32.min / 2.0)  # above that of `y`
     return tf.math.top_k(_wrong_logits(logits, y), count).indices
+
+
+def least_likely_wrong_class(logits, y):
+    """The wrong class of the lowest logit, of those that are not ruled out if there is one.
+
+    Args:
+        logits: float32 (batch, classes).
+        y: int labels (batch,).
+
+    Returns:
+        int32 (batch,).
+    """
+    order = likely_wrong_classes(logits, y, _num_classes(logits) - 1)
+    num_possible = tf.reduce_sum(tf.cast(_is_possible(logits, order), tf.int32), axis=1)
+    return tf.gather(order, tf.maximum(num_possible - 1, 0), batch_dims=1)
+
+
+def wrong_class_at(share, logits, y):
+    """The wrong class at a share of all of them that are not ruled out, in turn from `y` on.
+
+    Args:
+        share: float32 (batch,), from 0 to 1.
+        logits: float32 (batch, classes).
+        y: int32 labels (batch,).
+
+    Returns:
+        int32 (batch,); a class that is ruled out where all wrong ones are.
+    """
+    num_classes = _num_classes(logits)
+    classes = (y[:, None] + tf.range(1, num_classes)) % num_classes
+    is_possible = _is_possible(logits, classes)
+    is_possible |= ~tf.reduce_any(is_possible, axis=1, keepdims=True)
+    count = tf.cumsum(tf.cast(is_possible, tf.int32), axis=1)
+    number = tf.cast(share * tf.cast(count[:, -1], tf.float32), tf.int32)
+    number = tf.minimum(number, count[:, -1] - 1)
+    place = tf.argmax(count > number[:, None], axis=1, output_type=tf.int32)
+    return tf.gather(classes, place, batch_dims=1)
+
+
+@tf.custom_gradient
+def finite_logits(z):
+    """Logits in which a class that is ruled out, at minus infinity, has a finite one.
+
+    It is below all others of its row, so far that its probability is 0 as before, and has no
+    gradient. A row that rules out every class becomes NaN.
+
+    Args:
+        z: float32 (batch, classes).
+
+    Returns:
+        float32 (batch, classes).
+    """
+    is_out = tf.equal(z, -np.inf)
+    lowest = tf.reduce_min(tf.where(is_out, np.inf, z), axis=1, keepdims=True)
+    # exp(-104) is 0 in float32; the multiple is for logits whose last digit is more than 128.
+    below = lowest - (128.0 + tf.abs(lowest))
+    return tf.where(is_out, below, z), lambda dz: tf.where(is_out, 0.0, dz)
 
 
 _TINY = 1e-12  # where all logits are equal
 
 
+def _num_classes(logits):
+    return logits.shape[-1] or tf.shape(logits)[-1]
+
+
+def _is_possible(logits, classes):
+    return tf.gather(logits, classes, batch_dims=1) > -np.inf
+
+
 def _logit(logits, y):
-    is_class = tf.one_hot(y, tf.shape(logits)[-1], dtype=logits.dtype)
-    return tf.reduce_sum(is_class * logits, axis=-1)
+    return tf.reduce_sum(tf.where(_is_class(logits, y), logits, 0.0), axis=-1)
 
 
 def _wrong_logits(logits, y):
     """The logits with that of `y` below all others."""
-    is_correct = tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)
-    return tf.where(is_correct, tf.float32.min, logits)
+    return tf.where(_is_class(logits, y), tf.float32.min, logits)
+
+
+def _is_class(logits, y):
+    return tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)

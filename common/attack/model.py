@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from common.errors import InputError
+from common.attack.ball import select
+from common.errors import InputError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,39 @@ def compiles_with_xla(jit_compile):
     return jit_compile == "yes"
 
 
+def as_logits(z, x=None):
+    """What a model returned, as float32 logits.
+
+    Args:
+        z: its output: logits (batch, classes) of any floating dtype.
+        x: the images that it is of, or None.
+
+    Returns:
+        float32 (batch, classes).
+
+    Raises:
+        InputError: it is no such tensor, or of one class only.
+    """
+    try:
+        z = tf.convert_to_tensor(z)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"model: expected a tensor of logits (batch, classes), got {type(z).__name__}: "
+            f"{one_line(error)}"
+        ) from None
+    if not z.dtype.is_floating:
+        raise InputError(f"model: expected logits of a floating dtype, got {z.dtype.name}")
+    if z.shape.rank is None:
+        z = tf.ensure_shape(z, [None, None])
+    counts = {z.shape[0], None if x is None else x.shape[0]} - {None} if z.shape.rank else set()
+    if z.shape.rank != 2 or len(counts) > 1:
+        count = "batch" if x is None or x.shape[0] is None else x.shape[0]
+        raise InputError(f"model: expected logits ({count}, classes), got shape {tuple(z.shape)}")
+    if z.shape[1] is not None and z.shape[1] < 2:
+        raise InputError(f"model: expected logits of 2 classes or more, got {z.shape[1]}")
+    return tf.cast(z, tf.float32)
+
+
 def value_and_gradient(loss, logits, x):
     """One pass: the model's logits, the loss of each example and its gradient for the images.
 
@@ -55,17 +89,49 @@ def value_and_gradient(loss, logits, x):
         x: float32 images (batch, height, width, channels).
 
     Returns:
-        float32 logits (batch, classes), losses (batch,), gradient of the shape of `x`.
+        float32 logits (batch, classes); losses (batch,); gradient of the shape of `x`, 0 for pixels
+        where it is not a number; bool (batch,), whether it was not at some pixel.
 
     Raises:
-        ValueError: the logits do not depend on the images.
+        InputError: the logits do not depend on the images, or not by a gradient.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         z = logits(x)
         losses = loss(z)
         total = tf.reduce_sum(losses)
-    gradient = tape.gradient(total, x)
+    gradient = gradient_of(tape, total, x)
     if gradient is None:
-        raise ValueError("model: expected logits with a gradient for the images, got none")
-    return z, losses, tf.ensure_shape(gradient, x.shape)
+        raise InputError(f"{_EXPECTED}, got none")
+    return z, losses, *without_nan(tf.ensure_shape(gradient, x.shape))
+
+
+def gradient_of(tape, total, x, **options):
+    """`tape.gradient(total, x, **options)`.
+
+    Raises:
+        InputError: `total` depends on `x` by an op that TensorFlow has no gradient of.
+    """
+    try:
+        return tape.gradient(total, x, **options)
+    except LookupError as error:
+        raise InputError(f"{_EXPECTED}: {one_line(error)}") from None
+
+
+def without_nan(gradient):
+    """A gradient with 0 where it is not a number, so that it leads nowhere.
+
+    A norm at zero, say, has such a gradient, and a step along it would leave no image.
+
+    Args:
+        gradient: float32 images (batch, height, width, channels).
+
+    Returns:
+        The gradient, and bool (batch,), whether it was not a number at some pixel.
+    """
+    is_nan = tf.math.is_nan(gradient)
+    axes = list(range(1, gradient.shape.rank))
+    return select(is_nan, tf.zeros_like(gradient), gradient), tf.reduce_any(is_nan, axis=axes)
+
+
+_EXPECTED = "model: expected logits with a gradient for the images"

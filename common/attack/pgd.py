@@ -6,16 +6,27 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import direction, draw, project, select, uniform_start
-from common.attack.base import Attack, check_counts
+from common.attack.base import Attack
+from common.attack.inputs import (
+    LARGEST,
+    as_raised,
+    real_number,
+    to_scale,
+    whole_number,
+)
 from common.attack.losses import (
     cw_loss,
+    finite_logits,
     is_misclassified,
+    least_likely_wrong_class,
     likely_wrong_classes,
     targeted_margin_loss,
     targeted_xent_loss,
+    wrong_class_at,
     xent_loss,
 )
 from common.attack.model import value_and_gradient
+from common.attack.sizes import Sizes
 from common.errors import InputError
 
 LOSSES = ("xent", "cw")
@@ -58,6 +69,7 @@ class PGD(Attack):
     """
 
     name = "pgd"
+    _runs_in_graphs = True
 
     def __init__(
         self,
@@ -84,25 +96,26 @@ class PGD(Attack):
             norm=norm,
             jit_compile=jit_compile,
         )
-        check_counts(at_least=0, num_steps=num_steps, odi_steps=odi_steps)
         if loss_func not in LOSSES:
             raise InputError(f"loss_func: expected one of {', '.join(LOSSES)}, got {loss_func!r}")
-        is_class = isinstance(target, int) and not isinstance(target, bool) and target >= 0
-        if not (target is None or target in TARGETS or is_class):
-            raise InputError(
-                f"target: expected a class, {' or '.join(TARGETS)} or None, got {target!r}"
-            )
+        if not (target is None or (isinstance(target, str) and target in TARGETS)):
+            try:
+                target = whole_number("target", target, 0)
+            except InputError:
+                raise InputError(
+                    f"target: expected a class, {' or '.join(TARGETS)} or None, got {target!r}"
+                ) from None
         self.step_size = float(step_size)
-        self.num_steps = int(num_steps)
-        self.odi_steps = int(odi_steps)
+        self.num_steps = whole_number("num_steps", num_steps, 0)
+        self.odi_steps = whole_number("odi_steps", odi_steps, 0)
         self.loss_func = loss_func
-        self.kappa = float(kappa)
+        self.kappa = real_number("kappa", kappa, 0.0)
         self.target = target
         self.batch_statistics = bool(batch_statistics)
         self._starts_at_random = bool(random_start)
         self.random_start = bool(random_start or odi_steps or target == "random")
         self.num_gradients = self.num_steps + self.odi_steps
-        # The halves of a batch, and XLA, need its size.
+        self._sizes = Sizes()  # nobody leaves
         self._attack = tf.function(self._from_start, reduce_retracing=not self._needs_batch_size)
         self._climb = (
             tf.function(self._climb_, jit_compile=True) if self._uses_xla else self._climb_
@@ -110,6 +123,8 @@ class PGD(Attack):
 
     def perturb(self, x_nat, y, seed=0, index=None, scale=1.0):
         """Adversarial examples for `x_nat`.
+
+        It may be called in a tf.function, too.
 
         Args:
             x_nat, y, seed, index: see `Attack.perturb`.
@@ -119,10 +134,42 @@ class PGD(Attack):
             float32 tensor, the shape of `x_nat`.
 
         Raises:
-            InputError: NumPy images are outside `bounds`.
+            InputError: as `Attack.perturb`; scale is not a number from 0 on; `target` is not one of
+                the model's classes.
         """
-        inputs = self._inputs(x_nat, y, seed, index)
-        return self._attack(*inputs, tf.cast(scale, tf.float32))
+        scale = to_scale(scale, LARGEST / max(self.epsilon, self.step_size, 1.0))
+        x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
+        if x_nat.shape[0] == 0:
+            self._undefined = ()
+            return x_nat
+        if isinstance(self.target, int) and self.target >= (self._num_classes or np.inf):
+            raise InputError(
+                f"target: expected a class from 0 to {self._num_classes - 1}, got {self.target}"
+            )
+        if not tf.executing_eagerly():
+            return self._attack(x_nat, y, seed, index, scale)[0]
+        count = len(x_nat)
+        rows = self._padded(np.arange(count))
+        if len(rows) > count:
+            x_nat, y, index = (tf.gather(values, rows) for values in (x_nat, y, index))
+            seed = tf.gather(seed, rows) if seed.shape.rank == 2 else seed
+        with as_raised():
+            x, undefined = self._attack(x_nat, y, seed, index, scale)
+        self._undefined = undefined[:count]
+        return x[:count] if len(rows) > count else x
+
+    def _find_classes(self, x_nat, seed, index):
+        size = self._spec(x_nat).shape[0]
+        of_batch = [tf.TensorSpec((size,), tf.int32)] * 2
+        seed = self._spec(seed) if seed.shape.rank == 2 else tf.TensorSpec((2,), tf.int32)
+        scale = tf.TensorSpec((), tf.float32)
+        self._attack.get_concrete_function(self._spec(x_nat), of_batch[0], seed, of_batch[1], scale)
+        if self._num_classes is None and tf.executing_eagerly():  # its shape does not tell
+            self._num_classes = int(self._logits_of(x_nat).shape[-1])
+
+    def _padded(self, rows):
+        # In training mode the images of a batch meet.
+        return rows if self.batch_statistics else super()._padded(rows)
 
     def settings(self):
         """The hyperparameters as a dict, for the files that record what was run.
@@ -138,10 +185,10 @@ class PGD(Attack):
         others = {name: getattr(self, name) for name in plain}
         return settings if others == plain else {**others, **settings}
 
-    def _prepare(self):
+    def _raw_model(self):
         if self.batch_statistics:
             return functools.partial(self._model, training=True)
-        return super()._prepare()
+        return super()._raw_model()
 
     def _loss(self, logits, y, target):
         if self.target is None:
@@ -156,36 +203,38 @@ class PGD(Attack):
         x = x_nat
         if self._starts_at_random:
             x = uniform_start(x_nat, epsilon, self.bounds, seed, index, self.norm, START)
-        state = {"x": x, "x_nat": x_nat, "y": y}
-        num_classes = None
+        state = {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
         if self.odi_steps or self.target in TARGETS:
             logits = self._prepare()(x_nat)
-            num_classes = logits.shape[-1] or tf.shape(logits)[-1]
         if self.odi_steps:
-            state["weights"] = draw([num_classes], seed, index, OUTPUT_DIRECTION)
+            state["weights"] = draw(tf.shape(logits)[1:], seed, index, OUTPUT_DIRECTION)
         if self.target == "random":
             share = (draw([], seed, index, TARGET) + 1.0) / 2.0
-            shift = tf.cast(share * tf.cast(num_classes - 1, tf.float32), tf.int32)
-            state["target"] = (y + 1 + tf.minimum(shift, num_classes - 2)) % num_classes
+            state["target"] = wrong_class_at(share, logits, y)
         elif self.target == "least_likely":
-            state["target"] = likely_wrong_classes(logits, y, num_classes - 1)[:, -1]
+            state["target"] = least_likely_wrong_class(logits, y)
         elif self.target is not None:
             state["target"] = tf.fill(tf.shape(y), self.target)
-        x = self._climb(state, epsilon, step_size)
+        x, undefined = self._climb(state, epsilon, step_size)
         if self.target is not None:
-            x = select(state["target"] == y, x_nat, x)
-        return x
+            is_target = state["target"] == y
+            x, undefined = select(is_target, x_nat, x), undefined & ~is_target
+        return x, undefined
 
     def _climb_(self, state, epsilon, step_size):
         logits = self._prepare()
 
         def ascend(loss, state, step_size):
-            _, _, gradient = value_and_gradient(loss, logits, state["x"])
+            _, _, gradient, undefined = value_and_gradient(loss, logits, state["x"])
             x = state["x"] + step_size * direction(gradient, self.norm)
-            return {**state, "x": project(x, state["x_nat"], epsilon, self.bounds, self.norm)}
+            x = project(x, state["x_nat"], epsilon, self.bounds, self.norm)
+            return {**state, "x": x, "undefined": state["undefined"] | undefined}
 
         def diversify(_, state):
-            return ascend(lambda z: tf.reduce_sum(state["weights"] * z, axis=-1), state, epsilon)
+            def loss(z):
+                return tf.reduce_sum(state["weights"] * finite_logits(z), axis=-1)
+
+            return ascend(loss, state, epsilon)
 
         def climb(_, state):
             return ascend(
@@ -194,7 +243,8 @@ class PGD(Attack):
 
         if self.odi_steps:
             state = self._iterate(diversify, state, 0, self.odi_steps)
-        return self._iterate(climb, state, 0, self.num_steps)["x"]
+        state = self._iterate(climb, state, 0, self.num_steps)
+        return state["x"], state["undefined"]
 
 
 def FGSM(model, *, epsilon, random_start=False, **kwargs):
@@ -230,11 +280,10 @@ class MultiTargeted(Attack):
         self, model, *, epsilon, step_size, num_steps, random_start=True, num_targets=9, **kwargs
     ):
         super().__init__(model, epsilon=epsilon, step_size=step_size, **kwargs)
-        check_counts(at_least=1, num_steps=num_steps, num_targets=num_targets)
         self.step_size = float(step_size)
-        self.num_steps = int(num_steps)
+        self.num_steps = whole_number("num_steps", num_steps, 1)
         self.random_start = bool(random_start)
-        self.num_targets = int(num_targets)
+        self.num_targets = whole_number("num_targets", num_targets, 1)
         self.num_gradients = self.num_targets * self.num_steps
         self.num_queries = self.num_targets
         self._start = self._compiled(self._start_, has_random_numbers=True)
@@ -264,9 +313,10 @@ class MultiTargeted(Attack):
             def loss(z):
                 return targeted_margin_loss(z, state["y"], state["target"])
 
-            _, _, gradient = value_and_gradient(loss, logits, state["x"])
+            _, _, gradient, undefined = value_and_gradient(loss, logits, state["x"])
             x = state["x"] + self.step_size * direction(gradient, self.norm)
-            return {**state, "x": project(x, state["x_nat"], self.epsilon, self.bounds, self.norm)}
+            x = project(x, state["x_nat"], self.epsilon, self.bounds, self.norm)
+            return {**state, "x": x, "undefined": state["undefined"] | undefined}
 
         def finish(_, state):
             z = logits(state["x"])

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import draw, length, per_image, project
-from common.attack.base import Attack, check_counts, where
+from common.attack.base import Attack, where
+from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
 
 # Of 10,000 queries, those from which the share of pixels is halved. The paper's text has no 500,
@@ -84,10 +85,9 @@ class Square(Attack):
     ):
         super().__init__(model, epsilon=epsilon, **kwargs)
         schedule_queries = num_queries if schedule_queries is None else schedule_queries
-        check_counts(at_least=1, num_queries=num_queries, schedule_queries=schedule_queries)
-        self.p_init = float(p_init)
-        self.num_queries = int(num_queries)
-        self.schedule_queries = int(schedule_queries)
+        self.p_init = real_number("p_init", p_init, SMALLEST, 1.0)
+        self.num_queries = whole_number("num_queries", num_queries, 1)
+        self.schedule_queries = whole_number("schedule_queries", schedule_queries, 1)
         self._start = self._compiled(self._start_)
         self._search = self._compiled(self._search_)
         self._draw = self._compiled(draw, has_random_numbers=True)

@@ -12,12 +12,12 @@ from cifar10_challenge.winograd import WinogradConv
 from common.attack import PGD
 from common.checkpoints import fast_model
 from tests.cifar10_challenge.test_model import pictures
-from tests.mnist_challenge.test_model import float64, input_gradient
+from tests.mnist_challenge.test_model import input_gradient
 
 
-def network(width):
+def network(width, dtype="float32"):
     """A network with batch norms that do something, some with negative factors."""
-    model = build_model(width, seed=2)
+    model = build_model(width, seed=2, dtype=dtype)
     random = np.random.default_rng(3)
     for weight in model.weights:
         if not weight.path.endswith("kernel"):
@@ -37,8 +37,7 @@ def compiled(model):
 def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
     x, y = pictures(count)
     x[-1] += 0.5
-    with float64():
-        model = network(width)
+    model = network(width, dtype="float64")
     x = tf.constant(x, tf.float64)
     logits = model(x, training=False).numpy()
     np.testing.assert_allclose(compiled(model)(x), logits, atol=1e-10 * np.abs(logits).max())

@@ -8,7 +8,7 @@ import tensorflow as tf
 from cifar10_challenge.model import build_model
 from cifar10_challenge.train import augment
 from common import data
-from tests.mnist_challenge.test_model import float64, input_gradient, sum_xent
+from tests.mnist_challenge.test_model import input_gradient, sum_xent
 
 tf1 = tf.compat.v1
 
@@ -146,8 +146,7 @@ def test_weight_decay_is_half_the_squared_sum_of_the_kernels(simple):
 def test_logits_gradients_and_averages_are_the_originals(simple, training):
     x, y = pictures(4)
     weights = weights_by_path(simple)
-    with float64():
-        exact = build_model("simple")
+    exact = build_model("simple", dtype="float64")
     exact.set_weights(simple.get_weights())
 
     with tf.Graph().as_default(), tf1.Session() as session:

@@ -97,3 +97,7 @@ def test_text_of_others_becomes_one_line_that_a_terminal_shows_as_it_stands():
 def test_a_reason_is_never_empty():
     assert reason_of(OSError(28, "No space left on device")) == "No space left on device"
     assert reason_of(MemoryError()) == "MemoryError"
+    tensorflows = (
+        "{{function_node __wrapped__SaveV2_device_/job:localhost/task:0}} /x; No space [Op:SaveV2]"
+    )
+    assert reason_of(RuntimeError(tensorflows)) == "/x; No space"

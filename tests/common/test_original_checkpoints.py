@@ -22,7 +22,7 @@ from mnist_challenge.model import build_model as build_mnist
 from tests.cifar10_challenge import test_model as cifar10
 from tests.common.test_resume import run as train
 from tests.mnist_challenge import test_model as mnist
-from tests.mnist_challenge.test_model import float64, input_gradient, sum_xent
+from tests.mnist_challenge.test_model import input_gradient, sum_xent
 from tests.test_scripts import ROOT
 from tests.test_scripts import run as run_script
 
@@ -177,7 +177,7 @@ CASES = {
     "mnist": Case(
         MNIST,
         lambda: original_mnist(scale=2),
-        lambda: build_mnist(scale=2, seed=4),
+        lambda **options: build_mnist(scale=2, seed=4, **options),
         {"scale": 2},
         lambda: mnist.digits(8),
         {"epsilon": 0.3, "step_size": 0.05, "bounds": (0.0, 1.0)},
@@ -185,7 +185,7 @@ CASES = {
     "cifar10": Case(
         CIFAR10,
         lambda: original_cifar10((16, 16, 32, 64)),
-        lambda: build_cifar10("simple", seed=4),
+        lambda **options: build_cifar10("simple", seed=4, **options),
         {"width": "simple"},
         lambda: cifar10.pictures(4),
         {"epsilon": 8.0, "step_size": 2.0, "bounds": (0.0, 255.0)},
@@ -277,8 +277,7 @@ def test_logits_and_gradients_are_the_originals(trained):
     x, y = case.images()
     model, step = load_original(case.challenge, trained.directory)
     assert step == 3
-    with float64():
-        exact = case.build_model()
+    exact = case.build_model(dtype="float64")
     exact.set_weights(model.get_weights())
     assert_close(exact(x.astype("f8"), training=False), trained.logits)
     assert_close(input_gradient(exact, tf.constant(x, tf.float64), y), trained.gradient)
@@ -362,8 +361,7 @@ def test_the_wide_cifar10_network(tmp_path):
     model, step = load_original(CIFAR10, tmp_path)
     assert step == 70000 and model.name == "cifar10_wide"
     assert_close(model(x, training=False), logits)
-    with float64():
-        exact = CIFAR10.build_model(make_config(CIFAR10))
+    exact = build_cifar10("wide", dtype="float64")
     exact.set_weights(model.get_weights())
     pixels = tf.constant(x, tf.float64)
     assert_close(input_gradient(lambda x: exact(x, training=False), pixels, y), gradient)

@@ -1,5 +1,6 @@
 """Trainings on real images: stopped and resumed, and refused where they do not fit."""
 
+import concurrent.futures
 import json
 
 import keras
@@ -269,3 +270,12 @@ def test_natural_training_names_its_numbers_so(tmp_path, capsys):
     run(MNIST, tmp_path, scale=1, max_num_training_steps=1, adversary="none")
     printed = capsys.readouterr().out
     assert "training nat loss" in printed and "adv" not in printed
+
+
+def test_a_training_and_its_validation_run_outside_the_main_thread(tmp_path):
+    """Python handles signals in the main thread alone: https://github.com/ludwig-ai/ludwig/issues/286
+    and https://github.com/apache/superset/issues/10677."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        settings = {"scale": 1, "max_num_training_steps": 1, "num_validation_steps": 1}
+        pool.submit(run, MNIST, tmp_path, watched=True, **settings).result()
+    assert load_model(MNIST, tmp_path).step == 1

@@ -8,7 +8,7 @@ from common.checkpoints import fast_model, load_model
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.fast_model import _live_filters
 from mnist_challenge.model import build_model
-from tests.mnist_challenge.test_model import digits, float64, input_gradient
+from tests.mnist_challenge.test_model import digits, input_gradient
 
 # Black backgrounds are full of equal pixels, where pooling must choose the first as TensorFlow
 # does; noise leaves none.
@@ -31,8 +31,7 @@ def compiled(model):
 @pytest.mark.parametrize("scale", [1, 16])
 def test_exact_arithmetic_gives_the_plain_networks_gradients(scale, noise):
     x, y = noisy_digits(5, noise)
-    with float64():
-        model = build_model(scale, seed=2)
+    model = build_model(scale, seed=2, dtype="float64")
     x = tf.constant(x, tf.float64)
     np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-12, atol=1e-12)
     expected = input_gradient(model, x, y).numpy()
@@ -77,9 +76,9 @@ def test_the_attack_follows_weights_that_change():
     np.testing.assert_array_equal(after, PGD(fast_model(other, MNIST), **settings).perturb(x, y))
 
 
-def with_biases(values):
+def with_biases(values, dtype="float32"):
     """A network whose 8 first filters come to that much at most."""
-    model = build_model(4, seed=3)
+    model = build_model(4, seed=3, dtype=dtype)
     kernel, bias = model.get_layer("conv1").weights
     bias.assign(values - np.maximum(kernel, 0).sum(axis=(0, 1, 2)))
     return model
@@ -103,8 +102,7 @@ def test_filters_that_no_image_brings_above_zero_are_left_out(highest, live):
 @pytest.mark.parametrize("highest", [[-0.5, 0.5, 0.4, -0.5, 0.8, -0.5, 0.3, -0.1], [-0.5] * 8])
 def test_leaving_filters_out_changes_nothing(highest, noise):
     x, y = noisy_digits(5, noise)
-    with float64():
-        model = with_biases(np.float64(highest))
+    model = with_biases(np.float64(highest), dtype="float64")
     x = tf.constant(x, tf.float64)
     np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-12, atol=1e-12)
     expected = input_gradient(model, x, y)
