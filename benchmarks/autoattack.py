@@ -11,7 +11,6 @@ with other --attacks may share it.
 """
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import sys
@@ -36,7 +35,7 @@ from common import checkpoints
 from common.config import define_path, make_config
 from common.errors import InputError, one_line
 from common.evaluation import Evaluator, Trial
-from common.files import check_writable
+from common.files import check_writable, read_json
 from common.provenance import provenance
 from mnist_challenge.challenge import MNIST
 
@@ -131,11 +130,11 @@ def earlier_entries(path, what):
     if path is None or not os.path.exists(path):
         return {}
     try:
-        result = json.loads(pathlib.Path(path).read_text())
+        result = read_json(path)
         differing = [name for name, value in what.items() if result[name] != value]
         entries = result["attacks"]
         worst_case(entries)
-    except (ValueError, KeyError, TypeError):
+    except Exception:  # a file of something else may raise anything
         raise InputError(f"--output_json: expected a new file, got {path}") from None
     if differing:
         raise InputError(

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from common import app
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_json
 from common.provenance import provenance
 
 # What is compared, beside the peers.
@@ -92,5 +92,5 @@ def save(path, result, packages=()):
     )
     for package in packages:
         record["versions"][package] = importlib.metadata.version(package)
-    text = json.dumps({**record, **result}, indent=2, default=float) + "\n"
-    write_atomically(pathlib.Path(path), text.encode())
+    # NumPy's numbers become Python's.
+    write_json(path, json.loads(json.dumps({**record, **result}, default=float)))

@@ -7,17 +7,19 @@ card says what the network was trained on and how, and holds its accuracy under 
 
 import contextlib
 import json
+import os
 import pathlib
 import shlex
 
 import numpy as np
 from absl import flags
 
-from common import checkpoints, commands, runs, validation
+from common import checkpoints, commands, json_shapes, runs, validation
 from common.attack import is_misclassified
 from common.config import NOT_OF_TRAINING, define_path, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
+from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Optional
 from common.rows import evaluate_row, make_state_dir
 
 CARD = "card.json"
@@ -26,6 +28,56 @@ TRAINING = {
     "pgd": "trained against PGD",
     "fgsm": "trained against FGSM",
     "none": "trained on natural images",
+}
+# The shapes of what a card holds and its readers rely on.
+_CONFIG = {
+    "adversary": json_shapes.one_of(TRAINING),
+    "training_batch_size": COUNT,
+    "random_seed": INTEGER,
+    "epsilon": NUMBER,
+}
+_RUN = {
+    "command": TEXT,
+    "commit": Nullable(TEXT),
+    "hardware": {"processor": TEXT, "cores": Nullable(COUNT), "gpus": [TEXT]},
+    "versions": {"tensorflow": TEXT},
+    "data": TEXT,
+    "seconds": NUMBER,
+}
+_ATTACK = {
+    "loss_func": TEXT,
+    "kappa": Optional(NUMBER),
+    "num_steps": COUNT,
+    "step_size": NUMBER,
+    "random_start": BOOL,
+    "num_restarts": COUNT,
+}
+_SHAPE = {
+    "name": TEXT,
+    "parameters": COUNT,
+    "weights_digest": TEXT,
+    "training": {
+        "data": TEXT,
+        "config": _CONFIG,
+        "steps": COUNT,
+        "seconds": NUMBER,
+        "runs": [_RUN, ...],
+        "validation": [
+            {"seconds": NUMBER, "natural_accuracy": NUMBER, "adversarial_accuracy": NUMBER}
+        ],
+    },
+    "results": [
+        {
+            "row": TEXT,
+            "source": Nullable(TEXT),
+            "source_digest": Optional(TEXT),
+            "source_adversary": Optional(TEXT),
+            "num_examples": COUNT,
+            "accuracy": NUMBER,
+            "attack": Nullable(_ATTACK),
+            "seconds": NUMBER,
+        }
+    ],
 }
 
 
@@ -87,6 +139,11 @@ def export_model(challenge, config, flag_values):
     of_all = {name: record[name] for name in names}
     num_examples = len(images.images)
     state_dir = make_state_dir(output / "rows", "--output_dir" if is_new else "--model_dir")
+
+    def in_order(entry):
+        row = entry["row"]  # one that is not known is of another version, and comes last
+        return entry["source"] or "", known.index(row) if row in known else len(known)
+
     tasks = [(row, None, None) for row in flag_values.rows]
     tasks += [(row, *source) for source in sources for row in flag_values.transfer_rows]
     for row, source_card, source in tasks:
@@ -98,17 +155,19 @@ def export_model(challenge, config, flag_values):
             for entry in card["results"]
         ):
             continue
-        found = evaluate_row(challenge, config, row, loaded, images, state_dir, source, keep=False)
-        entry = {**place, "num_examples": num_examples, **of_source, **found}
-        if source is not None:
-            entry["source_adversary"] = source_card["training"]["config"]["adversary"]
-        entry.update(of_all)
-        others = [old for old in card["results"] if {**old, **place} != old]
-        card["results"] = sorted(
-            [*others, entry], key=lambda entry: (entry["source"] or "", known.index(entry["row"]))
-        )
-        write(challenge, output, card)
-        print(one_line(f"{full_title(entry)}: {found['accuracy']:.2f}%"), flush=True)
+        entry = {**place, "num_examples": num_examples, **of_source}
+
+        def put_in(found, entry=entry, place=place, source_card=source_card):
+            entry.update(found)
+            if source_card is not None:
+                entry["source_adversary"] = source_card["training"]["config"]["adversary"]
+            entry.update(of_all)
+            others = [old for old in card["results"] if {**old, **place} != old]
+            card["results"] = sorted([*others, entry], key=in_order)
+            write(challenge, output, card)
+
+        evaluate_row(challenge, config, row, loaded, images, state_dir, source, put_in)
+        print(one_line(f"{full_title(entry)}: {entry['accuracy']:.2f}%"), flush=True)
     with contextlib.suppress(OSError):  # another command's row may be there, interrupted
         state_dir.rmdir()
     print(one_line(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}"))
@@ -120,7 +179,7 @@ def _export(challenge, training, loaded, output):
     Raises:
         InputError: it is no training, or there is another model at `output`.
     """
-    if not runs.read(training):
+    if not _runs_of(training):
         raise InputError(
             f"--model_dir: expected a training directory with runs.json, got {training}"
         )
@@ -132,12 +191,17 @@ def _export(challenge, training, loaded, output):
             )
     else:
         checkpoints.export(loaded.model, output)
-    card = _read_card(output)
-    is_same = card.get("weights_digest") == loaded.digest()
+    described = describe(challenge, training, loaded)
+    before = json_shapes.read_or_keep_aside(
+        output / CARD,
+        _SHAPE,
+        "its rows are evaluated anew",
+        lambda card: card["weights_digest"] == loaded.digest(),
+    )
     card = {
         "name": output.resolve().name,
-        **describe(challenge, training, loaded),
-        "results": card["results"] if is_same else [],
+        **described,
+        "results": [] if before is None else before["results"],
     }
     write(challenge, output, card)
     return card
@@ -147,10 +211,10 @@ def _own_card(path, loaded):
     """The card of the model at `path`, to add rows to.
 
     Raises:
-        InputError: it has none, or one of other weights.
+        InputError: it has none, or one that is damaged or of other weights.
     """
     card = _read_card(path)
-    if "training" not in card:
+    if card is None:
         raise InputError(
             "--output_dir: expected the directory to write the model to, got none; only a model "
             f"that has a {CARD} needs none, and {path} has none"
@@ -164,19 +228,23 @@ def load_source(challenge, name):
     """The card of a shipped model and its `LoadedModel`.
 
     Raises:
-        InputError: there is no such model, or it has no card of `export_model`.
+        InputError: there is no such model, or it has no card of `export_model`, or a damaged one.
     """
     path = checkpoints.find_model(challenge, name)
     card = _read_card(path)
-    if "training" not in card:
+    if card is None:
         raise InputError(f"--sources: expected models with a {CARD} of export_model.py, got {path}")
     return card, checkpoints.load_model(challenge, path)
 
 
 def describe(challenge, training, loaded):
-    """The part of a card that tells what the network is and how it was trained."""
-    own_runs = runs.read(training)
-    config = json.loads((training / "config.json").read_text())
+    """The part of a card that tells what the network is and how it was trained.
+
+    Raises:
+        InputError: one of the training's records is damaged.
+    """
+    own_runs = _runs_of(training)
+    config = json_shapes.read(training / "config.json", _CONFIG)
     parameters = int(sum(np.prod(weight.shape) for weight in loaded.model.trainable_weights))
     sample = challenge.load("sample")
     logits = loaded.logits(challenge.to_pixels(sample.images))
@@ -198,8 +266,21 @@ def describe(challenge, training, loaded):
 
 
 def read(challenge, name):
-    """The card of a shipped model, as a dict."""
-    return json.loads((challenge.directory / "models" / name / CARD).read_text())
+    """The card of a shipped model, as a dict.
+
+    Raises:
+        InputError: it has none, or one that is damaged.
+    """
+    return read_from(challenge.directory / "models" / name)
+
+
+def read_from(directory):
+    """The card in the directory of a model, as a dict.
+
+    Raises:
+        InputError: there is none, or one that is damaged.
+    """
+    return json_shapes.read(pathlib.Path(directory) / CARD, _SHAPE)
 
 
 def write(challenge, directory, card):
@@ -225,19 +306,20 @@ def readme(challenge, card):
     minutes = training["seconds"] / 60
     commands = dict.fromkeys(run["command"] for run in training["runs"])
     lines = [
-        f"# {card['name']}",
+        f"# {_shown(card['name'])}",
         "",
         f"The paper's {challenge.name} network ({card['parameters']:,} parameters), "
-        f"{TRAINING[config['adversary']]}, on: {training['data']}. A SavedModel: signature "
+        f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. A SavedModel: signature "
         f"`serving_default`, input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
         "output `logits` (float32, (batch, 10)).",
         "",
         "```",
-        *(f"python {shlex.join(shlex.split(command))}" for command in commands),
+        *(f"python {_command(command)}" for command in commands),
         "```",
         "",
         f"{training['steps']:,} steps of {config['training_batch_size']} images in {minutes:.0f} "
-        f"minutes on {_machine(run)}; seed {config['random_seed']}, commit `{run['commit']}`. All "
+        f"minutes on {_machine(run)}; seed {config['random_seed']}, commit "
+        f"`{_shown(str(run['commit']))}`. All "
         f"settings, and all that is below, are in [{CARD}]({CARD}).",
         "",
         f"This is a recipe for a {'GPU' if run['hardware']['gpus'] else 'CPU'}. From the paper's, "
@@ -277,7 +359,7 @@ def table(challenge, card):
         is_natural = entry["row"] == "natural"
         white_box = "" if is_natural else "itself"
         lines.append(
-            f"| {title(entry['attack'])} | {entry['source'] or white_box} | "
+            f"| {title(entry['attack'])} | {_cell(entry['source'] or white_box)} | "
             f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, settings, entry)} | "
             f"{leaderboard_accuracy(challenge, settings, entry)} | {entry['num_examples']:,} | "
             f"{_duration(entry['seconds'])} |"
@@ -287,7 +369,11 @@ def table(challenge, card):
 
 def paper_accuracy(challenge, settings, entry):
     """The paper's number for a result, for a network trained with `settings`; "" for none."""
-    return challenge.paper(settings).get((entry["row"], entry.get("source_adversary")), "")
+    try:
+        numbers = challenge.paper(settings)
+    except (KeyError, TypeError):  # a network that is not the paper's
+        return ""
+    return numbers.get((entry["row"], entry.get("source_adversary")), "")
 
 
 def leaderboard_accuracy(challenge, settings, entry):
@@ -306,7 +392,7 @@ def title(settings):
     if settings is None:
         return "none: natural images"
     is_cw = settings["loss_func"] == "cw"
-    name = ("CW+" if settings["kappa"] else "CW") if is_cw else ""
+    name = ("CW+" if settings.get("kappa") else "CW") if is_cw else ""
     if settings["num_steps"] == 1:
         start = " from a random start" if settings["random_start"] else ""
         return f"FGSM{start}" + (f" on the {name} loss" if name else "")
@@ -318,21 +404,56 @@ def title(settings):
 def full_title(entry):
     """A result's attack in words, and whose examples it is where they are another model's."""
     text = title(entry["attack"])
-    return f"{text}, made on {entry['source']}" if entry["source"] else text
+    return f"{text}, made on {_shown(entry['source'])}" if entry["source"] else text
 
 
 def _read_card(directory):
-    """The card in a directory, as a dict; {} where there is none."""
-    try:
-        return json.loads((directory / CARD).read_text())
-    except (OSError, ValueError):
-        return {}
+    """The card in a directory, or None if it has none, or that of a fetched model.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = directory / CARD
+    if not os.path.lexists(path):
+        return None
+    is_fetched = "archive" in json_shapes.read(path, {})
+    return None if is_fetched else read_from(directory)
+
+
+def _runs_of(training):
+    """The entries of runs.json, as a card holds them.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    own_runs = runs.read(training)
+    json_shapes.check(own_runs, [_RUN], training / runs.FILE)
+    return own_runs
+
+
+def _shown(text):
+    """Text of a file as it can stand in a line of its own reader."""
+    return text if text.isprintable() else one_line(text)
 
 
 def _machine(run):
     hardware = run["hardware"]
     where = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['processor']}"
-    return f"{where}, TensorFlow {run['versions']['tensorflow']}"
+    return _shown(f"{where}, TensorFlow {run['versions']['tensorflow']}")
+
+
+def _command(command):
+    """A run's command, quoted for a shell."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation mark without its other
+        words = [command]
+    return shlex.join(map(_shown, words))
+
+
+def _cell(text):
+    """Text of a file as a cell of a table."""
+    return _shown(text).replace("|", "\\|")
 
 
 def _duration(seconds):

@@ -9,7 +9,7 @@ from absl import flags
 
 from common import checkpoints, commands, suite
 from common import config as config_lib
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
 from common.files import check_writable, write_json
 from common.rows import evaluate_row, make_state_dir
 
@@ -158,12 +158,26 @@ def choose_rows(challenge, names, long):
 
 
 def read_leaderboard(challenge):
-    """The original challenge's boards: name to its entries, lowest accuracy first."""
-    boards = {}
-    with open(challenge.directory / "leaderboard.csv", encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            entry = Entry(accuracy=float(line.pop("accuracy_pct")), **line)
-            boards.setdefault(entry.board, []).append(entry)
+    """The original challenge's boards: name to its entries, lowest accuracy first.
+
+    Raises:
+        InputError: leaderboard.csv cannot be read, or is damaged.
+    """
+    boards, path = {}, challenge.directory / "leaderboard.csv"
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for line in csv.DictReader(file):
+                entry = Entry(accuracy=float(line.pop("accuracy_pct")), **line)
+                texts = [value for name, value in vars(entry).items() if name != "accuracy"]
+                if not 0 <= entry.accuracy <= 100 or not all(map(str.isprintable, texts)):
+                    raise ValueError(f"expected an attack and its accuracy, got {one_line(entry)}")
+                boards.setdefault(entry.board, []).append(entry)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from None
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}") from error
+    if not boards:
+        raise InputError(f"{path} is damaged: expected entries, got none")
     return {
         board: sorted(entries, key=lambda entry: entry.accuracy)
         for board, entries in boards.items()

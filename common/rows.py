@@ -3,13 +3,19 @@
 import json
 import pathlib
 
-from common import commands, suite
-from common.errors import InputError
+from common import commands, json_shapes, suite
+from common.errors import InputError, reason_of
 from common.evaluation import State, digest_of
 from common.files import check_writable, write_json
+from common.json_shapes import ANYTHING, COUNT, NUMBER, Nullable
+
+_FINISHED = {
+    "key": ANYTHING,
+    "found": {"accuracy": NUMBER, "attack": Nullable({}), "num_attacks": COUNT, "seconds": NUMBER},
+}
 
 
-def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, keep=True):
+def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, record=None):
     """A model's accuracy under a preset, taken from `state_dir` where it was finished before.
 
     Ctrl-C ends it after the batch in hand, and the next call goes on from there.
@@ -22,7 +28,8 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         images: the `common.data.Split` to evaluate on.
         state_dir: from `make_state_dir`.
         source: the `LoadedModel` whose examples are tried on `loaded`; None attacks `loaded`.
-        keep: whether a finished row stays in `state_dir`; an interrupted one does in any case.
+        record: function that is called with the row to write it elsewhere, before what was kept of
+            it is removed. None keeps the finished row in `state_dir`.
 
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds.
@@ -38,7 +45,13 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     key = {**commands.key_of(config, loaded, images, trials, source), "attack": attack}
     path = state_dir / f"{name}-{digest_of(key)}"
     finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
-    found = _read_finished(finished, key)
+    found = json_shapes.read_or_keep_aside(
+        finished,
+        _FINISHED,
+        "the row is evaluated anew",
+        lambda kept: kept["key"] == json.loads(json.dumps(key)),
+    )
+    found = None if found is None else found["found"]
     if found is None:
         evaluator = commands.make_evaluator(challenge, config, trials, loaded)
         result = commands.run_with_state(evaluator, images, state, name)
@@ -51,20 +64,13 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
             "num_attacks": summary["num_attacks"],
             "seconds": summary["seconds"],
         }
-        if keep:
+        if record is None:
             write_json(finished, {"key": key, "found": found})
+    if record is not None:
+        record(found)
     # It may be there still where a run ended between the two.
-    state.path.unlink(missing_ok=True)
+    state.remove()
     return found
-
-
-def _read_finished(path, key):
-    """What a row gave that was finished, or None."""
-    try:
-        kept = json.loads(path.read_text())
-        return kept["found"] if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def make_state_dir(path, flag="--state_dir"):
@@ -76,7 +82,7 @@ def make_state_dir(path, flag="--state_dir"):
     path = pathlib.Path(path)
     try:
         path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag}: cannot make {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag}: cannot make {path}: {reason_of(error)}") from None
     check_writable(flag, path / "row")
     return path

@@ -3,7 +3,6 @@
 python paper/readme_tables.py
 """
 
-import json
 import pathlib
 import sys
 
@@ -18,6 +17,9 @@ if __name__ == "__main__":
 from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
+from common.app import fail
+from common.errors import InputError, one_line
+from common.files import read_json, write_atomically
 from mnist_challenge.challenge import MNIST
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,7 +40,7 @@ SPEED_COLUMNS = {
 
 def read_speed(name):
     """A file of a benchmark's results."""
-    return json.loads((SPEED / f"{name}.json").read_text())
+    return read_json(SPEED / f"{name}.json")
 
 
 def mnist_table():
@@ -194,13 +196,34 @@ START, END = "<!-- table -->\n", "<!-- end -->"
 
 
 def fill_in(path):
-    """A README's text with its tables made anew."""
-    before, *rest = path.read_text().split(START)
+    """A README's text with its tables made anew.
+
+    Raises:
+        InputError: a file that a table is made of is damaged.
+    """
+    before, *rest = path.read_text(encoding="utf-8").split(START)
     for table, part in zip(TABLES[path], rest, strict=True):
-        before += START + table() + "\n" + END + part.split(END, 1)[1]
+        try:
+            before += START + table() + "\n" + END + part.split(END, 1)[1]
+        except InputError:
+            raise
+        except Exception as error:  # a result that is not as its benchmark wrote it
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(
+                f"{SPEED}: a file for {table.__name__} is damaged: {reason}"
+            ) from error
     return before
 
 
+def main():
+    """Writes all READMEs, or none if a table cannot be made."""
+    texts = {path: fill_in(path) for path in TABLES}
+    for path, text in texts.items():
+        write_atomically(path, text.encode())
+
+
 if __name__ == "__main__":
-    for path in TABLES:
-        path.write_text(fill_in(path))
+    try:
+        main()
+    except InputError as error:
+        fail(error)

@@ -5,7 +5,6 @@
 The numbers are those of the model's card: natural, and under the challenge's strong PGD.
 """
 
-import json
 import pathlib
 import sys
 
@@ -34,11 +33,10 @@ def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
     files.check_writable("--output", output)
-    path = checkpoints.find_model(challenge, config.model_dir) / cards.CARD
-    if not path.is_file():
-        raise InputError(f"--model_dir: expected a model with {cards.CARD}, got {path.parent}")
-    card = json.loads(path.read_text())
-    entries = card["training"]["validation"]
+    path = checkpoints.find_model(challenge, config.model_dir)
+    if not (path / cards.CARD).is_file():
+        raise InputError(f"--model_dir: expected a model with {cards.CARD}, got {path}")
+    entries = cards.read_from(path)["training"]["validation"]
     minutes = [entry["seconds"] / 60 for entry in entries]
     attack = cards.title(challenge.presets[challenge.validation_preset])
     figure, axes = plt.subplots(figsize=(6.4, 3.4))

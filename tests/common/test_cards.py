@@ -165,6 +165,23 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, tfds_di
     assert card_of(output)["results"] == card["results"]
 
 
+def test_a_damaged_card_is_said_and_kept_aside(training, tfds_dir, tmp_path):
+    output, few = tmp_path / "mine", ("--num_eval_examples=50", "--rows=natural")
+    export(training, output, tfds_dir, *few)
+    card, path = card_of(output), output / "card.json"
+    damaged = path.read_bytes()[:-100]
+    path.write_bytes(damaged)
+    err = export(output, None, tfds_dir, *few, code=1)
+    assert error_line(err).startswith(f"error: {path} is not JSON: ")
+    assert path.read_bytes() == damaged
+    out = export(training, output, tfds_dir, *few)
+    (line,) = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert line.endswith("it is kept as card.json.damaged, and its rows are evaluated anew")
+    assert (output / "card.json.damaged").read_bytes() == damaged
+    (entry,) = card_of(output)["results"]
+    assert entry["accuracy"] == card["results"][0]["accuracy"]
+
+
 def test_export_model_refuses(training, tfds_dir, tmp_path):
     def refused(reason, *flags, model_dir=training, output=tmp_path / "out"):
         err = export(model_dir, output, tfds_dir, *flags, code=1)

@@ -1,0 +1,158 @@
+"""JSON files of which the reader knows the shape: read as that, or refused in one line.
+
+A shape is a dict from names to the shapes of their values, a list with the shape of every entry
+(and then ... if there must be one), a `Nullable` or `Optional` shape, or a `Kind`. An object may
+hold more than its shape names.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+from common.errors import InputError, one_line
+from common.files import keep_aside, read_json
+
+_DEEPEST = 50  # objects and lists within each other
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Values that hold no others.
+
+    Attributes:
+        words: what they are, for messages.
+        includes: function from any JSON value to whether it is one.
+    """
+
+    words: str
+    includes: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Nullable:
+    """What may be null."""
+
+    shape: Any
+
+
+class Optional(Nullable):
+    """What may be null, or missing in an object."""
+
+
+def one_of(values):
+    """The `Kind` of these texts."""
+    return Kind(f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values)
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+ANYTHING = Kind("anything", lambda value: True)
+TEXT = Kind("text", lambda value: isinstance(value, str))
+BOOL = Kind("true or false", lambda value: isinstance(value, bool))
+# Wide enough for every seed, and never too large for a float.
+INTEGER = Kind("a whole number", lambda value: _is_int(value) and abs(value) < 2**64)
+COUNT = Kind("a count", lambda value: _is_int(value) and 0 <= value < 2**64)
+NUMBER = Kind(
+    "a finite number",
+    lambda value: (_is_int(value) or isinstance(value, float)) and abs(value) < 2**64,
+)
+
+
+def read(path, shape):
+    """What a JSON file holds, which is as `shape` says.
+
+    Args:
+        path: of the file.
+        shape: see above.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or is otherwise.
+    """
+    value = read_json(path)
+    check(value, shape, path)
+    return value
+
+
+def check(value, shape, path):
+    """Raises InputError, with the file that it came from, unless `value` is as `shape` says."""
+    if _depth(value) > _DEEPEST:
+        raise InputError(f"{path}: expected at most {_DEEPEST} levels, got more")
+    fault = _fault(value, shape, "")
+    if fault is not None:
+        raise InputError(f"{path}: {fault}")
+
+
+def read_or_keep_aside(path, shape, consequence, is_own=None):
+    """As `read`; None if there is no file, and also if it is damaged, which then is renamed.
+
+    Args:
+        path: of the file.
+        shape: see above.
+        consequence: what happens without the file, for the line that is printed.
+        is_own: function from the value to whether it is what the caller looks for; another one is
+            renamed, too. None takes all.
+
+    Raises:
+        InputError: it cannot be renamed.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        value = read(path, shape)
+        if is_own is None or is_own(value):
+            return value
+        raise InputError(f"{path} is of something else")
+    except InputError as error:
+        print(
+            f"note: {error}; it is kept as {keep_aside(path).name}, and {consequence}", flush=True
+        )
+        return None
+
+
+def _depth(value):
+    depth, level = 0, [value]
+    while level and depth <= _DEEPEST:
+        depth += 1
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))
+        ]
+        level = [v for values in inner for v in values]
+    return depth
+
+
+def _fault(value, shape, name):
+    """What is not as `shape` says, or None; `name` is where `value` lies in the file."""
+    place = f" as {one_line(name)}" if name else ""
+    if isinstance(shape, Nullable):
+        return None if value is None else _fault(value, shape.shape, name)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"expected an object{place}, got {_words(value)}"
+        for key, of_key in shape.items():
+            if key not in value and not isinstance(of_key, Optional):
+                return f"expected {key}{place}, got none"
+        inner = [(value.get(key), of_key, key) for key, of_key in shape.items()]
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"expected a list{place}, got {_words(value)}"
+        if not value and shape[-1] is ...:
+            return f"expected a list with an entry{place}, got none"
+        inner = [(entry, shape[0], str(number)) for number, entry in enumerate(value)]
+    else:
+        return (
+            None if shape.includes(value) else f"expected {shape.words}{place}, got {_words(value)}"
+        )
+    faults = (_fault(v, s, f"{name}.{key}" if name else key) for v, s, key in inner)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _words(value):
+    if value is None:
+        return "none"
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = one_line(repr(value) if isinstance(value, str) else str(value))
+    return text if len(text) <= 60 else f"{text[:60]}..."
