@@ -1,11 +1,14 @@
 """The networks that the original challenges published: downloaded, checked, made SavedModels."""
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import http.client
-import json
+import os
 import pathlib
+import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -14,17 +17,27 @@ import urllib.error
 import urllib.request
 import zipfile
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
 from common import app, checkpoints
 from common.config import define_path
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reason_of
+from common.files import write_json
 from common.original_checkpoints import load_original
 
 _CHUNK = 1 << 20  # bytes read at a time
 _TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try may succeed
+
+
+class _ArchiveError(InputError):
+    """An archive that is not what it was to be; another download may bring another one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,34 +107,36 @@ def fetch(challenge, name, source, models_dir, from_file=None):
 
     Raises:
         InputError: the archive cannot be had, has another digest than the originals state or holds
-            no checkpoint of the challenge's network; `models_dir` cannot be written. Of a model
-            nothing is left then.
+            no checkpoint of the challenge's network; `models_dir` cannot be written, or another
+            process fetches the same model into it. Of a model nothing is left then.
     """
     models_dir = pathlib.Path(models_dir)
     target = models_dir / name
-    if (target / "saved_model.pb").is_file():
-        print(one_line(f"{name}: already in {target}; delete that to fetch it again"))
+    if _is_fetched(name, target):
         return target
-    if target.exists():
-        raise InputError(f"expected a fetched model or nothing in {target}, got something else")
     _make_directory(models_dir)
-    if from_file is None:
-        archive = models_dir / f"{name}.zip"
-        download(source, archive)
-    else:
-        archive = pathlib.Path(from_file)
-        if not archive.is_file():
-            raise InputError(f"--from_file: expected a zip file, got {archive}, which is none")
-    try:
-        _make_model(challenge, name, source, archive, target)
-    except InputError:
+    with _alone(models_dir, name) as is_alone:
+        if _is_fetched(name, target):  # by another process, just now
+            return target
+        if is_alone:
+            _remove_left_over(models_dir, name)
         if from_file is None:
-            archive.unlink()  # so that the next call does not meet it again
-        raise
-    except (OSError, tf.errors.OpError) as error:
-        raise InputError(f"cannot make {target}: {error}") from error
-    if from_file is None:
-        archive.unlink()
+            archive = models_dir / f"{name}.zip"
+            download(source, archive)
+        else:
+            archive = pathlib.Path(from_file)
+            if not os.path.isfile(archive):
+                raise InputError(f"--from_file: expected a zip file, got {archive}, which is none")
+        try:
+            _make_model(challenge, name, source, archive, target)
+            if from_file is None:
+                archive.unlink()
+        except _ArchiveError:
+            if from_file is None:
+                archive.unlink()  # so that the next call does not meet it again
+            raise
+        except (OSError, tf.errors.OpError) as error:
+            raise InputError(f"cannot make {target}: {one_line(error)}") from error
     return target
 
 
@@ -135,9 +150,9 @@ def download(source, path):
 
     Raises:
         InputError: the server does not answer, has no such file or a larger one than
-            `source.max_bytes`.
+            `source.max_bytes`; or the disk does not take it, and what came is kept.
     """
-    if path.exists():
+    if os.path.lexists(path):
         return
     part = path.with_name(path.name + ".part")
     longest, pauses = _size(part), list(source.pauses)
@@ -158,7 +173,10 @@ def download(source, path):
             line = f"{path.name}: {reason}; next try in {pauses[0]:g} s"
             print(one_line(line), file=sys.stderr)
             time.sleep(pauses.pop(0))
-    part.rename(path)
+    try:
+        part.rename(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 def unpack(archive, directory, max_bytes):
@@ -235,16 +253,112 @@ def _default_directory(challenge):
     return challenge.directory / "models" / "published"
 
 
+def _is_fetched(name, target):
+    """Whether the model is there, which a line says; raises InputError if something else is."""
+    if os.path.isfile(target / "saved_model.pb"):
+        print(one_line(f"{name}: already in {target}; delete that to fetch it again"))
+        return True
+    if os.path.lexists(target):
+        raise InputError(f"expected a fetched model or nothing in {target}, got something else")
+    return False
+
+
 def _make_directory(directory):
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise InputError(f"--models_dir: cannot write {directory}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"--models_dir: cannot write {directory}: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def _alone(models_dir, name):
+    """Keeps other processes from fetching the same model; any end of this one releases it.
+
+    Yields:
+        Whether it could be made sure that there are none.
+
+    Raises:
+        InputError: there is one.
+    """
+    path, file = models_dir / f".{name}.lock", None
+    try:
+        file = _locked(path)
+    except BlockingIOError:
+        raise InputError(
+            f"--models_dir: expected that nothing else fetches {name} into {models_dir}, got "
+            "another process that does"
+        ) from None
+    except OSError:  # a file system without locks
+        with contextlib.suppress(OSError):
+            path.unlink()
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            file.close()
+
+
+def _locked(path):
+    """A new file that is locked until it is closed, or None on a system without locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: there cannot be one.
+    """
+    while fcntl is not None:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except OSError:
+            file.close()
+            raise
+        file.close()  # its last holder removed it before it was locked
+
+
+def _remove_left_over(models_dir, name):
+    """Removes what a killed fetch of this model has left, but for the part of a download."""
+    left_over = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as tempfile names it
+    for path in models_dir.iterdir():
+        if left_over.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _size(path):
     return path.stat().st_size if path.exists() else 0
+
+
+class _Part:
+    """The file that a download is written to; what the disk refuses is no fault of the network."""
+
+    def __init__(self, path, mode):
+        self._path = path
+        with self._refusals():
+            self._file = path.open(mode, buffering=0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with self._refusals():
+            self._file.close()
+
+    def write(self, chunk):
+        with self._refusals():
+            while chunk:
+                chunk = chunk[self._file.write(chunk) :]
+
+    @contextlib.contextmanager
+    def _refusals(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {reason_of(error)}") from error
 
 
 def _transfer(source, part):
@@ -274,7 +388,7 @@ def _transfer(source, part):
             raise ConnectionError("the server sent another range than asked for")
         total = None if response.length is None else size + response.length
         with (
-            part.open("ab" if size else "wb") as file,
+            _Part(part, "ab" if size else "wb") as file,
             tqdm(total=total, initial=size, unit="B", unit_scale=True, desc=part.stem) as progress,
         ):
             while size != total:
@@ -309,19 +423,21 @@ def _check_member(archive, member):
 
 def _make_model(challenge, name, source, archive, target):
     """Makes the directory `target` from an archive, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{name}.", ignore_cleanup_errors=True
+    ) as scratch:
         unpacked, new = pathlib.Path(scratch) / "unpacked", pathlib.Path(scratch) / "new"
-        unpack(archive, unpacked, source.max_bytes)
-        directory = _checkpoint_directory(unpacked, archive)
-        whole = _describe(archive)
-        data = {
-            path.name: _describe(path) for path in sorted(directory.glob("checkpoint-*.data-*"))
-        }
-        _check_digest(source, archive, whole, data)
         try:
+            unpack(archive, unpacked, source.max_bytes)
+            directory = _checkpoint_directory(unpacked, archive)
+            whole = _describe(archive)
+            data = {
+                path.name: _describe(path) for path in sorted(directory.glob("checkpoint-*.data-*"))
+            }
+            _check_digest(source, archive, whole, data)
             model, step = load_original(challenge, directory)
-        except InputError as error:  # it names a directory that will be gone
-            raise InputError(str(error).replace(str(unpacked), str(archive))) from error
+        except InputError as error:  # it may name a directory that will be gone
+            raise _ArchiveError(str(error).replace(str(unpacked), str(archive))) from error
         checkpoints.export(model, new)
         card = {
             "name": name,
@@ -337,7 +453,7 @@ def _make_model(challenge, name, source, archive, target):
             "model_digest": checkpoints.LoadedModel(model, model.weights, target).digest(),
         }
         directory.rename(new / "original")
-        (new / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        write_json(new / "card.json", card)
         new.rename(target)
     network = ", ".join(f"{setting} {value}" for setting, value in card["network"].items())
     known = "as published" if source.sha256 else "none is published"

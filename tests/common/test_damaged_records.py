@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import autoattack, measure
 from cifar10_challenge.challenge import CIFAR10
-from common import cards, comparison, json_shapes
+from common import cards, comparison, json_shapes, rows
 from common.errors import InputError
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Optional
 from mnist_challenge.challenge import MNIST
@@ -210,9 +210,11 @@ def test_a_damaged_kept_row_is_said_kept_aside_and_evaluated_anew(tmp_path, comp
     assert "note: " not in compare(*FEW)
 
 
-def test_a_state_dir_that_has_no_name(compare):  # noqa: F811
-    with pytest.raises(InputError, match="--state_dir: cannot make nul.*: embedded null byte"):
-        compare(*FEW, "--state_dir=nul\0")
+@pytest.mark.parametrize("name", ["nul\0", "x" * 300, "none/below", "file"])
+def test_a_state_dir_that_cannot_be_made(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(rows.make_state_dir, tmp_path / name)
+    assert message.startswith("--state_dir: cannot make ")
 
 
 # The leaderboards.

@@ -5,6 +5,8 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import shutil
 import signal
 import stat
 import threading
@@ -17,6 +19,7 @@ import tensorflow as tf
 import cifar10_challenge.fetch_model
 import mnist_challenge.fetch_model
 from common import checkpoints, fetching
+from common.errors import InputError
 from common.original_checkpoints import load_original
 from mnist_challenge.challenge import MNIST
 from tests.common.test_original_checkpoints import MNIST_CONFIG, content, original_mnist, refused
@@ -237,6 +240,8 @@ def test_a_models_dir_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").touch()
     refused("--models_dir: cannot write", fetch, server, tmp_path / "file")
     refused("--models_dir: cannot write", fetch, server, tmp_path / "file" / "below")
+    refused("--models_dir: cannot write", fetch, server, tmp_path / ("x" * 300))
+    refused("--models_dir: cannot write", fetch, server, tmp_path / "nul\0")
     assert not server.asked
 
 
@@ -340,6 +345,111 @@ def test_without_a_network(server, tmp_path, monkeypatch):
     refused("Connection refused", fetch, server, tmp_path)
     assert names_in(tmp_path) == []
     refused("cannot download", fetch, server, tmp_path, url="http://there.is.none.invalid/a.zip")
+
+
+def test_a_disk_that_takes_no_more_is_not_the_networks_fault(server, original, archive, tmp_path):
+    """It is said at once, without another try, and what came is resumed."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    part = tmp_path / "adv_trained.zip.part"
+    part.symlink_to("/dev/full")
+    message = refused("No space left on device", fetch, server, tmp_path)
+    assert message == f"cannot write {part}: No space left on device" and len(server.asked) == 1
+    part.unlink()
+    part.write_bytes(archive[:100])
+    fetch(server, tmp_path)
+    assert server.asked[1:] == ["bytes=100-"] and is_whole(tmp_path, original)
+
+
+def test_a_directory_in_the_parts_place(server, tmp_path):
+    (tmp_path / "adv_trained.zip.part").mkdir()
+    message = refused("cannot write", fetch, server, tmp_path)
+    assert message.endswith("adv_trained.zip.part: Is a directory")
+
+
+@pytest.mark.parametrize("place", ["unpack", "export", "write_json"])
+def test_a_full_disk_keeps_the_archive_and_leaves_nothing_else(
+    server, original, archive, tmp_path, monkeypatch, place
+):
+    def full(*args, **kwargs):
+        if place == "unpack":
+            raise OSError(28, "No space left on device")
+        raise InputError("cannot write it: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints if place == "export" else fetching, place, full)
+        refused("No space left on device", fetch, server, tmp_path)
+    assert names_in(tmp_path) == ["adv_trained.zip"]
+    fetch(server, tmp_path)
+    assert len(server.asked) == 1 and is_whole(tmp_path, original)
+
+
+# Left over folders, and other processes.
+
+
+def test_what_a_killed_fetch_left_is_removed(server, original, tmp_path):
+    for name in (".adv_trained.abcd_123", ".adv_trained.zyxwvuts"):
+        (tmp_path / name / "unpacked").mkdir(parents=True)
+        (tmp_path / name / "unpacked" / "file").write_text("")
+    (tmp_path / ".adv_trained.lock").write_text("")
+    others = [".natural.abcd_123", ".adv_trained.mine", "adv_trained.abcd_123", ".adv_trained"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".adv_trained.filefile").write_text("no directory")
+    fetch(server, tmp_path)
+    left = [name for name in names_in(tmp_path) if name != "adv_trained"]
+    assert left == sorted([*others, ".adv_trained.filefile"])
+
+
+PROGRAM = """
+import pathlib, sys, time
+from common import fetching
+from mnist_challenge.challenge import MNIST
+own = fetching.unpack
+def unpack(*args):
+    own(*args)
+    print("unpacked", flush=True)
+    time.sleep(600)
+fetching.unpack = unpack
+source = fetching.Source(url="http://none.invalid/", max_bytes=10_000_000)
+fetching.fetch(MNIST, "adv_trained", source, sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(fetching.fcntl is None, reason="needs fcntl")
+def test_another_process_is_left_alone_until_it_is_killed(server, original, archive, tmp_path):
+    models_dir, file = tmp_path / "models", tmp_path / "a.zip"
+    file.write_bytes(archive)
+    process = start("-c", PROGRAM, models_dir, file, cwd=ROOT)
+    assert process.stdout.readline() == "unpacked\n"
+    before = names_in(models_dir)
+    assert len(before) == 2 and ".adv_trained.lock" in before
+    refused("got another process that does", fetch, server, models_dir)
+    # Another model is no matter of its.
+    source = source_of(server)
+    fetching.fetch(MNIST, "other", source, models_dir, file)
+    assert names_in(models_dir) == [*before, "other"]
+    process.kill()
+    process.communicate()
+    assert names_in(models_dir) == [*before, "other"]
+    shutil.rmtree(models_dir / "other")
+    fetch(server, models_dir)
+    assert is_whole(models_dir, original)
+
+
+@pytest.mark.parametrize("fault", ["no fcntl", "no locks"])
+def test_without_locks_nothing_is_removed(server, original, tmp_path, monkeypatch, fault):
+    if fault == "no fcntl":
+        monkeypatch.setattr(fetching, "fcntl", None)
+    else:
+
+        def flock(*args):
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(fetching.fcntl, "flock", flock)
+    (tmp_path / ".adv_trained.abcd_123").mkdir()
+    fetch(server, tmp_path)
+    assert names_in(tmp_path) == [".adv_trained.abcd_123", "adv_trained"]
 
 
 # The archive.
