@@ -29,9 +29,10 @@ from benchmarks.measure import OURS, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
-from common.config import define_path, make_config
+from common.config import make_config
 from common.errors import InputError
 from common.files import check_writable
+from common.scripts.flags import define_path
 from mnist_challenge.challenge import MNIST
 
 # Challenge, size, settings of PGD.

@@ -32,11 +32,13 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
-from common.config import define_path, make_config
+from common.config import make_config
 from common.errors import InputError, one_line
-from common.evaluation import Evaluator, Trial
+from common.evaluation.evaluator import Evaluator
+from common.evaluation.results import Trial
 from common.files import check_writable, read_json
 from common.provenance import provenance
+from common.scripts.flags import define_path
 from mnist_challenge.challenge import MNIST
 
 MODELS = {"mnist": MNIST, "cifar_simple": CIFAR10}

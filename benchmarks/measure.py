@@ -11,10 +11,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from common import app
 from common.errors import InputError
 from common.files import write_json
 from common.provenance import provenance
+from common.scripts import app
 
 # What is compared, beside the peers.
 OURS, PLAIN, OURS_MIXED = "ours", "plain tf.function", "ours in mixed_bfloat16"

@@ -31,10 +31,11 @@ from benchmarks import measure, plain
 from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
-from common import training
-from common.config import define_path, make_config
+from common.config import make_config
 from common.errors import InputError
 from common.files import check_writable
+from common.scripts.flags import define_path
+from common.training import steps
 from mnist_challenge import train as mnist
 from mnist_challenge.challenge import MNIST
 
@@ -126,8 +127,8 @@ def main():
 def our_step(challenge, config, reduce_loss, x, y, model=None):
     """A training step as `training.train` takes it, as function without arguments."""
     model, optimizer = model or challenge.build_model(config), _optimizer(challenge, config)
-    perturb = training.make_adversary(config, challenge, model, _batch_statistics(config))
-    update = training.make_update(config, model, optimizer, reduce_loss)
+    perturb = steps.make_adversary(config, challenge, model, _batch_statistics(config))
+    update = steps.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(perturb(x, y, 0), y)[0])
 
 
@@ -177,9 +178,9 @@ def loop_share(challenge, config, script):
 
         return call
 
-    make_adversary, make_update = training.make_adversary, training.make_update
-    training.make_adversary = lambda *args: timed(make_adversary(*args))
-    training.make_update = lambda *args: timed(make_update(*args))
+    make_adversary, make_update = steps.make_adversary, steps.make_update
+    steps.make_adversary = lambda *args: timed(make_adversary(*args))
+    steps.make_update = lambda *args: timed(make_update(*args))
     try:
         with tempfile.TemporaryDirectory() as directory:
             settings = {
@@ -188,7 +189,7 @@ def loop_share(challenge, config, script):
             }
             script.train(dataclasses.replace(config, **settings))
     finally:
-        training.make_adversary, training.make_update = make_adversary, make_update
+        steps.make_adversary, steps.make_update = make_adversary, make_update
     skip = 2  # the first step compiles
     return np.sum(np.array(ends) - begins, where=np.arange(len(ends)) >= skip) / (
         ends[-1] - begins[skip]

@@ -16,7 +16,8 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, comparison
+from common.scripts import app
+from common.scripts import compare as compare_lib
 
 if __name__ == "__main__":
-    app.run(comparison.compare, CIFAR10, comparison.define_flags)
+    app.run(compare_lib.compare, CIFAR10, compare_lib.define_flags)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, commands
+from common.scripts import app, evaluate
 
 if __name__ == "__main__":
-    app.run(commands.evaluate, CIFAR10, commands.define_eval_flags)
+    app.run(evaluate.evaluate, CIFAR10, evaluate.define_eval_flags)

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, cards
+from common.scripts import app, export_model
 
 if __name__ == "__main__":
-    app.run(cards.export_model, CIFAR10, cards.define_flags)
+    app.run(export_model.export_model, CIFAR10, export_model.define_flags)

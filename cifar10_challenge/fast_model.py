@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from cifar10_challenge.model import SLOPE
 from cifar10_challenge.winograd import WinogradConv
-from common.fused import fused
+from common.attack.fast import fused
 
 WINOGRAD_CHANNELS = 128  # from here on it is faster than a direct convolution
 

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from cifar10_challenge.challenge import CIFAR10
 from common import fetching
+from common.scripts import fetch_model
 
 _SHARE = "https://www.dropbox.com/s"
 _MAX_BYTES = 4_000_000_000  # a checkpoint with momentum has 370 million
@@ -39,4 +40,4 @@ PUBLISHED = {
 }
 
 if __name__ == "__main__":
-    fetching.run_script(CIFAR10, PUBLISHED)
+    fetch_model.run_script(CIFAR10, PUBLISHED)

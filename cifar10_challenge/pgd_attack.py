@@ -15,7 +15,8 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, commands
+from common.scripts import app, attack_file
+from common.scripts.flags import define_attack_flags
 
 if __name__ == "__main__":
-    app.run(commands.pgd_attack, CIFAR10, commands.define_attack_flags)
+    app.run(attack_file.pgd_attack, CIFAR10, define_attack_flags)

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app, commands
+from common.scripts import app, attack_file
 
 if __name__ == "__main__":
-    app.run(commands.run_attack, CIFAR10)
+    app.run(attack_file.run_attack, CIFAR10)

@@ -21,8 +21,9 @@ import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model
-from common import training
 from common.errors import one_line
+from common.scripts.train import run_script
+from common.training import loop, optimizers
 
 
 def train(config):
@@ -37,9 +38,9 @@ def train(config):
     print(one_line(images.source))
 
     linear = config.step_size_interpolation == "linear"
-    rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
-    optimizer = training.Momentum(rate, momentum=config.momentum)
-    return training.train(
+    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
+    optimizer = optimizers.Momentum(rate, momentum=config.momentum)
+    return loop.train(
         config,
         CIFAR10,
         images,
@@ -78,4 +79,4 @@ def augment(image, seed):
 
 
 if __name__ == "__main__":
-    training.run_script(train, CIFAR10)
+    run_script(train, CIFAR10)

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.fused import fused
+from common.attack.fast import fused
 
 TILE = 4
 

@@ -9,10 +9,8 @@ import dataclasses
 import json
 import pathlib
 
-from absl import flags
-
 from common import files
-from common.attack import check_radius, norm_of, split
+from common.attack import check_radius
 from common.errors import InputError, one_line
 
 # The original code's names, and what they are called here.
@@ -276,88 +274,3 @@ def make_config(challenge, *layers, norm="linf"):
     for step_size in (config["step_size"], *scheduled):
         check_radius(config["epsilon"], step_size, challenge.bounds, norm)
     return challenge.config_class(**config)
-
-
-def define_flags(challenge, flag_values):
-    """Declares --config and a flag for every key of the challenge's config."""
-    own = read_json(challenge.directory / "config.json")
-    define_path("config", None, "config file, ours or an original's", flag_values)
-    for field in dataclasses.fields(challenge.config_class):
-        text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"
-        if isinstance(own[field.name], bool):
-            flags.DEFINE_bool(field.name, None, text, flag_values)
-        elif field.metadata["parse"] in (path, path_or_null):
-            define_path(field.name, None, text, flag_values)
-        else:
-            flags.DEFINE_string(field.name, None, text, flag_values)
-
-
-class _PathParser(flags.ArgumentParser):
-    """Parses a flag's path as a config file's are."""
-
-    syntactic_help = "a path, in which a leading ~ is the home directory"
-
-    def parse(self, argument):
-        """The path, or ValueError."""
-        return files.expand_path(argument)
-
-
-def define_path(name, default, help, flag_values=flags.FLAGS):
-    """Declares a flag that is a path; see `files.expand_path`."""
-    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
-
-
-def config_from_flags(challenge, flag_values):
-    """The config that the command line asks for.
-
-    A relative model_dir or data_dir of a flag is relative to the working directory, one of a config
-    file to that file.
-
-    Raises:
-        InputError: as `make_config`; an unknown preset or attack; attacks of different norms, so
-            that there is no worst case over them; an L2 ball without a radius of its own.
-    """
-    layers = []
-    places = dict.fromkeys(("model_dir", "data_dir"), challenge.directory)
-    if flag_values.config is not None:
-        values = read_json(flag_values.config)
-        layers.append((flag_values.config, values))
-        parent = pathlib.Path(flag_values.config).parent
-        places.update((name, parent) for name in places if name in values)
-    if "preset" in flag_values and flag_values.preset is not None:
-        if flag_values.preset not in challenge.presets:
-            raise InputError(
-                f"--preset: expected one of {', '.join(challenge.presets)}, "
-                f"got {flag_values.preset!r}"
-            )
-        layers.append((f"--preset={flag_values.preset}", challenge.presets[flag_values.preset]))
-    names = [field.name for field in dataclasses.fields(challenge.config_class)]
-    given = {name: flag_values[name].value for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    layers.append(("command line", given))
-    norm = _norm(flag_values, layers)
-    config = make_config(challenge, *layers, norm=norm)
-    for name, place in places.items():
-        path = getattr(config, name)
-        if name not in given and path is not None:  # one that began with ~ is absolute by now
-            config = dataclasses.replace(config, **{name: str(place / path)})
-    return config
-
-
-def _norm(flag_values, layers):
-    """The norm that --attack and --norm ask for; `layers` are the settings that are given."""
-    if "attack" not in flag_values:
-        return "linf"
-    asked = flag_values.norm if "norm" in flag_values else None
-    norms = sorted({norm_of(name, asked) for name in split(flag_values.attack)})
-    if len(norms) > 1:
-        raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
-    norm = norms[0]
-    if norm == "l2" and "norm" in flag_values:  # elsewhere a figure has its own radii
-        if flag_values.preset is not None:
-            raise InputError(
-                "--preset: expected none in L2, as the published rows are L-infinity's"
-            )
-        if not any("epsilon" in values for _, values in layers):
-            raise InputError("--epsilon: expected a radius in L2, as config.json's is L-infinity's")
-    return norm

@@ -13,25 +13,21 @@ import stat
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from common import checkpoints
+from common.errors import InputError, one_line, reason_of
+from common.files import write_json
+from common.original_checkpoints import load_original
 
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None
-
-import tensorflow as tf
-from absl import flags
-from tqdm import tqdm
-
-from common import app, checkpoints
-from common.config import define_path
-from common.errors import InputError, one_line, reason_of
-from common.files import write_json
-from common.original_checkpoints import load_original
-
 _CHUNK = 1 << 20  # bytes read at a time
 _TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try may succeed
 
@@ -57,35 +53,6 @@ class Source:
     max_bytes: int
     timeout: float = 30.0
     pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
-
-
-def run_script(challenge, published):
-    """Runs a challenge's fetch_model.py on its command line.
-
-    Args:
-        challenge: a `common.challenge.Challenge`.
-        published: dict from a model's name to its `Source`.
-    """
-    flags.DEFINE_bool("all", False, f"fetch all of them: {', '.join(published)}")
-    define_path(
-        "from_file", None, "an archive already at hand, such as adv_trained.zip: no download"
-    )
-    define_path(
-        "models_dir", None, f"where NAME/ is written (default: {_default_directory(challenge)})"
-    )
-
-    def main(words):
-        from_file = flags.FLAGS.from_file
-        names = chosen(words, published, flags.FLAGS.all, from_file)
-        models_dir = flags.FLAGS.models_dir or _default_directory(challenge)
-        try:
-            for name in names:
-                fetch(challenge, name, published[name], models_dir, from_file)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from there", file=sys.stderr)
-            sys.exit(130)
-
-    app.run_words(main)
 
 
 def fetch(challenge, name, source, models_dir, from_file=None):
@@ -221,32 +188,6 @@ def unpack(archive, directory, max_bytes):
         raise
     except Exception as error:  # a damaged archive may raise anything
         raise InputError(f"expected a zip file in {archive}: {one_line(error)}") from error
-
-
-def chosen(words, published, fetch_all, from_file):
-    """The names of the models that a command line asks for.
-
-    Args:
-        words: those of the command line that are no flags.
-        published: dict with the known names.
-        fetch_all, from_file: the flags.
-
-    Raises:
-        InputError: none is asked for, or one that is not known, or more than `from_file` can be.
-    """
-    if from_file is not None:
-        names = words or [pathlib.Path(from_file).stem]
-        if fetch_all or len(names) > 1:
-            raise InputError("--from_file: expected one model, got more")
-    else:
-        if fetch_all and words:
-            raise InputError(f"expected --all or names of models, got both: {' '.join(words)}")
-        names = list(published) if fetch_all else words
-    unknown = [name for name in names if name not in published]
-    if unknown or not names:
-        got = ", ".join(unknown) or "none"
-        raise InputError(f"expected a model out of {', '.join(published)}, or --all; got {got}")
-    return names
 
 
 def _default_directory(challenge):

@@ -15,8 +15,9 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common import app, comparison
+from common.scripts import app
+from common.scripts import compare as compare_lib
 from mnist_challenge.challenge import MNIST
 
 if __name__ == "__main__":
-    app.run(comparison.compare, MNIST, comparison.define_flags)
+    app.run(compare_lib.compare, MNIST, compare_lib.define_flags)

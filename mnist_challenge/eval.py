@@ -16,8 +16,8 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common import app, commands
+from common.scripts import app, evaluate
 from mnist_challenge.challenge import MNIST
 
 if __name__ == "__main__":
-    app.run(commands.evaluate, MNIST, commands.define_eval_flags)
+    app.run(evaluate.evaluate, MNIST, evaluate.define_eval_flags)

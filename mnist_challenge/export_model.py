@@ -15,8 +15,8 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common import app, cards
+from common.scripts import app, export_model
 from mnist_challenge.challenge import MNIST
 
 if __name__ == "__main__":
-    app.run(cards.export_model, MNIST, cards.define_flags)
+    app.run(export_model.export_model, MNIST, export_model.define_flags)

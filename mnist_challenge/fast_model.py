@@ -15,7 +15,7 @@ Same weights, same logits, same gradients to float32 rounding. What differs is t
 import numpy as np
 import tensorflow as tf
 
-from common.fused import fused
+from common.attack.fast import fused
 
 CLOSED = 4  # in place of a position: the ReLU lets no gradient through
 ROUNDING = 1e-5  # more than the sum over a filter's 26 terms can be off by, relative to them

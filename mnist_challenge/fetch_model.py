@@ -19,6 +19,7 @@ if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
 from common import fetching
+from common.scripts import fetch_model
 from mnist_challenge.challenge import MNIST
 
 _REPOSITORY = "https://github.com/MadryLab/mnist_challenge_models/raw/master"
@@ -35,4 +36,4 @@ PUBLISHED = {
 }
 
 if __name__ == "__main__":
-    fetching.run_script(MNIST, PUBLISHED)
+    fetch_model.run_script(MNIST, PUBLISHED)

@@ -14,8 +14,9 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common import app, commands
+from common.scripts import app, attack_file
+from common.scripts.flags import define_attack_flags
 from mnist_challenge.challenge import MNIST
 
 if __name__ == "__main__":
-    app.run(commands.pgd_attack, MNIST, commands.define_attack_flags)
+    app.run(attack_file.pgd_attack, MNIST, define_attack_flags)

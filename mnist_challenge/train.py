@@ -17,8 +17,9 @@ if __name__ == "__main__":
 import keras
 import tensorflow as tf
 
-from common import training
 from common.errors import one_line
+from common.scripts.train import run_script
+from common.training import loop, optimizers
 from mnist_challenge.challenge import MNIST
 
 
@@ -33,10 +34,10 @@ def train(config):
     print(one_line(images.source))
 
     linear = config.step_size_interpolation == "linear"
-    rate = training.PiecewiseSchedule(config.step_size_schedule, linear)
+    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
     # TensorFlow 1's epsilon; Keras's own default is 1e-7.
     optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
-    return training.train(
+    return loop.train(
         config,
         MNIST,
         images,
@@ -47,4 +48,4 @@ def train(config):
 
 
 if __name__ == "__main__":
-    training.run_script(train, MNIST)
+    run_script(train, MNIST)

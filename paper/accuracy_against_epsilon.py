@@ -32,12 +32,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from common import checkpoints, commands, files
+from common import checkpoints, files
 from common.attack import PGD, Boundary, maker, split
-from common.config import define_path
 from common.errors import InputError, one_line
-from common.evaluation import Trial, wilson_interval
-from common.suite import with_gradient
+from common.evaluation.presets import make_evaluator
+from common.evaluation.results import Trial, wilson_interval
+from common.evaluation.suites import with_gradient
+from common.scripts import models
+from common.scripts.flags import define_path, refuse_attack_settings
 from paper import challenges
 
 # Figure 6, read off the plots, by data, attack and network.
@@ -116,7 +118,7 @@ def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_o
         )
         for epsilon in epsilons[1:]
     ]
-    evaluator = commands.make_evaluator(challenge, config, trials, loaded, spare_misclassified=True)
+    evaluator = make_evaluator(challenge, config, trials, loaded, spare_misclassified=True)
     result = evaluator.run(images.images, images.labels)
     natural = 100 * float(np.mean(result.natural_correct))
     return [natural, *(trial.accuracy for trial in result.trials)]
@@ -145,7 +147,7 @@ def draw(challenge, config, flag_values):
         if name not in paper:
             raise InputError(f"--attack: expected some of {', '.join(paper)}, got {name!r}")
     allowed = ("epsilon",) if names == ["boundary"] else ("epsilon", "num_steps")
-    commands.refuse_attack_settings(flag_values, "the figure has its own", allowed)
+    refuse_attack_settings(flag_values, "the figure has its own", allowed)
     norm = maker(names[0]).norm
     count, step = EPSILONS[challenge.name][norm]
     epsilons = of_paper = step * np.arange(count)
@@ -156,11 +158,11 @@ def draw(challenge, config, flag_values):
             raise InputError(f"--epsilons: expected numbers, got {flag_values.epsilons}") from None
         if (np.diff(epsilons) <= 0).any():
             raise InputError(f"--epsilons: expected rising numbers, got {flag_values.epsilons}")
-    images = commands.load_test_images(config, challenge)
+    images = models.load_test_images(config, challenge)
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     count, number = len(images.images), 0
     for model_dir in config.model_dir.split(","):
-        path = commands.model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
+        path = models.model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
         loaded = checkpoints.load_model(challenge, path)
         for attack in names:
             title = f"{pathlib.Path(model_dir).name}, {attack}"

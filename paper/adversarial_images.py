@@ -29,11 +29,12 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, commands, files
+from common import checkpoints, files
 from common.attack import ATTACKS, make_attack
-from common.config import define_path
 from common.errors import one_line
-from common.suite import with_gradient
+from common.evaluation.suites import with_gradient
+from common.scripts import models
+from common.scripts.flags import define_path, refuse_unused_settings
 from paper import challenges
 
 
@@ -41,7 +42,7 @@ def draw(challenge, config, flag_values):
     """Writes the figure to --output."""
     output = pathlib.Path(flag_values.output)
     files.check_writable("--output", output)
-    commands.refuse_unused_settings(flag_values)
+    refuse_unused_settings(flag_values)
     test = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     test = test.head(flag_values.num_images)
     print(one_line(test.source))
@@ -50,7 +51,7 @@ def draw(challenge, config, flag_values):
     figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
     panels = figure.subfigures(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names):
-        path = commands.model_path(dataclasses.replace(config, model_dir=name), challenge)
+        path = models.model_path(dataclasses.replace(config, model_dir=name), challenge)
         logits = checkpoints.load_model(challenge, path).logits
         attacked = with_gradient(logits)
         attack = make_attack(flag_values.attack, attacked, config, challenge.bounds)

@@ -3,8 +3,8 @@
 import sys
 
 from cifar10_challenge.challenge import CIFAR10
-from common import app
 from common.errors import InputError
+from common.scripts import app
 from mnist_challenge.challenge import MNIST
 
 CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}

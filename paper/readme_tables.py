@@ -17,9 +17,9 @@ if __name__ == "__main__":
 from benchmarks.measure import OURS, OURS_MIXED, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
-from common.app import fail
 from common.errors import InputError, one_line
 from common.files import read_json, write_atomically
+from common.scripts.app import fail
 from mnist_challenge.challenge import MNIST
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

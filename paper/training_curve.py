@@ -23,9 +23,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from common import cards, checkpoints, files
-from common.config import define_path
 from common.errors import InputError, one_line
-from common.validation import NUM_EXAMPLES
+from common.scripts.flags import define_path
+from common.training.validation import NUM_EXAMPLES
 from paper import challenges
 
 

@@ -20,6 +20,8 @@ from common.attack.ball import (
 from common.attack.base import Attack
 from common.attack.boundary import Boundary
 from common.attack.fab import FABT
+from common.attack.fast import FastModel, compiles_with_xla
+from common.attack.gradient import as_logits
 from common.attack.inputs import as_raised, to_labels, whole_number
 from common.attack.losses import (
     cw_loss,
@@ -31,17 +33,9 @@ from common.attack.losses import (
     targeted_xent_loss,
     xent_loss,
 )
-from common.attack.make import (
-    ATTACKS,
-    Maker,
-    make_attack,
-    maker,
-    norm_of,
-    split,
-    standard_suite,
-)
-from common.attack.model import FastModel, as_logits, compiles_with_xla
-from common.attack.pgd import FGSM, LOSSES, PGD, MultiTargeted
+from common.attack.multi_targeted import MultiTargeted
+from common.attack.pgd import FGSM, LOSSES, PGD
+from common.attack.registry import ATTACKS, Maker, make_attack, maker, norm_of, standard_suite
 from common.attack.square import Square
 
 __all__ = [
@@ -72,7 +66,6 @@ __all__ = [
     "norm_of",
     "project",
     "round_to_8_bits",
-    "split",
     "standard_suite",
     "targeted_dlr_loss",
     "targeted_margin_loss",

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from common.attack.ball import direction, per_image, project, select
 from common.attack.base import Attack, where
+from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
 from common.attack.losses import (
     dlr_loss,
@@ -19,7 +20,6 @@ from common.attack.losses import (
     targeted_dlr_loss,
     xent_loss,
 )
-from common.attack.model import value_and_gradient
 from common.errors import InputError
 
 LOSSES = {"xent": xent_loss, "dlr": dlr_loss, "targeted_dlr": targeted_dlr_loss}

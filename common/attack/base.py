@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.ball import NORMS, check_radius, select, uniform_start
+from common.attack.fast import FastModel, compiles_with_xla
+from common.attack.gradient import as_logits
 from common.attack.inputs import as_raised, pixel_range, to_images, to_index, to_labels, to_seed
 from common.attack.losses import is_misclassified
-from common.attack.model import FastModel, as_logits, compiles_with_xla
 from common.attack.sizes import Sizes
 from common.errors import InputError
 

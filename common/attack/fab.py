@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from common.attack.ball import length, per_image, select
 from common.attack.base import Attack, where
+from common.attack.gradient import value_and_gradient
 from common.attack.inputs import LARGEST, real_number, whole_number
 from common.attack.losses import (
     is_misclassified,
@@ -17,7 +18,6 @@ from common.attack.losses import (
     margin,
     targeted_margin_loss,
 )
-from common.attack.model import value_and_gradient
 
 SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the steps, after which broken examples leave
 # The search ends on the boundary, where a model in another formulation may round the other way:

@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model as build_cifar10
-from common import checkpoints, training
+from common import checkpoints
 from common.attack import PGD, FastModel
 from common.config import make_config
 from common.errors import InputError
+from common.training import optimizers, steps
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
 
@@ -61,12 +62,12 @@ def what_it_does(challenge, folder, **options):
     if options:
         model = build_cifar10("simple", seed=config.random_seed, **options)
     before = model(x, training=False).numpy()
-    rate = training.PiecewiseSchedule(((0, 0.01),))
+    rate = optimizers.PiecewiseSchedule(((0, 0.01),))
     if challenge is MNIST:
         optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
     else:
-        optimizer = training.Momentum(rate, momentum=0.9)
-    update = training.make_update(config, model, optimizer, tf.reduce_mean)
+        optimizer = optimizers.Momentum(rate, momentum=0.9)
+    update = steps.make_update(config, model, optimizer, tf.reduce_mean)
     numbers = [before, *(value.numpy() for _ in range(2) for value in update(x, y))]
     numbers += [weight.numpy() for weight in model.weights]
     numbers += [np.asarray(variable) for variable in optimizer.variables]

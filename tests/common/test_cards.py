@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from cifar10_challenge.challenge import CIFAR10
-from common import cards, checkpoints, commands, suite
+from common import cards, checkpoints
 from common.config import make_config, read_json
+from common.evaluation import suites
+from common.evaluation.presets import make_evaluator
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import error_line, run
 
@@ -65,8 +67,8 @@ def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, dire
     config = make_config(challenge, *layers)
     loaded = checkpoints.load_model(challenge, directory)
     test = challenge.load("test", data_dir=tfds_dir).head(entry["num_examples"])
-    trial = suite.preset_trial(row, loaded.logits, config, challenge)
-    evaluator = commands.make_evaluator(challenge, config, [trial], loaded)
+    trial = suites.preset_trial(row, loaded.logits, config, challenge)
+    evaluator = make_evaluator(challenge, config, [trial], loaded)
     summary = evaluator.run(test.images, test.labels).summary()
     assert abs(summary["adversarial_accuracy"] - entry["accuracy"]) <= 0.1
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import checks
 from common.checkpoints import load_model
-from common.evaluation import Trial
+from common.evaluation import pitfalls
+from common.evaluation.results import Trial
 from mnist_challenge.challenge import MNIST
 
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def natural():
 
 
 def check(model, epsilon=0.3, x_nat=X_NAT, y=Y):
-    return checks.check_model(model, x_nat, y, epsilon=epsilon, bounds=(0.0, 1.0), batch_size=40)
+    return pitfalls.check_model(model, x_nat, y, epsilon=epsilon, bounds=(0.0, 1.0), batch_size=40)
 
 
 def steps(epsilon, num_steps, step_size, **others):
@@ -83,7 +83,7 @@ def test_gradients_that_lead_the_wrong_way_are_flagged(natural):
     ],
 )
 def test_softmax_outputs(logits, fires):
-    assert (checks.softmax_outputs(logits) is not None) is fires
+    assert (pitfalls.softmax_outputs(logits) is not None) is fires
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_softmax_outputs(logits, fires):
     ],
 )
 def test_randomised(other, fires):
-    assert (checks.randomised(LOGITS, other) is not None) is fires
+    assert (pitfalls.randomised(LOGITS, other) is not None) is fires
 
 
 @pytest.mark.parametrize(("num_zero", "fires"), [(0, False), (1, False), (2, True), (100, True)])
 def test_zero_gradients(num_zero, fires):
     gradients = RNG.normal(size=(100, 2, 2, 1)) * 1e-12  # small is not zero
     gradients[:num_zero] = 0
-    warning = checks.zero_gradients(gradients)
+    warning = pitfalls.zero_gradients(gradients)
     assert (warning is not None) is fires
     assert not fires or f"{num_zero} of 100" in warning
 
@@ -126,19 +126,19 @@ BYTES = RNG.integers(256, size=(4, 8, 8, 1)).astype(np.float32)
     ],
 )
 def test_pixel_units(x_nat, epsilon, bounds, message):
-    warning = checks.pixel_units(x_nat, epsilon, bounds)
+    warning = pitfalls.pixel_units(x_nat, epsilon, bounds)
     assert (warning is None) if message is None else (message in warning)
 
 
 @pytest.mark.parametrize(
     ("function", "silent", "firing"),
     [
-        (checks.above_natural, (90, 90), (90, 90.1)),
-        (checks.large_epsilon, (5,), (5.1,)),
-        (checks.black_box_stronger, ("square", 2, 1000), ("square", 3, 1000)),
-        (checks.short_steps, steps(0.3, 30, 0.01), steps(0.3, 29, 0.01)),
-        (checks.short_steps, ("square", {"epsilon": 0.3}), steps(2.0, 40, 0.01)),
-        (checks.short_steps, steps(0.3, 5, 0.01, odi_steps=2), steps(0.3, 5, 0.01, odi_steps=0)),
+        (pitfalls.above_natural, (90, 90), (90, 90.1)),
+        (pitfalls.large_epsilon, (5,), (5.1,)),
+        (pitfalls.black_box_stronger, ("square", 2, 1000), ("square", 3, 1000)),
+        (pitfalls.short_steps, steps(0.3, 30, 0.01), steps(0.3, 29, 0.01)),
+        (pitfalls.short_steps, ("square", {"epsilon": 0.3}), steps(2.0, 40, 0.01)),
+        (pitfalls.short_steps, steps(0.3, 5, 0.01, odi_steps=2), steps(0.3, 5, 0.01, odi_steps=0)),
     ],
 )
 def test_thresholds(function, silent, firing):
@@ -166,6 +166,6 @@ def test_a_black_box_attack_that_is_stronger(num_gradients, broken, fires):
         Trial(types.SimpleNamespace(num_gradients=number), name=f"attack {i}")
         for i, number in enumerate(num_gradients)
     ]
-    warnings = checks.check_result(result, trials)
+    warnings = pitfalls.check_result(result, trials)
     assert names(warnings) == (["black box stronger"] if fires else [])
     assert not fires or "attack 1, which sees no gradient, broke 3 of 10" in warnings[0]

@@ -8,9 +8,11 @@ import pytest
 from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
-from common import comparison, config
-from common.comparison import Entry, Row, choose_rows, long_rows, rank, read_leaderboard, standing
 from common.errors import InputError
+from common.leaderboard import Entry, rank, read_leaderboard, standing
+from common.scripts import compare as compare_lib
+from common.scripts.compare import Row, choose_rows, long_rows
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run, start
 
@@ -159,12 +161,12 @@ def compare(tmp_path, monkeypatch, capsys):
 
     def compare(*arguments, challenge=MNIST):
         flag_values = flags.FlagValues()
-        config.define_flags(challenge, flag_values)
-        comparison.define_flags(challenge, flag_values)
+        define_flags(challenge, flag_values)
+        compare_lib.define_flags(challenge, flag_values)
         flag_values(["compare.py", *arguments])
-        settings = config.config_from_flags(challenge, flag_values)
+        settings = config_from_flags(challenge, flag_values)
         capsys.readouterr()
-        comparison.compare(challenge, settings, flag_values)
+        compare_lib.compare(challenge, settings, flag_values)
         return capsys.readouterr().out
 
     return compare

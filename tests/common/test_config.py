@@ -10,9 +10,12 @@ import pytest
 from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
-from common import cards, checkpoints, commands, comparison, config
+from common import checkpoints, config
 from common.attack import make_attack
 from common.errors import InputError
+from common.scripts import compare as compare_lib
+from common.scripts import evaluate, export_model
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from paper import accuracy_against_epsilon, adversarial_images, loss_along_pgd, training_curve
 
@@ -87,10 +90,10 @@ def make(challenge, **values):
 def parse(challenge, *argv):
     """The config of a command line."""
     flag_values = flags.FlagValues()
-    config.define_flags(challenge, flag_values)
-    commands.define_attack_flags(challenge, flag_values)
+    define_flags(challenge, flag_values)
+    define_attack_flags(challenge, flag_values)
     flag_values(["script.py", *argv])
-    return config.config_from_flags(challenge, flag_values)
+    return config_from_flags(challenge, flag_values)
 
 
 @pytest.fixture
@@ -496,9 +499,9 @@ def test_the_originals_data_may_be_in_the_home_directory(home, write):
 
 
 PATH_FLAGS = [
-    (commands.define_eval_flags, ("source", "output_json", "state_dir")),
-    (comparison.define_flags, ("attack_file", "output_json", "state_dir")),
-    (cards.define_flags, ("output_dir",)),
+    (evaluate.define_eval_flags, ("source", "output_json", "state_dir")),
+    (compare_lib.define_flags, ("attack_file", "output_json", "state_dir")),
+    (export_model.define_flags, ("output_dir",)),
     (adversarial_images.define_flags, ("output",)),
     (loss_along_pgd.define_flags, ("output",)),
     (training_curve.define_flags, ("output",)),

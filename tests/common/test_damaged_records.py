@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import autoattack, measure
 from cifar10_challenge.challenge import CIFAR10
-from common import cards, comparison, json_shapes, rows
+from common import cards, json_shapes, leaderboard
 from common.errors import InputError
+from common.evaluation.presets import make_state_dir
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Optional
 from mnist_challenge.challenge import MNIST
 from paper import readme_tables
@@ -213,7 +214,7 @@ def test_a_damaged_kept_row_is_said_kept_aside_and_evaluated_anew(tmp_path, comp
 @pytest.mark.parametrize("name", ["nul\0", "x" * 300, "none/below", "file"])
 def test_a_state_dir_that_cannot_be_made(name, tmp_path):
     (tmp_path / "file").write_text("")
-    message = refusal(rows.make_state_dir, tmp_path / name)
+    message = refusal(make_state_dir, tmp_path / name)
     assert message.startswith("--state_dir: cannot make ")
 
 
@@ -243,17 +244,17 @@ HEADER = "board,attack,submitted_by,accuracy_pct,date,links\n"
 def test_a_damaged_leaderboard_is_named(content, tmp_path):
     (tmp_path / "leaderboard.csv").write_bytes(content)
     challenge = dataclasses.replace(MNIST, directory=tmp_path)
-    message = refusal(comparison.read_leaderboard, challenge)
+    message = refusal(leaderboard.read_leaderboard, challenge)
     assert message.startswith(f"{tmp_path / 'leaderboard.csv'} is damaged: ")
 
 
 def test_a_leaderboard_that_is_not_there_is_named(tmp_path):
     challenge = dataclasses.replace(MNIST, directory=tmp_path)
     path = tmp_path / "leaderboard.csv"
-    message = refusal(comparison.read_leaderboard, challenge)
+    message = refusal(leaderboard.read_leaderboard, challenge)
     assert message == f"cannot read {path}: No such file or directory"
     path.write_bytes(b"\xef\xbb\xbf" + (MNIST.directory / "leaderboard.csv").read_bytes())
-    assert comparison.read_leaderboard(challenge) == comparison.read_leaderboard(MNIST)
+    assert leaderboard.read_leaderboard(challenge) == leaderboard.read_leaderboard(MNIST)
 
 
 # Results of benchmarks.

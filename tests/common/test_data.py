@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from common import data
 from common.errors import InputError
+from common.training.batches import training_batches
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +309,7 @@ IMAGES = np.broadcast_to(POSITIONS[:, None, None, None], (10, 2, 2, 1)).astype(n
 
 def batches(**changes):
     options = {"batch_size": 4, "seed": 451760341, "num_steps": 10} | changes
-    stream = data.training_batches(IMAGES, POSITIONS, to_pixels=data.cifar10_pixels, **options)
+    stream = training_batches(IMAGES, POSITIONS, to_pixels=data.cifar10_pixels, **options)
     return [(x.numpy(), y.numpy()) for x, y in stream]
 
 
@@ -376,6 +377,6 @@ def test_batches_refuse_numbers_out_of_range(changes, expected):
 def test_batches_refuse_arrays_that_do_not_fit():
     options = {"batch_size": 4, "seed": 0, "num_steps": 1, "to_pixels": data.cifar10_pixels}
     with pytest.raises(InputError, match="expected uint8 images .*got float64"):
-        data.training_batches(IMAGES / 255, POSITIONS, **options)
+        training_batches(IMAGES / 255, POSITIONS, **options)
     with pytest.raises(InputError, match="expected 10 labels for 10 images"):
-        data.training_batches(IMAGES, POSITIONS[:9], **options)
+        training_batches(IMAGES, POSITIONS[:9], **options)

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import data, evaluation
+from common import data
 from common.attack import PGD
 from common.errors import InputError
-from common.evaluation import Evaluator, State, Trial, wilson_interval
+from common.evaluation import results
+from common.evaluation import state as state_lib
+from common.evaluation.evaluator import Evaluator
+from common.evaluation.results import Trial, wilson_interval
+from common.evaluation.state import State, _Found
 
 # Three classes of 2x2 images, labelled as the model sees them but for one. The start decides
 # which of them two small steps break.
@@ -257,7 +261,7 @@ def test_the_worst_case_over_attacks_is_that_of_the_plain_procedure(batch_size, 
         if each_alone or number == 0:
             alone = 100 * np.mean(natural & runs.all(axis=0))
         after = before & runs.all(axis=0)
-        assert timeless(trial) == evaluation.TrialResult(
+        assert timeless(trial) == results.TrialResult(
             name=THREE[number].name,
             num_given=given.sum(),
             num_broken=(given & ~runs.all(axis=0)).sum(),
@@ -431,7 +435,7 @@ def test_what_was_found_is_written_as_time_passes(tmp_path, monkeypatch):
             raise SystemError
 
     for seconds, written in ((60, False), (0, True)):
-        monkeypatch.setattr(evaluation, "SAVE_SECONDS", seconds)
+        monkeypatch.setattr(state_lib, "SAVE_SECONDS", seconds)
         with pytest.raises(SystemError):
             evaluate(attack=Killed(), state=State(tmp_path / "state.npz", {}))
         assert (tmp_path / "state.npz").exists() is written
@@ -441,7 +445,7 @@ def test_what_was_found_is_written_as_time_passes(tmp_path, monkeypatch):
 
 
 def test_a_state_is_not_mixed_up_with_anothers(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state_lib, "SAVE_SECONDS", 0)
     path = tmp_path / "state.npz"
     evaluate(state=State(path, {"seed": 1, "model": "a"}))
     before = path.read_bytes()
@@ -455,7 +459,7 @@ def test_a_state_is_not_mixed_up_with_anothers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04", "pickle", "cut"])
 def test_a_damaged_state_is_refused(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state_lib, "SAVE_SECONDS", 0)
     path = tmp_path / "state.npz"
     if content == "pickle":
         np.savez(path, key=np.array([{}], object))
@@ -521,7 +525,7 @@ def test_a_state_that_claims_a_huge_array_fills_no_memory(tmp_path):
                 member.write(bytes(10_000_000))
     tracemalloc.start()
     with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
-        State(path, {"seed": 0}).read(evaluation._Found.nothing(IMAGES, 1))
+        State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
@@ -532,19 +536,19 @@ def test_a_state_cut_anywhere_is_refused(tmp_path):
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
-            State(path, {"seed": 0}).read(evaluation._Found.nothing(IMAGES, 1))
+            State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
 
 
 def test_a_state_with_a_flipped_byte_is_refused_or_the_same(tmp_path):
     path, rng = tmp_path / "state.npz", np.random.default_rng(0)
-    content, whole = kept(path), evaluation._Found.nothing(IMAGES, 1)
+    content, whole = kept(path), _Found.nothing(IMAGES, 1)
     State(path, {"seed": 0}).read(whole)
     num_refused = 0
     for at in rng.choice(len(content), 1000, replace=False):
         changed = bytearray(content)
         changed[at] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
-        found = evaluation._Found.nothing(IMAGES, 1)
+        found = _Found.nothing(IMAGES, 1)
         before = dataclasses.replace(found)
         try:
             State(path, {"seed": 0}).read(found)
@@ -570,7 +574,7 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path, monkeypatch):
         os.close(handle)
         return open("/dev/full", mode)
 
-    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state_lib, "SAVE_SECONDS", 0)
     with monkeypatch.context() as patch, pytest.raises(InputError) as error:
         patch.setattr(os, "fdopen", full_disk)
         evaluate(state=State(tmp_path / "other.npz", {}))
@@ -578,7 +582,7 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path, monkeypatch):
     state = State(path, {"seed": 0})
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
         patch.setattr(os, "fdopen", full_disk)
-        state.keep(evaluation._Found.nothing(IMAGES, 1), at_once=True)
+        state.keep(_Found.nothing(IMAGES, 1), at_once=True)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
     state.keep_last()  # there is room again
     assert path.read_bytes() != content

@@ -21,6 +21,7 @@ import mnist_challenge.fetch_model
 from common import checkpoints, fetching
 from common.errors import InputError
 from common.original_checkpoints import load_original
+from common.scripts import fetch_model
 from mnist_challenge.challenge import MNIST
 from tests.common.test_original_checkpoints import MNIST_CONFIG, content, original_mnist, refused
 from tests.test_scripts import ROOT, error_line, run, start
@@ -587,7 +588,7 @@ def test_names_that_are_none(words, expected):
     flags = dict(word.removeprefix("--").split("=") for word in words if word.startswith("--f"))
     names = [word for word in words if not word.startswith("--")]
     arguments = (names, mnist_challenge.fetch_model.PUBLISHED, "--all" in words)
-    refused(expected, fetching.chosen, *arguments, flags.get("from_file"))
+    refused(expected, fetch_model.chosen, *arguments, flags.get("from_file"))
 
 
 def test_wrong_use_is_one_line_and_help_is_of_use(tmp_path):

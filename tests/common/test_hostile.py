@@ -8,7 +8,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from common import app
+from common.scripts import app
 from mnist_challenge.model import build_model
 from tests.test_scripts import EMPTY_HOME, ROOT
 
@@ -16,14 +16,14 @@ from tests.test_scripts import EMPTY_HOME, ROOT
 # prints goes to NUMBER.out and NUMBER.err.
 DRIVER = """
 import json, os, sys
-from common import app, cards, commands, comparison
+from common.scripts import app, attack_file, compare, evaluate, export_model
 from mnist_challenge.challenge import MNIST
 SCRIPTS = {
-    "eval.py": (commands.evaluate, commands.define_eval_flags),
-    "pgd_attack.py": (commands.pgd_attack, commands.define_attack_flags),
-    "run_attack.py": (commands.run_attack, None),
-    "compare.py": (comparison.compare, comparison.define_flags),
-    "export_model.py": (cards.export_model, cards.define_flags),
+    "eval.py": (evaluate.evaluate, evaluate.define_eval_flags),
+    "pgd_attack.py": (attack_file.pgd_attack, evaluate.define_attack_flags),
+    "run_attack.py": (attack_file.run_attack, None),
+    "compare.py": (compare.compare, compare.define_flags),
+    "export_model.py": (export_model.export_model, export_model.define_flags),
 }
 for number, (script, *words) in enumerate(json.load(sys.stdin)):
     child = os.fork()

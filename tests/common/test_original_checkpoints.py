@@ -12,11 +12,14 @@ from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model as build_cifar10
-from common import checkpoints, commands, training
+from common import checkpoints
 from common.attack import PGD, FastModel, xent_loss
-from common.config import define_flags, make_config
+from common.config import make_config
 from common.errors import InputError
 from common.original_checkpoints import is_original, load_original, save_original
+from common.scripts import evaluate
+from common.scripts.flags import define_flags
+from common.scripts.train import export_newest
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
 from tests.cifar10_challenge import test_model as cifar10
@@ -509,10 +512,10 @@ def test_what_else_the_scripts_do_with_it(tmp_path, capsys):
     config = make_config(MNIST, ("test", {"model_dir": str(tmp_path)}))
     watch = flags.FlagValues()
     define_flags(MNIST, watch)
-    commands.define_eval_flags(MNIST, watch)
+    evaluate.define_eval_flags(MNIST, watch)
     watch(["eval.py", "--watch"])
-    refused("--watch: expected a training directory", commands.evaluate, MNIST, config, watch)
-    training.export_newest(config, MNIST)
+    refused("--watch: expected a training directory", evaluate.evaluate, MNIST, config, watch)
+    export_newest(config, MNIST)
     assert capsys.readouterr().out == f"step 99900; SavedModel in {tmp_path / 'saved_model'}\n"
     exported, original = (
         checkpoints.load_model(MNIST, path) for path in (tmp_path / "saved_model", tmp_path)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from common import commands, config, evaluation, submission
+from common import files, submission
 from common.errors import InputError
+from common.evaluation import evaluator
+from common.scripts import attack_file, evaluate
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, run, start
 
@@ -25,14 +28,14 @@ def attack(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample, as for `start`
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
 
-    def attack(*arguments, command=commands.pgd_attack):
+    def attack(*arguments, command=attack_file.pgd_attack):
         flag_values = flags.FlagValues()
-        config.define_flags(MNIST, flag_values)
-        is_eval = command is commands.evaluate
-        define = commands.define_eval_flags if is_eval else commands.define_attack_flags
+        define_flags(MNIST, flag_values)
+        is_eval = command is evaluate.evaluate
+        define = evaluate.define_eval_flags if is_eval else define_attack_flags
         define(MNIST, flag_values)
         flag_values(["pgd_attack.py", *FEW, *arguments])
-        settings = config.config_from_flags(MNIST, flag_values)
+        settings = config_from_flags(MNIST, flag_values)
         capsys.readouterr()
         command(MNIST, settings, flag_values)
         return capsys.readouterr().out
@@ -46,7 +49,7 @@ def no_attacks(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(
-            evaluation.Evaluator, "_attack", lambda *args: pytest.fail("attacks again")
+            evaluator.Evaluator, "_attack", lambda *args: pytest.fail("attacks again")
         )
 
     return forbid
@@ -54,7 +57,7 @@ def no_attacks(monkeypatch):
 
 def interrupt_after(monkeypatch, count):
     """Ctrl-C while the `count`-th batch is attacked."""
-    own, calls = evaluation.Evaluator._attack, []
+    own, calls = evaluator.Evaluator._attack, []
 
     def interrupted(*args):
         calls.append(args)
@@ -62,7 +65,7 @@ def interrupt_after(monkeypatch, count):
             signal.raise_signal(signal.SIGINT)
         return own(*args)
 
-    monkeypatch.setattr(evaluation.Evaluator, "_attack", interrupted)
+    monkeypatch.setattr(evaluator.Evaluator, "_attack", interrupted)
 
 
 def names():
@@ -172,10 +175,10 @@ def test_a_result_of_eval_that_cannot_be_written_is_written_later(
             patch.setattr(submission, "write_atomically", full)
         else:
             fail_replacing(patch, name)
-        attack(*command, command=commands.evaluate)
+        attack(*command, command=evaluate.evaluate)
     assert the_state().exists()
     no_attacks()
-    out = attack(*command, command=commands.evaluate)
+    out = attack(*command, command=evaluate.evaluate)
     assert "going on with evaluation-" in out
     result = json.loads(pathlib.Path("r.json").read_text())
     assert submission.load_note("attack.npy")["model_digest"] == result["model_digest"]
@@ -183,7 +186,7 @@ def test_a_result_of_eval_that_cannot_be_written_is_written_later(
 
 
 def test_a_state_that_cannot_be_kept_does_not_cost_the_result(attack, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     attack()
     assert names() == ["attack.npy", "attack.npy.json"]
 
@@ -216,7 +219,7 @@ def test_a_directory_in_the_notes_place_is_refused_before_the_attack(attack, no_
     with pytest.raises(InputError, match="--store_adv_path: expected a file, got the directory"):
         attack()
     with pytest.raises(InputError, match="--store_adv_path: expected a file, got the directory"):
-        attack("--store_adv_path=attack.npy", command=commands.evaluate)
+        attack("--store_adv_path=attack.npy", command=evaluate.evaluate)
     assert names() == ["attack.npy.json"]
 
 

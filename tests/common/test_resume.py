@@ -10,10 +10,12 @@ import tensorflow as tf
 
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
-from common import commands, runs, suite, training
 from common.checkpoints import load_model
 from common.config import make_config
 from common.errors import InputError
+from common.evaluation import suites
+from common.evaluation.presets import make_evaluator
+from common.training import loop, optimizers, runs, steps
 from mnist_challenge.challenge import MNIST
 
 TINY = {
@@ -34,12 +36,12 @@ def run(challenge, model_dir, watched=False, **settings):
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
     sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
 
-    rate = training.PiecewiseSchedule(config.step_size_schedule)
+    rate = optimizers.PiecewiseSchedule(config.step_size_schedule)
     if challenge is CIFAR10:
-        optimizer = training.Momentum(rate, momentum=0.9)
+        optimizer = optimizers.Momentum(rate, momentum=0.9)
     else:
         optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
-    return training.train(
+    return loop.train(
         config,
         challenge,
         sample,
@@ -181,7 +183,7 @@ def test_saved_config_reproduces_the_run(tmp_path):
 
 
 def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
-    seen, make_update = [], training.make_update
+    seen, make_update = [], steps.make_update
 
     def recorded(config, model, *args):
         update = make_update(config, model, *args)
@@ -194,7 +196,7 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
         return step
 
     first = MNIST.build_model(make_config(MNIST, ("test", {"scale": 1}))).get_weights()
-    monkeypatch.setattr(training, "make_update", recorded)
+    monkeypatch.setattr(steps, "make_update", recorded)
     model = run(MNIST, tmp_path, scale=1, average_decay=0.3)
     expected = first
     for t, weights in enumerate(seen, start=1):
@@ -248,8 +250,8 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     loaded = load_model(MNIST, tmp_path)
     config = make_config(MNIST, ("test", MNIST.presets["paper_pgd_40"]))
     sample = MNIST.load("test", data_dir=None, allow_sample=True).head(50)
-    trial = suite.preset_trial("paper_pgd_40", loaded.logits, config, MNIST)
-    evaluator = commands.make_evaluator(MNIST, config, [trial], loaded)
+    trial = suites.preset_trial("paper_pgd_40", loaded.logits, config, MNIST)
+    evaluator = make_evaluator(MNIST, config, [trial], loaded)
     summary = evaluator.run(sample.images, sample.labels).summary()
     for name in ("natural_accuracy", "adversarial_accuracy"):
         assert at_6[name] == summary[name]

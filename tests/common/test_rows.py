@@ -4,9 +4,11 @@ import os
 
 import pytest
 
-from common import checkpoints, evaluation, rows
+from common import checkpoints, files
 from common.config import make_config
 from common.errors import InputError
+from common.evaluation import evaluator
+from common.evaluation.presets import evaluate_row
 from mnist_challenge.challenge import MNIST
 
 
@@ -26,7 +28,7 @@ def images():
 
 
 def no_attacks(monkeypatch):
-    monkeypatch.setattr(evaluation.Evaluator, "_attack", lambda *args: pytest.fail("attacks again"))
+    monkeypatch.setattr(evaluator.Evaluator, "_attack", lambda *args: pytest.fail("attacks again"))
 
 
 def full(*args):
@@ -38,7 +40,7 @@ def test_a_row_that_cannot_be_recorded_is_recorded_later_without_an_attack(
 ):
     arguments = (MNIST, config, "paper_fgsm", loaded, images, tmp_path, None)
     with pytest.raises(InputError, match="No space left on device"):
-        rows.evaluate_row(*arguments, full)
+        evaluate_row(*arguments, full)
     (state,) = os.listdir(tmp_path)
     assert state.startswith("paper_fgsm-") and state.endswith(".npz")
     no_attacks(monkeypatch)
@@ -48,7 +50,7 @@ def test_a_row_that_cannot_be_recorded_is_recorded_later_without_an_attack(
         assert os.listdir(tmp_path) == [state]  # it is removed only then
         recorded.append(found)
 
-    assert rows.evaluate_row(*arguments, record) == recorded[0]
+    assert evaluate_row(*arguments, record) == recorded[0]
     assert recorded[0]["num_attacks"] == 8 and os.listdir(tmp_path) == []
 
 
@@ -57,9 +59,9 @@ def test_a_finished_row_that_cannot_be_kept_is_kept_later_without_an_attack(
 ):
     arguments = (MNIST, config, "paper_fgsm", loaded, images, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left on device"):
-        patch.setattr(rows, "write_json", full)
-        rows.evaluate_row(*arguments)
+        patch.setattr(files, "write_json", full)
+        evaluate_row(*arguments)
     no_attacks(monkeypatch)
-    found = rows.evaluate_row(*arguments)
+    found = evaluate_row(*arguments)
     (kept,) = os.listdir(tmp_path)
-    assert kept.endswith(".json") and rows.evaluate_row(*arguments) == found
+    assert kept.endswith(".json") and evaluate_row(*arguments) == found

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from cifar10_challenge.challenge import CIFAR10
-from common import checkpoints, commands, config, submission
+from common import checkpoints, config, submission
 from common.errors import InputError
+from common.scripts import attack_file
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import ROOT, run
 
@@ -92,7 +93,7 @@ def test_a_notes_text_does_not_pass_for_the_programs(model, tmp_path, capsys):
     challenge = dataclasses.replace(
         MNIST, load=lambda split, data_dir, allow_sample: MNIST.load("sample")
     )
-    commands.score(challenge, settings, path)
+    attack_file.score(challenge, settings, path)
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("note: ")]
     assert "made on another model, " in line and line.endswith("that of a transfer attack")

@@ -9,12 +9,19 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from common import attack, commands, config, suite
+import common.checkpoints
+from common import attack, config
 from common.attack import FGSM, PGD, Square, make_attack
 from common.checkpoints import load_model
-from common.checks import check_model, check_result
 from common.errors import InputError
-from common.evaluation import Evaluator, Result, Trial, TrialResult
+from common.evaluation import suites
+from common.evaluation.evaluator import Evaluator
+from common.evaluation.pitfalls import check_model, check_result
+from common.evaluation.report import table
+from common.evaluation.results import Result, Trial, TrialResult
+from common.scripts import attack_file
+from common.scripts import evaluate as evaluate_lib
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.common.test_resume import run as train
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
@@ -52,12 +59,12 @@ def evaluate(tiny, tmp_path, monkeypatch, capsys):
 
     def evaluate(*arguments):
         flag_values = flags.FlagValues()
-        config.define_flags(MNIST, flag_values)
-        commands.define_eval_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
+        evaluate_lib.define_eval_flags(MNIST, flag_values)
         flag_values(["eval.py", f"--model_dir={tiny}", *arguments])
-        settings = config.config_from_flags(MNIST, flag_values)
+        settings = config_from_flags(MNIST, flag_values)
         capsys.readouterr()
-        commands.evaluate(MNIST, settings, flag_values)
+        evaluate_lib.evaluate(MNIST, settings, flag_values)
         return capsys.readouterr()
 
     return evaluate
@@ -227,13 +234,13 @@ def test_the_standard_suite_is_that_of_the_attacks(evaluate, tmp_path, monkeypat
 
 
 def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch):
-    load = commands.checkpoints.load_model
+    load = common.checkpoints.load_model
 
     def load_probabilities(*arguments):
         loaded = load(*arguments)
         return dataclasses.replace(loaded, logits=lambda x: tf.nn.softmax(loaded.logits(x)))
 
-    monkeypatch.setattr(commands.checkpoints, "load_model", load_probabilities)
+    monkeypatch.setattr(common.checkpoints, "load_model", load_probabilities)
     err = evaluate("--attack=fgsm,pgd", "--num_steps=2", "--output_json=r.json", *FEW).err
     (line,) = [line for line in err.splitlines() if line.startswith("warning: softmax outputs")]
     assert (
@@ -327,7 +334,7 @@ def test_an_attack_file_of_another_model_says_so(tiny, evaluate, capsys):
         settings = config.make_config(
             MNIST, ("", {"model_dir": str(name), "num_eval_examples": FEW_IMAGES})
         )
-        commands.score(MNIST, settings, "a.npy")
+        attack_file.score(MNIST, settings, "a.npy")
         out = capsys.readouterr().out
         assert ("made on another model, mnist_challenge/models/adv_trained" in out) == is_noted
 
@@ -353,11 +360,11 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
 
 def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values = flags.FlagValues()
-    config.define_flags(MNIST, flag_values)
-    commands.define_attack_flags(MNIST, flag_values)
+    define_flags(MNIST, flag_values)
+    define_attack_flags(MNIST, flag_values)
     size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
-    commands.pgd_attack(MNIST, config.config_from_flags(MNIST, flag_values), flag_values)
+    attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
     out = capsys.readouterr().out
     assert "note: these are within an L2 ball, where run_attack.py asks for L-infinity's" in out
     images = MNIST.to_pixels(MNIST.load("sample").head(FEW_IMAGES).images)
@@ -411,7 +418,7 @@ def test_the_table_is_aligned_and_by_hand():
         ),
         61.76,
     )
-    head, none, pgd, fgsm, _, last = suite.table(trials, result).splitlines()
+    head, none, pgd, fgsm, _, last = table(trials, result).splitlines()
     assert none.split() == ["none", "90.00%"]
     assert pgd.split() == ["pgd", "9", "1", "80.00%", "80.00%", "61.3", "68,000", "0"]
     assert fgsm.split() == ["a_longer_name", "8", "1", "70.00%", "0.5", "8", "0"]
@@ -437,7 +444,7 @@ def test_quantised_inputs_are_flagged_and_broken_by_square():
     trials = [
         Trial(
             PGD(
-                suite.with_gradient(quantised),
+                suites.with_gradient(quantised),
                 num_steps=20,
                 step_size=0.02,
                 random_start=False,

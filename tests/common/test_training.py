@@ -12,8 +12,10 @@ import cifar10_challenge.train
 import mnist_challenge.model
 import mnist_challenge.train
 from cifar10_challenge.challenge import CIFAR10
-from common import data, training
+from common import data
 from common.config import make_config
+from common.training import loop, optimizers, steps
+from common.training.progress import _PlateauWarning
 from mnist_challenge.challenge import MNIST
 from tests.cifar10_challenge.test_model import pictures
 from tests.mnist_challenge.test_model import (
@@ -43,7 +45,7 @@ def recipe(monkeypatch):
         )
         fake = dataclasses.replace(challenge, load=lambda split, data_dir: images)
         monkeypatch.setattr(script, "MNIST" if challenge is MNIST else "CIFAR10", fake)
-        monkeypatch.setattr(training, "train", lambda config, challenge, images, **recipe: recipe)
+        monkeypatch.setattr(loop, "train", lambda config, challenge, images, **recipe: recipe)
         return types.SimpleNamespace(**script.train(config_of(challenge)))
 
     return recipe_of
@@ -53,7 +55,7 @@ def recipe(monkeypatch):
 
 
 def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
-    schedule = training.PiecewiseSchedule(ORIGINAL_RATES)
+    schedule = optimizers.PiecewiseSchedule(ORIGINAL_RATES)
     steps = [0, 1, 39999, 40000, 40001, 59999, 60000, 60001, 80000]
     with tf.Graph().as_default(), tf1.Session() as session:
         step = tf1.placeholder(tf.int64, [])
@@ -64,14 +66,14 @@ def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
 
 
 def test_linear_schedule_interpolates_and_keeps_the_last_rate():
-    schedule = training.PiecewiseSchedule(((0, 0.0), (10, 1.0), (30, 0.2)), linear=True)
+    schedule = optimizers.PiecewiseSchedule(((0, 0.0), (10, 1.0), (30, 0.2)), linear=True)
     rates = [float(schedule(step)) for step in (0, 5, 10, 15, 20, 30, 31, 1000)]
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.8, 0.6, 0.2, 0.2, 0.2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_schedule_of_one_rate(linear):
-    assert float(training.PiecewiseSchedule(((0, 0.5),), linear)(7)) == 0.5
+    assert float(optimizers.PiecewiseSchedule(((0, 0.5),), linear)(7)) == 0.5
 
 
 # Optimizers.
@@ -95,7 +97,7 @@ def path_of(optimizer, num_steps):
 
 
 def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
-    schedule = training.PiecewiseSchedule(((0, 0.1), (5, 0.01)))
+    schedule = optimizers.PiecewiseSchedule(((0, 0.1), (5, 0.01)))
     with tf.Graph().as_default(), tf1.Session() as session:
         step = tf1.train.get_or_create_global_step()
         rate = tf1.train.piecewise_constant(step, [5], [0.1, 0.01])
@@ -107,7 +109,7 @@ def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
             session.run(minimise)
             expected.append(session.run(weights))
 
-    ours = path_of(training.Momentum(schedule, momentum=0.9), 12)
+    ours = path_of(optimizers.Momentum(schedule, momentum=0.9), 12)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
     kerass = path_of(keras.optimizers.SGD(schedule, momentum=0.9), 12)
     np.testing.assert_allclose(kerass[:6], expected[:6], rtol=1e-5, atol=1e-6)
@@ -115,7 +117,7 @@ def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
 
 
 def test_momentum_by_hand():
-    optimizer = training.Momentum(0.5, momentum=0.9)
+    optimizer = optimizers.Momentum(0.5, momentum=0.9)
     weight = tf.Variable([1.0])
     optimizer.apply([tf.constant([2.0])], [weight])  # v = 2
     assert weight.numpy() == [0.0]
@@ -131,7 +133,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
     model = mnist_challenge.model.build_model(scale=1, seed=5)
     start = model.get_weights()
     mnist = recipe(MNIST)
-    update = training.make_update(config_of(MNIST), model, mnist.optimizer, mnist.reduce_loss)
+    update = steps.make_update(config_of(MNIST), model, mnist.optimizer, mnist.reduce_loss)
     means = [float(update(x, y)[0]) for _ in range(10)]
 
     with tf.Graph().as_default(), tf1.Session() as session:
@@ -157,7 +159,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
     gradients = tape.gradient(mean_xent, model.trainable_variables)
 
     cifar10 = recipe(CIFAR10)
-    update = training.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
+    update = steps.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
     assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
     for variable, before, gradient in zip(model.trainable_variables, start, gradients):
         decay = 0.5 * before if variable.name == "kernel" else 0.0
@@ -171,7 +173,7 @@ def test_recipes_are_the_originals(recipe):
     assert isinstance(adam, keras.optimizers.Adam)
     assert mnist.reduce_loss is tf.reduce_sum and cifar10.reduce_loss is tf.reduce_mean
     assert (adam.beta_1, adam.beta_2, adam.epsilon) == (0.9, 0.999, 1e-8)
-    assert isinstance(momentum, training.Momentum) and not momentum.nesterov
+    assert isinstance(momentum, optimizers.Momentum) and not momentum.nesterov
     assert momentum.momentum == 0.9 and cifar10.batch_statistics
     assert config_of(CIFAR10).step_size_schedule == ORIGINAL_RATES
     assert config_of(CIFAR10).weight_decay == 2e-4
@@ -196,7 +198,7 @@ LABEL = np.array([0], "i4")
 
 def adversary(model, **settings):
     challenge = dataclasses.replace(MNIST, fast_logits=lambda model: model)
-    return training.make_adversary(config_of(MNIST, **settings), challenge, model)
+    return steps.make_adversary(config_of(MNIST, **settings), challenge, model)
 
 
 def test_no_adversary_leaves_the_images_alone(linear):
@@ -252,7 +254,7 @@ def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistic
     else:
         expected = before
     config = config_of(CIFAR10, random_start=False, num_steps=1)
-    perturb = training.make_adversary(config, CIFAR10, model, batch_statistics)
+    perturb = steps.make_adversary(config, CIFAR10, model, batch_statistics)
     x_adv = perturb(x, y, 0)
 
     assert np.abs(x_adv - x).max() == 2.0
@@ -275,7 +277,7 @@ class Progress:
 
 
 def warnings_at(losses):
-    progress, plateau = Progress(), training._PlateauWarning()
+    progress, plateau = Progress(), _PlateauWarning()
     for loss in losses:
         plateau.watch(tf.constant(loss), progress)
     return progress.warnings

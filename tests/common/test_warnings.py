@@ -8,9 +8,12 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from common import checks, commands, comparison, config, suite
 from common.attack import PGD
 from common.checkpoints import load_model
+from common.evaluation import pitfalls, suites
+from common.scripts import attack_file, evaluate
+from common.scripts import compare as compare_lib
+from common.scripts.flags import config_from_flags, define_attack_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME
 
@@ -63,19 +66,19 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(main, define_flags, *arguments):
         flag_values = flags.FlagValues()
-        config.define_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
         define_flags(MNIST, flag_values)
         flag_values(["script.py", f"--num_eval_examples={FEW_IMAGES}", *arguments])
         capsys.readouterr()
-        main(MNIST, config.config_from_flags(MNIST, flag_values), flag_values)
+        main(MNIST, config_from_flags(MNIST, flag_values), flag_values)
         return capsys.readouterr()
 
     return run
 
 
-EVAL = commands.evaluate, commands.define_eval_flags
-PGD_ATTACK = commands.pgd_attack, commands.define_attack_flags
-COMPARE = comparison.compare, comparison.define_flags
+EVAL = evaluate.evaluate, evaluate.define_eval_flags
+PGD_ATTACK = attack_file.pgd_attack, define_attack_flags
+COMPARE = compare_lib.compare, compare_lib.define_flags
 # What runs one attack, or several: script, flags and the file with the result.
 RESULT = "--output_json=r.json"
 RUNS = {
@@ -107,7 +110,7 @@ def test_a_single_attack_is_not_preceded_by_one_at_a_large_epsilon(models, run, 
     def fails(accuracy):
         raise AssertionError
 
-    monkeypatch.setattr(checks, "large_epsilon", fails)
+    monkeypatch.setattr(pitfalls, "large_epsilon", fails)
     run(*EVAL, f"--model_dir={models['softmax outputs']}", "--num_steps=1")
     with pytest.raises(AssertionError):
         run(*EVAL, f"--model_dir={models['softmax outputs']}", "--attack=fgsm,pgd")
@@ -134,16 +137,16 @@ def test_a_transfer_checks_the_model_that_is_attacked(models, run):
 
 def test_a_model_that_has_a_gradient_is_attacked_as_it_is():
     x = tf.constant(np.random.default_rng(0).random((3, 28, 28, 1), np.float32))
-    graph = tf.function(suite.with_gradient(linear)).get_concrete_function(x).graph
+    graph = tf.function(suites.with_gradient(linear)).get_concrete_function(x).graph
     plain = tf.function(linear).get_concrete_function(x).graph
     assert [op.type for op in graph.get_operations()] == [op.type for op in plain.get_operations()]
-    np.testing.assert_array_equal(suite.with_gradient(linear)(x), linear(x))
+    np.testing.assert_array_equal(suites.with_gradient(linear)(x), linear(x))
     layer = keras.layers.Flatten()
-    assert suite.with_gradient(layer)(x).shape == (3, 784)
+    assert suites.with_gradient(layer)(x).shape == (3, 784)
 
 
 def test_a_model_without_a_gradient_finds_nothing_under_pgd(models):
-    logits = suite.with_gradient(load_model(MNIST, models["rounding"]).logits)
+    logits = suites.with_gradient(load_model(MNIST, models["rounding"]).logits)
     x = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
     attack = PGD(logits, epsilon=0.1, step_size=0.1, num_steps=2, random_start=False)
     np.testing.assert_array_equal(attack.perturb(x, np.arange(3)), x)

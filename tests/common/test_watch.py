@@ -8,10 +8,14 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from common import commands
+import common.checkpoint_files
+import common.checkpoints
 from common import config as config_lib
 from common.checkpoints import TrainingRun
 from common.errors import InputError
+from common.scripts import evaluate
+from common.scripts import watch as watch_lib
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME
 
@@ -32,7 +36,7 @@ class Training:
         self.directory.mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(config.to_json())
         TrainingRun(self.directory, model).save(step)
-        self.digest = commands.checkpoints.LoadedModel(model, model.weights, None).digest()
+        self.digest = common.checkpoints.LoadedModel(model, model.weights, None).digest()
 
     def vanish(self):
         shutil.rmtree(self.directory)
@@ -52,19 +56,19 @@ def at_each_poll(monkeypatch):
     left, own_sleep = [], time.sleep
 
     def sleep(seconds):
-        if seconds != commands.POLL_SECONDS:  # not that of the watch
+        if seconds != watch_lib.POLL_SECONDS:  # not that of the watch
             return own_sleep(seconds)
         if not left:
             pytest.fail("waits on")
         left.pop(0)()
 
-    monkeypatch.setattr(commands.time, "sleep", sleep)
+    monkeypatch.setattr(watch_lib.time, "sleep", sleep)
     yield left.extend
     assert not left
 
 
 def wait(training, loaded, seen):
-    return commands._wait_for_checkpoint(MNIST, training.directory, loaded, seen)
+    return watch_lib._wait_for_checkpoint(MNIST, training.directory, loaded, seen)
 
 
 def nothing():
@@ -163,7 +167,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(
     if not is_first:
         loaded = wait(training, None, seen)
         training.save(2)
-    fault_of, calls = commands.checkpoint_files.fault_of, []
+    fault_of, calls = common.checkpoint_files.fault_of, []
 
     def deleted_after_it_was_checked(path, step):
         calls.append(step)
@@ -172,7 +176,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(
             training.vanish()
         return fault
 
-    monkeypatch.setattr(commands.checkpoint_files, "fault_of", deleted_after_it_was_checked)
+    monkeypatch.setattr(common.checkpoint_files, "fault_of", deleted_after_it_was_checked)
     at_each_poll([nothing, lambda: training.save(3)])
     found = wait(training, loaded, seen)
     assert found.step == 3 and found.digest() == training.digest
@@ -203,12 +207,12 @@ def test_a_network_that_is_not_its_configs_is_an_error(training, at_each_poll):
 
 def test_a_directory_out_of_reach_is_waited_for(training, at_each_poll, monkeypatch):
     training.save(1)
-    steps_in = commands.checkpoint_files.steps_in
+    steps_in = common.checkpoint_files.steps_in
     monkeypatch.setattr(
-        commands.checkpoint_files, "steps_in", lambda path: (_ for _ in ()).throw(InputError("no"))
+        common.checkpoint_files, "steps_in", lambda path: (_ for _ in ()).throw(InputError("no"))
     )
     at_each_poll(
-        [nothing, lambda: monkeypatch.setattr(commands.checkpoint_files, "steps_in", steps_in)]
+        [nothing, lambda: monkeypatch.setattr(common.checkpoint_files, "steps_in", steps_in)]
     )
     assert wait(training, None, set()).step == 1
 
@@ -222,13 +226,13 @@ def watch(training, monkeypatch, capsys):
 
     def watch():
         flag_values = flags.FlagValues()
-        config_lib.define_flags(MNIST, flag_values)
-        commands.define_eval_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
+        evaluate.define_eval_flags(MNIST, flag_values)
         few = ("--num_eval_examples=20", "--num_steps=1", f"--model_dir={training.directory}")
         flag_values(["eval.py", "--watch", *few])
-        config = config_lib.config_from_flags(MNIST, flag_values)
+        config = config_from_flags(MNIST, flag_values)
         with pytest.raises(KeyboardInterrupt):
-            commands.evaluate(MNIST, config, flag_values)
+            evaluate.evaluate(MNIST, config, flag_values)
         return capsys.readouterr()
 
     return watch

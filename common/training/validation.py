@@ -7,11 +7,12 @@ leaking, sudden collapse); an attack of many small steps shows it.
 import dataclasses
 import pathlib
 
-from common import records
 from common.attack import make_attack
 from common.checkpoints import fast_model
-from common.evaluation import Evaluator, Trial
+from common.evaluation.evaluator import Evaluator
+from common.evaluation.results import Trial
 from common.files import write_json
+from common.training import records
 
 NUM_EXAMPLES = 500
 FILE = "validation.json"

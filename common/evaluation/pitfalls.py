@@ -22,8 +22,8 @@ from common.attack import (
     xent_loss,
 )
 from common.attack.ball import direction
+from common.attack.gradient import gradient_of, without_nan
 from common.attack.inputs import pixel_range
-from common.attack.model import gradient_of, without_nan
 
 NUM_IMAGES = 200  # that `check_model` looks at: a small part of any evaluation's time
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's

@@ -7,10 +7,10 @@ import sys
 import tensorflow as tf
 from absl import app, flags, logging
 
-from common import config as config_lib
 from common import startup
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
+from common.scripts.flags import config_from_flags
 
 # What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
 FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
@@ -24,14 +24,14 @@ def run(main, challenge, define_flags=None):
         challenge: a `common.challenge.Challenge`, which has a flag for each of its settings.
         define_flags: function (challenge, flag_values) that declares the script's further flags.
     """
-    config_lib.define_flags(challenge, flags.FLAGS)
+    define_flags(challenge, flags.FLAGS)
     if define_flags is not None:
         define_flags(challenge, flags.FLAGS)
 
     def with_config(words):
         if words:
             raise InputError(f"expected flags only, got {' '.join(words)!r}")
-        main(challenge, config_lib.config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
+        main(challenge, config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
 
     run_words(with_config)
 

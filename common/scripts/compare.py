@@ -1,17 +1,20 @@
 """What compare.py does, in both challenges: our numbers beside the original leaderboards'."""
 
-import csv
 import dataclasses
 import math
 import pathlib
 
 from absl import flags
 
-from common import checkpoints, commands, suite
+from common import checkpoints
 from common import config as config_lib
-from common.errors import InputError, one_line, reason_of
+from common.errors import InputError, one_line
+from common.evaluation import suites
+from common.evaluation.presets import evaluate_row, make_state_dir, record_of
 from common.files import check_writable, write_json
-from common.rows import evaluate_row, make_state_dir
+from common.leaderboard import rank, read_leaderboard, standing
+from common.scripts import attack_file, models
+from common.scripts.flags import define_path, refuse_attack_settings
 
 NUM_TEST_IMAGES = 10000  # that the leaderboards count, on MNIST and on CIFAR-10
 
@@ -61,22 +64,6 @@ class Row:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A line of an original leaderboard; `accuracy` in percent, `links` apart by spaces."""
-
-    board: str
-    attack: str
-    submitted_by: str
-    accuracy: float
-    date: str
-    links: str
-
-    def __str__(self):
-        by = "" if self.submitted_by == "(initial entry)" else f" by {self.submitted_by}"
-        return f"{self.attack}{by} ({self.accuracy:.2f})"
-
-
 def define_flags(challenge, flag_values):
     """Declares the flags of compare.py beside the config's."""
     flags.DEFINE_string(
@@ -88,16 +75,16 @@ def define_flags(challenge, flag_values):
     flags.DEFINE_bool(
         "long", False, f"the long rows too: {', '.join(long_rows(challenge))}", flag_values
     )
-    config_lib.define_path(
+    define_path(
         "attack_file", None, "score this attack file, and rank it on the leaderboards", flag_values
     )
-    config_lib.define_path(
+    define_path(
         "output_json",
         "comparison.json",
         "file to write the result to; that of an attack file is written only where this is given",
         flag_values,
     )
-    config_lib.define_path(
+    define_path(
         "state_dir",
         None,
         "directory that an interrupted comparison goes on from (default: OUTPUT_JSON.state)",
@@ -113,7 +100,7 @@ def compare(challenge, config, flag_values):
     Raises:
         InputError: no model, no data, no such row, or an attack file that breaks a rule.
     """
-    commands.refuse_attack_settings(
+    refuse_attack_settings(
         flag_values, "the leaderboard's own attacks are compared; eval.py evaluates any attack"
     )
     if flag_values.attack_file is None:
@@ -157,73 +144,19 @@ def choose_rows(challenge, names, long):
     return [row for row in challenge.published if row in asked]
 
 
-def read_leaderboard(challenge):
-    """The original challenge's boards: name to its entries, lowest accuracy first.
-
-    Raises:
-        InputError: leaderboard.csv cannot be read, or is damaged.
-    """
-    boards, path = {}, challenge.directory / "leaderboard.csv"
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line in csv.DictReader(file):
-                entry = Entry(accuracy=float(line.pop("accuracy_pct")), **line)
-                texts = [value for name, value in vars(entry).items() if name != "accuracy"]
-                if not 0 <= entry.accuracy <= 100 or not all(map(str.isprintable, texts)):
-                    raise ValueError(f"expected an attack and its accuracy, got {one_line(entry)}")
-                boards.setdefault(entry.board, []).append(entry)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason_of(error)}") from None
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(f"{path} is damaged: {one_line(error)}") from error
-    if not boards:
-        raise InputError(f"{path} is damaged: expected entries, got none")
-    return {
-        board: sorted(entries, key=lambda entry: entry.accuracy)
-        for board, entries in boards.items()
-    }
-
-
-def rank(entries, accuracy):
-    """The place on a board, from 1; lower accuracy is better, and of equals the older stands first.
-
-    Args:
-        entries: list of `Entry`, lowest accuracy first.
-        accuracy: in percent; as on the boards, two decimals count.
-    """
-    return 1 + sum(entry.accuracy <= round(accuracy, 2) for entry in entries)
-
-
-def standing(board, entries, accuracy):
-    """The place on a board in words."""
-    place = rank(entries, accuracy)
-    text = f"would be {_ordinal(place)} of {len(entries) + 1} on the {board} board"
-    if place > 1:
-        text += f", after {entries[place - 2]}"
-    if place <= len(entries):
-        text += f", before {entries[place - 1]}"
-    return text
-
-
-def _ordinal(number):
-    if number % 100 in (11, 12, 13):
-        return f"{number}th"
-    return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-
-
 def _compare_rows(challenge, config, flag_values):
     names = choose_rows(challenge, flag_values.rows, flag_values.long)
     output = pathlib.Path(flag_values.output_json)
     check_writable("--output_json", output)
-    loaded = checkpoints.load_model(challenge, commands.model_path(config, challenge))
-    images = commands.load_test_images(config, challenge)
+    loaded = checkpoints.load_model(challenge, models.model_path(config, challenge))
+    images = models.load_test_images(config, challenge)
     state_dir = make_state_dir(flag_values.state_dir or f"{output}.state")
-    record = commands.record_of(config, loaded, images)
+    record = record_of(config, loaded, images)
     step = "" if loaded.step is None else f", step {loaded.step}"
     print(one_line(f"model: {loaded.path}{step}"))
     attacks = [name for name in names if name != "natural"]
-    trials = [suite.preset_trial(name, loaded.logits, config, challenge) for name in attacks]
-    warnings = commands.check(challenge, config, images, trials, loaded) if trials else []
+    trials = [suites.preset_trial(name, loaded.logits, config, challenge) for name in attacks]
+    warnings = models.check(challenge, config, images, trials, loaded) if trials else []
     width = max(map(len, names))
     print(f"{'row':{width}}  published   ours  difference  sampling error")
     rows = []
@@ -255,7 +188,7 @@ def _rank_attack_file(challenge, config, flag_values):
         check_writable("--output_json", flag_values.output_json)
     # The leaderboard's radius, whatever a --config says.
     config = dataclasses.replace(config, epsilon=config_lib.make_config(challenge).epsilon)
-    scored = commands.score(challenge, config, flag_values.attack_file)
+    scored = attack_file.score(challenge, config, flag_values.attack_file)
     accuracy, count = scored.accuracy, len(scored.predictions)
     print(f"Accuracy: {accuracy:.2f}%")
     boards = read_leaderboard(challenge)
@@ -270,7 +203,7 @@ def _rank_attack_file(challenge, config, flag_values):
     )
     if is_asked:
         result = {
-            **commands.record_of(config, scored.loaded, scored.images),
+            **record_of(config, scored.loaded, scored.images),
             "attack_file": flag_values.attack_file,
             "accuracy": accuracy,
             "num_examples": count,

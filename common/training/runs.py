@@ -3,10 +3,10 @@
 import pathlib
 import time
 
-from common import records
 from common.errors import one_line
 from common.files import write_json
 from common.provenance import provenance
+from common.training import records
 
 FILE = "runs.json"
 NUMBERS = ("seconds",)

@@ -1,4 +1,4 @@
-"""Attacks by name."""
+"""Attacks by name, and AutoAttack's standard suite of them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from common.attack.apgd import APGD
 from common.attack.boundary import Boundary
 from common.attack.fab import FABT
-from common.attack.pgd import FGSM, PGD, MultiTargeted
+from common.attack.multi_targeted import MultiTargeted
+from common.attack.pgd import FGSM, PGD
 from common.attack.square import Square
 from common.errors import InputError
 
@@ -55,11 +56,6 @@ ATTACKS = {
     "square": Maker(Square),
     "boundary": Maker(Boundary, fixed={"norm": "l2"}),
 }
-
-
-def split(names):
-    """The names in a text that has commas between them."""
-    return [name.strip() for name in names.split(",")]
 
 
 def maker(name):

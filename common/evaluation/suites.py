@@ -12,7 +12,7 @@ import tensorflow as tf
 from common import attack as attacks
 from common.attack import FastModel, as_logits
 from common.errors import InputError
-from common.evaluation import Trial
+from common.evaluation.results import Trial
 
 SUITES = ("paper", "leaderboard", "standard")
 
@@ -110,71 +110,3 @@ def suite_trials(suite, model, config, challenge, norm=None):
         return [_trial(attack, config, name) for name, attack in named]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
     return [preset_trial(name, model, config, challenge) for name in names]
-
-
-def line(trial):
-    """What an attack did, in a line; `trial` is a `TrialResult`."""
-    return (
-        f"{trial.name}: {trial.num_broken:,} of {trial.num_given:,} broken in "
-        f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% stand"
-    )
-
-
-def describe(trials, result):
-    """What an evaluation found, as a dict for JSON.
-
-    Args:
-        trials: list of `Trial`.
-        result: the `Result` of these.
-
-    Returns:
-        `Result.summary()`; confidence_interval, the 95 % one of the robust accuracy, in percent;
-        attacks, a list with settings and `TrialResult` of each.
-    """
-    return {
-        **result.summary(),
-        "confidence_interval": result.confidence_interval,
-        "attacks": [
-            {
-                **dataclasses.asdict(done),
-                "seconds": round(done.seconds, 2),
-                "attack": trial.settings(),
-            }
-            for trial, done in zip(trials, result.trials)
-        ],
-    }
-
-
-def table(trials, result):
-    """The numbers of `describe` as aligned lines of text."""
-    found = describe(trials, result)
-    head = ("attack", "given", "broken", "accuracy", "alone", "seconds", "gradients", "queries")
-    rows = [head, ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", "", "", "")]
-    for entry in found["attacks"]:
-        alone = entry["accuracy_alone"]
-        rows.append(
-            (
-                entry["name"],
-                f"{entry['num_given']:,}",
-                f"{entry['num_broken']:,}",
-                f"{entry['accuracy']:.2f}%",
-                "" if alone is None else f"{alone:.2f}%",
-                f"{entry['seconds']:.1f}",
-                f"{entry['num_gradients']:,}",
-                f"{entry['num_queries']:,}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for name, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
-    low, high = found["confidence_interval"]
-    return "\n".join(
-        [
-            *lines,
-            "accuracy: in the worst case over this attack and those above; alone: under it alone",
-            f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
-            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
-        ]
-    )

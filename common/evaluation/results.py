@@ -1,0 +1,145 @@
+"""What is evaluated and what is found: attacks as trials, their results, confidence intervals."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from common.attack import whole_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """An attack as an evaluation runs it.
+
+    Attributes:
+        attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone,
+            and to count what that takes `passes(num_examples)` and `num_undefined`. An image that
+            it returns and that is not finite counts as the natural one.
+        num_restarts: an example withstands the attack if the model is right in every restart.
+        eight_bits: round the adversarial images to 256 levels, within the ball.
+        name: for people.
+
+    Raises:
+        InputError: num_restarts is not a whole number from 1 to 2**31 - 1.
+    """
+
+    attack: Any
+    num_restarts: int = 1
+    eight_bits: bool = False
+    name: str = "attack"
+
+    def __post_init__(self):
+        count = whole_number("num_restarts", self.num_restarts, 1)
+        object.__setattr__(self, "num_restarts", count)
+
+    def settings(self):
+        """The attack and how it is run, as a dict for JSON."""
+        return {
+            **self.attack.settings(),
+            "num_restarts": self.num_restarts,
+            "round_to_8_bits": self.eight_bits,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialResult:
+    """What one attack of an evaluation did; accuracies in percent of all examples.
+
+    Attributes:
+        name: of the `Trial`.
+        num_given: how many examples it was given.
+        num_broken: how many of these it broke.
+        accuracy: in the worst case over this attack and those before it.
+        accuracy_alone: under this attack alone, or None where it was not given all examples.
+        num_attacks: how many examples it attacked, restarts counted.
+        num_gradients: how many gradients of one example each that took.
+        num_queries: how many forward passes beside those.
+        seconds: the time it took.
+        num_undefined: at how many of those that it attacked, restarts counted, a gradient was not a
+            number, which makes no step.
+    """
+
+    name: str
+    num_given: int
+    num_broken: int
+    accuracy: float
+    accuracy_alone: float | None
+    num_attacks: int
+    num_gradients: int
+    num_queries: int
+    seconds: float
+    num_undefined: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found; `n` examples in the data set's order.
+
+    Attributes:
+        natural_correct: bool (n,), whether the image itself is classified correctly.
+        adversarial_correct: bool (n,), whether it still is under every attack and restart.
+        natural_losses: float32 (n,), cross-entropy of the images.
+        adversarial_losses: float32 (n,), cross-entropy of `x_adv`.
+        x_adv: float32 (n, height, width, channels): of each example the first that fooled the
+            model, by attack and restart, else the one with the highest loss.
+        withstood: bool (attacks, n), False where the attack broke the example.
+        trials: a `TrialResult` for each attack.
+        seconds: the time it took.
+    """
+
+    natural_correct: np.ndarray
+    adversarial_correct: np.ndarray
+    natural_losses: np.ndarray
+    adversarial_losses: np.ndarray
+    x_adv: np.ndarray
+    withstood: np.ndarray
+    trials: tuple[TrialResult, ...]
+    seconds: float
+
+    @property
+    def num_attacks(self):
+        """How many examples were attacked, attacks and restarts counted."""
+        return sum(trial.num_attacks for trial in self.trials)
+
+    @property
+    def confidence_interval(self):
+        """[low, high], the 95 % one of the accuracy under all attacks, in percent, for JSON."""
+        correct = self.adversarial_correct
+        interval = wilson_interval(int(np.count_nonzero(correct)), len(correct))
+        return [round(limit, 4) for limit in interval]
+
+    def summary(self):
+        """The numbers as a dict: accuracies in percent, mean losses."""
+        return {
+            "natural_accuracy": 100 * float(np.mean(self.natural_correct)),
+            "adversarial_accuracy": 100 * float(np.mean(self.adversarial_correct)),
+            "natural_loss": float(np.mean(self.natural_losses, dtype=np.float64)),
+            "adversarial_loss": float(np.mean(self.adversarial_losses, dtype=np.float64)),
+            "num_examples": len(self.natural_correct),
+            "num_attacks": self.num_attacks,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def wilson_interval(num_correct, num_examples):
+    """95 % confidence interval of an accuracy, in percent (Wilson 1927).
+
+    The accuracies that these counts would not surprise, at the normal distribution's 1.96; it
+    stays within 0 and 100 and is not empty where all or no examples are correct. It takes the
+    examples as drawn at random from those that the accuracy is claimed for.
+
+    Args:
+        num_correct: of the examples.
+        num_examples: how many, 1 or more.
+
+    Returns:
+        (low, high).
+    """
+    z = 1.959964
+    p = num_correct / num_examples
+    scale = 1 + z * z / num_examples
+    centre = (p + z * z / (2 * num_examples)) / scale
+    reach = z / scale * math.sqrt(p * (1 - p) / num_examples + (z / (2 * num_examples)) ** 2)
+    return 100 * max(centre - reach, 0.0), 100 * min(centre + reach, 1.0)

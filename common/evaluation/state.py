@@ -1,0 +1,176 @@
+"""A file that keeps what an evaluation has found so far, so that the same command resumes it."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import time
+import zipfile
+
+import numpy as np
+
+from common.errors import InputError, one_line, reason_of
+from common.files import write_atomically
+
+SAVE_SECONDS = 60  # between two writings of a `State`
+
+
+@dataclasses.dataclass
+class _Found:
+    """What an evaluation has found so far: see `Result`, and how far it is.
+
+    Attributes:
+        adversarial_correct: as in `Result`, by what has been run.
+        num_natural: how many of the images themselves have been classified.
+        trial: the attack that is being run.
+        turn: its next of `Evaluator._attack_batches`.
+        num_attacks, num_undefined, trial_seconds: of each attack.
+        passes: int64 (attacks, 2), the gradients and queries of each.
+    """
+
+    natural_correct: np.ndarray
+    natural_losses: np.ndarray
+    adversarial_correct: np.ndarray
+    adversarial_losses: np.ndarray
+    x_adv: np.ndarray
+    withstood: np.ndarray
+    num_attacks: np.ndarray
+    num_undefined: np.ndarray
+    passes: np.ndarray
+    trial_seconds: np.ndarray
+    num_natural: int = 0
+    trial: int = 0
+    turn: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def nothing(cls, images, num_trials):
+        """Nothing yet about uint8 `images`."""
+        count = len(images)
+        return cls(
+            natural_correct=np.zeros(count, bool),
+            natural_losses=np.zeros(count, np.float32),
+            adversarial_correct=np.ones(count, bool),
+            adversarial_losses=np.full(count, -np.inf, np.float32),
+            x_adv=np.zeros(images.shape, np.float32),
+            withstood=np.ones((num_trials, count), bool),
+            num_attacks=np.zeros(num_trials, np.int64),
+            num_undefined=np.zeros(num_trials, np.int64),
+            passes=np.zeros((num_trials, 2), np.int64),
+            trial_seconds=np.zeros(num_trials),
+        )
+
+
+class State:
+    """A file that keeps what an evaluation has found so far.
+
+    Args:
+        path: the .npz file; it need not exist.
+        key: dict for JSON, all that decides the result: model, data, attack, seed. The file holds
+            it, so that no evaluation goes on from another's.
+    """
+
+    def __init__(self, path, key):
+        self.path = pathlib.Path(path)
+        self._key = _as_text(key)
+        self._last = time.monotonic()
+        self._found, self._is_written = None, True
+
+    def read(self, found):
+        """Puts what the file holds into `found`; there need not be a file.
+
+        Raises:
+            InputError: it is damaged, or another evaluation's.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                text = np.asarray(self._key)
+                if self._array(file, "key", text.dtype, text.shape) != self._key:
+                    raise InputError("it is of another model, attack, seed or data")
+                values = {}
+                for name, empty in vars(found).items():
+                    expected = np.asarray(empty)
+                    value = self._array(file, name, expected.dtype, expected.shape)
+                    if value is None:
+                        raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
+                    values[name] = value if value.shape else value.item()
+                if not (
+                    0 <= values["num_natural"] <= len(values["natural_correct"])
+                    and 0 <= values["trial"] <= len(values["num_attacks"])
+                    and values["turn"] >= 0
+                    and values["seconds"] >= 0
+                    and np.all(values["num_attacks"] >= 0)
+                    and np.all(values["passes"] >= 0)
+                    and np.all(values["trial_seconds"] >= 0)
+                ):
+                    raise InputError("its counts are not those of an evaluation")
+        except FileNotFoundError:
+            return
+        except Exception as error:  # a damaged file may raise anything
+            raise self._unusable(error) from error
+        vars(found).update(values)
+
+    def keep(self, found, at_once=False):
+        """Writes `found`, atomically, where `at_once` or when the last time is a minute ago.
+
+        Raises:
+            InputError: it cannot be written; what was kept before is still there.
+        """
+        self._found, self._is_written = found, False
+        if at_once or time.monotonic() - self._last >= SAVE_SECONDS:
+            self.keep_last()
+
+    def keep_last(self):
+        """Writes what `keep` was last given, so that it outlives a result that cannot be written.
+
+        Raises:
+            InputError: as `keep`.
+        """
+        if self._is_written:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, key=self._key, **vars(self._found))
+        write_atomically(self.path, buffer.getbuffer())
+        self._last, self._is_written = time.monotonic(), True
+
+    def remove(self):
+        """Removes the file, if there is one, as its evaluation's result is written.
+
+        Raises:
+            InputError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path}: {reason_of(error)}") from error
+
+    @staticmethod
+    def _array(file, name, dtype, shape):
+        """An array in a zip file, or None unless it is of that type and shape.
+
+        What the file says of its size is looked at first, so that it cannot fill the memory.
+        """
+        with file.open(f"{name}.npy") as member:
+            # Later versions only have longer headers.
+            if np.lib.format.read_magic(member) != (1, 0):
+                return None
+            found_shape, _, found_dtype = np.lib.format.read_array_header_1_0(member)
+        if (found_shape, found_dtype) != (shape, dtype):
+            return None
+        with file.open(f"{name}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+    def _unusable(self, reason):
+        return InputError(
+            f"cannot go on from {self.path}: {one_line(reason)}; without it all begins anew"
+        )
+
+
+def digest_of(key):
+    """16 hex digits that tell one `State`'s key from another, for its name."""
+    return hashlib.sha256(_as_text(key).encode()).hexdigest()[:16]
+
+
+def _as_text(key):
+    return json.dumps(key, sort_keys=True)

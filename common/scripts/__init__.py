@@ -1,0 +1,1 @@
+"""What the scripts of the challenges call: flags, printed lines, exit codes."""

@@ -1,0 +1,132 @@
+"""pgd_attack.py and run_attack.py: attack files, written and scored."""
+
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from common import checkpoints, data, submission
+from common.attack import as_logits, is_misclassified
+from common.errors import InputError, one_line
+from common.evaluation.presets import make_evaluator, record_of, run_with_state
+from common.files import check_writable, write_atomically
+from common.scripts.flags import refuse_unused_settings
+from common.scripts.models import (
+    _check_found,
+    _key_of_one,
+    _make_trial,
+    _state,
+    _store,
+    check,
+    load_test_images,
+    model_path,
+)
+
+
+def pgd_attack(challenge, config, flag_values):
+    """pgd_attack.py: writes adversarial examples for every test image to an attack file.
+
+    Ctrl-C ends it after the batch in hand, and the same command resumes there. What it has found
+    is beside the attack file until that is written.
+
+    Raises:
+        InputError: as `evaluate`; nothing is written then.
+    """
+    target = config.store_adv_path
+    submission.check_writable("--store_adv_path", target)
+    refuse_unused_settings(flag_values)
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
+    images = load_test_images(config, challenge)
+    trial = _make_trial(challenge, config, flag_values, loaded)
+    evaluator = make_evaluator(challenge, config, [trial], loaded)
+    warnings = check(challenge, config, images, [trial], loaded)
+    state = _state(pathlib.Path(target).parent, _key_of_one(config, loaded, images, trial))
+    result = run_with_state(evaluator, images, state, "attack")
+    summary = result.summary()
+    summary["num_undefined"] = result.trials[0].num_undefined
+    note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
+    print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
+    note["warnings"] = warnings + _check_found(result)
+    _store(target, result, challenge, note)
+    state.remove()
+
+
+def run_attack(challenge, config, flag_values):
+    """run_attack.py: checks an attack file by the challenge's rules and scores it.
+
+    Raises:
+        InputError: the file breaks a rule; nothing is written then.
+    """
+    check_writable("pred.npy", "pred.npy")
+    scored = score(challenge, config, config.store_adv_path)
+    print(f"Accuracy: {scored.accuracy:.2f}%")
+    buffer = io.BytesIO()
+    np.save(buffer, scored.predictions)
+    write_atomically("pred.npy", buffer.getvalue())
+    print("Output saved at pred.npy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """An attack file that obeys the rules, and what the model takes its images for.
+
+    Attributes:
+        predictions: int64 classes (n,), those of the largest logits.
+        accuracy: in percent; an image of which `common.attack.is_misclassified` says that there is
+            no prediction counts as wrong.
+        loaded: the `LoadedModel`.
+        images: the `common.data.Split` that the file was checked against.
+    """
+
+    predictions: np.ndarray
+    accuracy: float
+    loaded: checkpoints.LoadedModel
+    images: data.Split
+
+
+def score(challenge, config, path):
+    """Checks an attack file by the challenge's rules and classifies its images.
+
+    Returns:
+        A `Scored`.
+
+    Raises:
+        InputError: no model, no data, or the file breaks a rule.
+    """
+    x_adv = submission.load(path)
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
+    images = load_test_images(config, challenge)
+    if images.is_sample and len(x_adv) > len(images.images):
+        raise InputError(
+            f"scoring {len(x_adv):,} images needs the full test set: {images.place}; "
+            "give the place with --data_dir or TFDS_DATA_DIR"
+        )
+    submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
+    note = submission.load_note(path)
+    made_on = "source" if "source_digest" in note else "model"
+    if note.get(f"{made_on}_digest", loaded.digest()) != loaded.digest():
+        name = note.get(made_on)
+        name = one_line(name) if isinstance(name, str) else "which its note does not name"
+        print(
+            f"note: these examples were made on another model, {name}: "
+            "the accuracy is that of a transfer attack"
+        )
+    x_adv = x_adv.reshape(-1, *challenge.image_shape)
+
+    @tf.function(reduce_retracing=True)
+    def predict(x, y):
+        logits = loaded.logits(x)
+        return tf.argmax(logits, axis=-1), ~is_misclassified(as_logits(logits, x), y)
+
+    parts = [
+        predict(tf.constant(x_adv[batch], tf.float32), tf.constant(images.labels[batch], tf.int32))
+        for batch in (
+            slice(i, i + config.eval_batch_size)
+            for i in range(0, len(x_adv), config.eval_batch_size)
+        )
+    ]
+    predictions, is_correct = map(np.concatenate, zip(*parts))
+    accuracy = 100 * float(np.mean(is_correct))
+    return Scored(predictions, accuracy, loaded, images)

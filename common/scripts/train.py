@@ -1,0 +1,38 @@
+"""train.py: a training, or the SavedModel of one."""
+
+import pathlib
+
+from absl import flags
+
+from common import checkpoints
+from common.errors import one_line
+from common.scripts import app
+
+
+def run_script(train, challenge):
+    """Runs a challenge's train.py: its flags, then `train(config)`, or --export alone."""
+
+    def define_flags(challenge, flag_values):
+        flags.DEFINE_bool(
+            "export", False, "only write saved_model/ from the newest checkpoint", flag_values
+        )
+
+    def main(challenge, config, flag_values):
+        if flag_values.export:
+            export_newest(config, challenge)
+        else:
+            train(config)
+
+    app.run(main, challenge, define_flags)
+
+
+def export_newest(config, challenge):
+    """Writes `config.model_dir`/saved_model from the newest checkpoint.
+
+    Raises:
+        InputError: `model_dir` holds no training.
+    """
+    directory = pathlib.Path(config.model_dir)
+    model, step = checkpoints.restore_training(challenge, directory)
+    checkpoints.export(model, directory / "saved_model")
+    print(one_line(f"step {step}; SavedModel in {directory / 'saved_model'}"))

@@ -1,0 +1,136 @@
+"""eval.py --watch: each checkpoint of a training, evaluated as it appears."""
+
+import contextlib
+import pathlib
+import sys
+import time
+
+import tensorflow as tf
+
+from common import checkpoint_files, checkpoints
+from common.errors import InputError, one_line, reason_of
+from common.evaluation.presets import make_evaluator
+from common.original_checkpoints import is_original
+from common.scripts.models import _evaluate_once, _make_trial, load_test_images
+
+POLL_SECONDS = 10
+
+
+def _watch(challenge, config, flag_values):
+    """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
+    path = pathlib.Path(config.model_dir)
+    with contextlib.suppress(InputError):  # it may be yet to be made
+        path = checkpoints.find_model(challenge, path)
+    if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
+        raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
+    images = load_test_images(config, challenge)
+    loaded, evaluator, writer, seen = None, None, None, set()
+    while True:
+        before, loaded = loaded, _wait_for_checkpoint(challenge, path, loaded, seen)
+        if before is None or loaded.model is not before.model:
+            trial = _make_trial(challenge, config, flag_values, loaded)
+            evaluator = make_evaluator(challenge, config, [trial], loaded)
+        summary = _evaluate_once(challenge, config, flag_values, loaded, images, evaluator)
+        writer = _write_events(path / "eval", writer, loaded.step, summary)
+
+
+def _write_events(directory, writer, step, summary):
+    """Writes the numbers of a checkpoint for TensorBoard, and says so if that fails.
+
+    Args:
+        directory: where to.
+        writer: what the last call returned, or None.
+        step: of the checkpoint.
+        summary: dict of its numbers.
+
+    Returns:
+        The writer for the next call, or None.
+    """
+    try:
+        if writer is None or not directory.is_dir():
+            writer = tf.summary.create_file_writer(str(directory))
+        # The originals' tags.
+        with writer.as_default(step=step):
+            for tag, name in (
+                ("xent_adv_eval", "adversarial_loss"),
+                ("xent_adv", "adversarial_loss"),
+                ("xent_nat", "natural_loss"),
+            ):
+                tf.summary.scalar(tag, summary[name])
+            for tag, name in (
+                ("accuracy_adv_eval", "adversarial_accuracy"),
+                ("accuracy_adv", "adversarial_accuracy"),
+                ("accuracy_nat", "natural_accuracy"),
+            ):
+                tf.summary.scalar(tag, summary[name] / 100)
+        writer.flush()
+        return writer
+    except (OSError, tf.errors.OpError) as error:
+        line = f"note: cannot write TensorBoard's events in {directory}: {reason_of(error)}"
+        print(one_line(line), file=sys.stderr, flush=True)
+        return None
+
+
+def _wait_for_checkpoint(challenge, path, loaded, seen):
+    """Waits for the next checkpoint of a training, and loads it.
+
+    A directory that is gone for a while, and a checkpoint that is not whole, are waited for: the
+    training may be begun anew, and the files be on another machine's disk.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        path: of the training's directory, which need not be there yet.
+        loaded: the `LoadedModel` of the last checkpoint, or None.
+        seen: set of the checkpoints that there were so far, which are not taken again; it is
+            updated.
+
+    Returns:
+        A `LoadedModel`: `loaded` with other weights, or a new one if the directory has come to
+        hold another network.
+
+    Raises:
+        InputError: a checkpoint that is whole cannot be loaded, at the second try either.
+    """
+    said = failed = None
+    while True:
+        line, there = f"waiting for the next checkpoint in {path}", _checkpoints(path)
+        newest = max(there, default=None)
+        if newest is not None and newest not in seen:
+            fault = checkpoint_files.fault_of(path, newest[0])
+            if fault is None:
+                try:
+                    found = _load_newest(challenge, path, loaded)
+                    if found.step == newest[0]:
+                        seen.update(there)
+                        return found
+                    continue  # another one came or went meanwhile
+                except InputError as error:
+                    # The directory may be about to be removed, with this file as the last.
+                    if failed == newest:
+                        raise
+                    failed, fault = newest, error
+            line += f", as checkpoint-{newest[0]} cannot be taken: {fault}"
+        elif newest is None and seen:
+            line += ", which has none now"
+        if line != said:
+            print(one_line(f"{line} ..."), flush=True)
+            said = line
+        time.sleep(POLL_SECONDS)
+
+
+def _load_newest(challenge, path, loaded):
+    if loaded is not None:
+        with contextlib.suppress(InputError):  # it may be of another network than before
+            return loaded.restore_newest()
+    return checkpoints.load_model(challenge, path)
+
+
+def _checkpoints(path):
+    """The checkpoints in a directory, as pairs of their step and of what tells another's file."""
+    found = []
+    # A file may be removed meanwhile, and a disk be out of reach for a while.
+    with contextlib.suppress(InputError, OSError):
+        for step in checkpoint_files.steps_in(path):
+            status = (path / f"checkpoint-{step}.index").stat()
+            found.append((step, (status.st_mtime_ns, status.st_ino)))
+    return found
