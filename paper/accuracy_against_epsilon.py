@@ -33,13 +33,13 @@ from absl import flags
 from tqdm import tqdm
 
 from common import checkpoints, files
-from common.attack import PGD, Boundary, maker, split
+from common.attack import PGD, Boundary, maker
 from common.errors import InputError, one_line
 from common.evaluation.presets import make_evaluator
 from common.evaluation.results import Trial, wilson_interval
 from common.evaluation.suites import with_gradient
 from common.scripts import models
-from common.scripts.flags import define_path, refuse_attack_settings
+from common.scripts.flags import define_path, refuse_attack_settings, split
 from paper import challenges
 
 # Figure 6, read off the plots, by data, attack and network.

@@ -79,7 +79,8 @@ def named_trials(names, model, config, challenge, norm=None):
     Raises:
         InputError: as `named_trial`.
     """
-    return [named_trial(name, model, config, challenge, norm) for name in attacks.split(names)]
+    names = [name.strip() for name in names.split(",")]
+    return [named_trial(name, model, config, challenge, norm) for name in names]
 
 
 def preset_trial(name, model, config, challenge):

@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from common import startup
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
-from common.scripts.flags import config_from_flags
+from common.scripts.flags import config_from_flags, define_config_flags
 
 # What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
 FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
@@ -24,7 +24,7 @@ def run(main, challenge, define_flags=None):
         challenge: a `common.challenge.Challenge`, which has a flag for each of its settings.
         define_flags: function (challenge, flag_values) that declares the script's further flags.
     """
-    define_flags(challenge, flags.FLAGS)
+    define_config_flags(challenge, flags.FLAGS)
     if define_flags is not None:
         define_flags(challenge, flags.FLAGS)
 

@@ -17,7 +17,7 @@ def split(names):
     return [name.strip() for name in names.split(",")]
 
 
-def define_flags(challenge, flag_values):
+def define_config_flags(challenge, flag_values):
     """Declares --config and a flag for every key of the challenge's config."""
     own = read_json(challenge.directory / "config.json")
     define_path("config", None, "config file, ours or an original's", flag_values)

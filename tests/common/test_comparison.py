@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.leaderboard import Entry, rank, read_leaderboard, standing
 from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
-from common.scripts.flags import config_from_flags, define_flags
+from common.scripts.flags import config_from_flags, define_config_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run, start
 
@@ -161,7 +161,7 @@ def compare(tmp_path, monkeypatch, capsys):
 
     def compare(*arguments, challenge=MNIST):
         flag_values = flags.FlagValues()
-        define_flags(challenge, flag_values)
+        define_config_flags(challenge, flag_values)
         compare_lib.define_flags(challenge, flag_values)
         flag_values(["compare.py", *arguments])
         settings = config_from_flags(challenge, flag_values)

@@ -14,7 +14,7 @@ from common import files, submission
 from common.errors import InputError
 from common.evaluation import evaluator
 from common.scripts import attack_file, evaluate
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, run, start
 
@@ -30,7 +30,7 @@ def attack(tmp_path, monkeypatch, capsys):
 
     def attack(*arguments, command=attack_file.pgd_attack):
         flag_values = flags.FlagValues()
-        define_flags(MNIST, flag_values)
+        define_config_flags(MNIST, flag_values)
         is_eval = command is evaluate.evaluate
         define = evaluate.define_eval_flags if is_eval else define_attack_flags
         define(MNIST, flag_values)

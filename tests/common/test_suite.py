@@ -21,7 +21,7 @@ from common.evaluation.report import table
 from common.evaluation.results import Result, Trial, TrialResult
 from common.scripts import attack_file
 from common.scripts import evaluate as evaluate_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
 from mnist_challenge.challenge import MNIST
 from tests.common.test_resume import run as train
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
@@ -59,7 +59,7 @@ def evaluate(tiny, tmp_path, monkeypatch, capsys):
 
     def evaluate(*arguments):
         flag_values = flags.FlagValues()
-        define_flags(MNIST, flag_values)
+        define_config_flags(MNIST, flag_values)
         evaluate_lib.define_eval_flags(MNIST, flag_values)
         flag_values(["eval.py", f"--model_dir={tiny}", *arguments])
         settings = config_from_flags(MNIST, flag_values)
@@ -360,7 +360,7 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
 
 def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values = flags.FlagValues()
-    define_flags(MNIST, flag_values)
+    define_config_flags(MNIST, flag_values)
     define_attack_flags(MNIST, flag_values)
     size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
