@@ -166,11 +166,14 @@ def find_model(challenge, model_dir):
         InputError: there is neither; the message names the shipped and the fetched models.
             No text can be such a path, or it cannot be looked at.
     """
-    shipped, model_dir = challenge.directory / "models", expand_path(model_dir)
+    shipped = challenge.directory / "models"
     try:
+        model_dir = expand_path(model_dir)
         for path in (pathlib.Path(model_dir), shipped / model_dir):
             if path.exists():
                 return path
+    except InputError as error:
+        raise InputError(f"--model_dir: {error}") from None
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model_dir: cannot read {model_dir}: {reason_of(error)}") from None
     found = [*shipped.glob("*/saved_model.pb"), *shipped.glob("published/*/saved_model.pb")]
@@ -187,8 +190,9 @@ def load_model(challenge, model_dir):
     The directory may be one of the original TensorFlow 1 code, as it is.
 
     A model is a program: a SavedModel or .keras file that someone else made does, when it is loaded
-    or called, what they wrote into it, reading and writing files for one. TensorFlow's SECURITY.md
-    says the same. Keras's safe mode is on, which refuses Lambda layers and no more than these.
+    or called, what they wrote into it, such as reading and writing files. TensorFlow's SECURITY.md
+    says the same. Keras's safe mode is on, which refuses Lambda layers and protects from nothing
+    else; the README says how to look at a model, and how to evaluate one that you do not trust.
 
     The model may compute in any float dtype, and take images of any size and batches of any or of
     one fixed size: `LoadedModel.logits` takes any number of float32 images.
