@@ -1,0 +1,82 @@
+"""Who may import whom, as CONTRIBUTING.md says."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# From the ground up: a module imports those of its own line and of the lines above it here.
+STOREYS = (
+    "errors files json_shapes interruption provenance startup challenge plain_pickle",
+    "attack",
+    "config",
+    "data checkpoint_files checkpoints original_checkpoints fetching submission",
+    "evaluation",
+    "training cards leaderboard",
+    "scripts",
+)
+STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms.split()}
+MODULES = [
+    path.relative_to(ROOT)
+    for folder in ("common", "mnist_challenge", "cifar10_challenge", "paper", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "samples" not in path.parts
+]
+
+
+def imports_of(path):
+    """(module, name or None) of every import in a file, functions' own included."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide where a name comes from"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def room_of(module, name):
+    """The file or folder of common that an import reaches; None for common itself."""
+    parts = [*module.split("."), name][1:]
+    return parts[0] if parts[0] in STOREY_OF else None
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parts[0] == "common"], ids=str)
+def test_a_module_of_common_imports_its_own_storey_and_those_below(path):
+    if path.parts[1:] == ("__init__.py",):
+        return
+    own = path.parts[1].removesuffix(".py")
+    for module, name in imports_of(path):
+        top = module.split(".")[0]
+        assert top not in ("mnist_challenge", "cifar10_challenge", "paper", "benchmarks"), module
+        if top == "common":
+            room = room_of(module, name)
+            assert room is not None or module == "common", (module, name)
+            assert STOREY_OF[room] <= STOREY_OF[own], f"{own} imports {room}"
+            if own == "config" and room == "attack":
+                assert name in ("check_radius", "LOSSES"), name
+        if top == "absl":
+            assert own == "scripts", "only scripts know flags"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_challenge_imports_no_other_challenge_and_a_network_only_keras(path):
+    folder, name = path.parts[0], path.name
+    others = {"mnist_challenge", "cifar10_challenge", "paper", "benchmarks"} - {folder}
+    for module, _ in imports_of(path):
+        top = module.split(".")[0]
+        if folder.endswith("_challenge"):
+            assert top not in {"mnist_challenge", "cifar10_challenge", "paper", "benchmarks"} - {
+                folder
+            }
+            if name == "model.py":
+                assert top in ("keras", "tensorflow", "common", folder), module
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parts[0] == "common"], ids=str)
+def test_only_scripts_end_the_process(path):
+    if path.parts[1] in ("scripts", "startup.py"):
+        return
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        is_exit = isinstance(node, ast.Attribute) and node.attr in ("exit", "_exit")
+        assert not (is_exit and isinstance(node.value, ast.Name) and node.value.id in ("sys", "os"))
