@@ -156,6 +156,7 @@ def to_labels(y, count, num_classes=None, name="y"):
     if y.dtype.kind == "b" and y.size:
         raise InputError(f"{name}: expected classes, got bools")
     if y.dtype.kind == "f":
+        y = y.astype(np.float64)
         wrong = ~(np.isfinite(y) & (y == np.rint(y)))
         if wrong.any():
             raise InputError(f"{name}: expected whole numbers, got {y[wrong][0]:g}")
@@ -235,12 +236,13 @@ def as_raised():
     try:
         yield
     except Exception as error:
-        found = error
-        while found is not None and not isinstance(found, InputError):
-            found = found.__context__
-        if found is None or found is error:
+        raised, cause = error, error
+        while cause is not None:
+            raised = cause if isinstance(cause, InputError) else raised
+            cause = cause.__context__
+        if raised is error:
             raise
-        raise found from None
+        raise raised from None
 
 
 def _whole(value):

@@ -148,10 +148,14 @@ def likely_wrong_classes(logits, y, count):
         count: how many, fewer than classes.
 
     Returns:
-        int32 (batch, count); those that are ruled out, at minus infinity, come last.
+        int32 (batch, count); in place of those that are ruled out come the others once more.
     """
-    logits = tf.maximum(logits, tf.float32.min / 2.0)  # above that of `y`
-    return tf.math.top_k(_wrong_logits(logits, y), count).indices
+    above = tf.maximum(logits, tf.float32.min / 2.0)  # that of `y`
+    order = tf.math.top_k(_wrong_logits(above, y), count).indices
+    num_possible = tf.math.count_nonzero(
+        _is_possible(logits, order), axis=1, keepdims=True, dtype=tf.int32
+    )
+    return tf.gather(order, tf.range(count) % tf.maximum(num_possible, 1), batch_dims=1)
 
 
 def least_likely_wrong_class(logits, y):
@@ -165,8 +169,10 @@ def least_likely_wrong_class(logits, y):
         int32 (batch,).
     """
     order = likely_wrong_classes(logits, y, _num_classes(logits) - 1)
-    num_possible = tf.reduce_sum(tf.cast(_is_possible(logits, order), tf.int32), axis=1)
-    return tf.gather(order, tf.maximum(num_possible - 1, 0), batch_dims=1)
+    # The last of the lowest ones, as where they are sorted.
+    lowest = tf.gather(logits, order, batch_dims=1)[:, ::-1]
+    place = tf.argmin(lowest, axis=1, output_type=tf.int32)
+    return tf.gather(order[:, ::-1], place, batch_dims=1)
 
 
 def wrong_class_at(share, logits, y):

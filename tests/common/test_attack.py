@@ -414,7 +414,7 @@ def test_round_to_8_bits_stays_within_ball_and_box(epsilon, high, reach):
 
 def test_a_model_without_gradient_is_refused():
     attack = PGD(lambda x: tf.zeros((2, 10)), epsilon=0.3, step_size=0.1, num_steps=1)
-    with pytest.raises(ValueError, match="logits with a gradient"):
+    with pytest.raises(InputError, match="^model: expected logits with a gradient .*, got none$"):
         attack.perturb(np.zeros((2, 28, 28, 1)), [0, 1])
 
 

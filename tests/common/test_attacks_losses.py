@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from common.attack import (
+    cw_loss,
     dlr_loss,
     is_misclassified,
     margin,
@@ -13,9 +14,15 @@ from common.attack import (
     targeted_margin_loss,
     targeted_xent_loss,
     uniform_start,
+    xent_loss,
 )
 from common.attack.ball import direction, draw, length
-from common.attack.losses import likely_wrong_classes
+from common.attack.losses import (
+    finite_logits,
+    least_likely_wrong_class,
+    likely_wrong_classes,
+    wrong_class_at,
+)
 
 LOGITS = np.float32([[7, 5, 3, -1, 1]])  # largest first: 7, 5, 3, 1
 
@@ -53,6 +60,95 @@ def test_targeted_losses_in_the_head():
 def test_what_is_no_number_is_misclassified():
     logits = np.float32([[3, 1], [1, 3], [3, np.nan], [np.inf, 1]])
     np.testing.assert_array_equal(is_misclassified(logits, [0] * 4), [False, True, True, True])
+
+
+OUT = -np.inf  # a class that is ruled out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize(
+    ("logits", "y", "expected"),
+    [
+        ([3, 1, OUT], 0, False),
+        ([3, 1, OUT], 1, True),
+        ([3, 1, OUT], 2, True),
+        ([3, OUT, OUT], 0, False),  # the only class
+        ([OUT, OUT, OUT], 0, True),
+        ([3, np.nan, OUT], 0, True),
+        ([3, 1, np.inf], 0, True),
+        ([np.inf, 1, OUT], 0, True),
+    ],
+)
+def test_what_is_ruled_out_is_no_prediction_and_leaves_the_others(logits, y, expected, dtype):
+    """https://github.com/bethgelab/foolbox/issues/108 and 618."""
+    assert is_misclassified(np.array([logits], dtype), [y]).numpy() == [expected]
+    assert is_misclassified(np.array([logits], dtype), np.int64([y])).numpy() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda z: xent_loss(z, [0]), np.log(1 + np.exp(-2))),
+        (lambda z: margin(z, [0]), 2),
+        (lambda z: cw_loss(z, [0], 0.0), -2),
+        (lambda z: targeted_margin_loss(z, [0], [1]), -2),
+        (lambda z: targeted_xent_loss(z, [0], [1]), -np.log(1 + np.exp(2))),
+        (lambda z: dlr_loss(z, [0]), -2 / 131),  # ruled out is 128 + 1 below the lowest, 1
+        (lambda z: targeted_dlr_loss(z, [0], [1]), -2 / 131),
+    ],
+)
+def test_losses_are_those_of_the_classes_that_are_not_ruled_out(loss, expected):
+    logits = tf.constant([[3, 1, OUT, OUT, OUT]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(logits)
+    np.testing.assert_allclose(value, [expected], rtol=1e-5)
+    gradient = tape.gradient(value, logits).numpy()[0]
+    assert np.all(gradient[:2] != 0) and np.all(gradient[2:] == 0)
+
+
+@pytest.mark.parametrize("loss", [targeted_margin_loss, targeted_xent_loss])
+def test_towards_a_class_that_is_ruled_out_the_label_falls(loss):
+    logits = tf.constant([[3, 1, OUT, 0, 0]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(logits, [0], [2])
+    assert np.isfinite(value).all()
+    gradient = tape.gradient(value, logits).numpy()[0]
+    assert np.isfinite(gradient).all() and gradient[0] < 0 and gradient[2] == 0
+
+
+@pytest.mark.parametrize("highest", [0.0, 5.0, -5.0, 1e10, -1e10, 1e30])
+def test_finite_logits_keep_order_and_probabilities(highest):
+    logits = np.float32([[highest, highest - 1, OUT], [highest] * 3])
+    found = finite_logits(logits).numpy()
+    assert np.isfinite(found).all() and found[0, 2] < found[0, 1]
+    np.testing.assert_array_equal(found[:, :2], logits[:, :2])
+    np.testing.assert_array_equal(tf.nn.softmax(found), tf.nn.softmax(logits))
+    assert np.isnan(finite_logits(np.float32([[OUT, OUT]]))).all()
+
+
+def test_targets_are_classes_that_are_not_ruled_out():
+    logits = np.float32([[OUT, 5, 1, OUT, 3]])
+    np.testing.assert_array_equal(likely_wrong_classes(logits, [1], 4), [[4, 2, 4, 2]])
+    assert least_likely_wrong_class(logits, [1]).numpy() == [2]
+    found = [
+        int(wrong_class_at(np.float32([share]), logits, tf.constant([1]))[0])
+        for share in (0.0, 0.49, 0.5, 0.99, 1.0)
+    ]
+    assert found == [2, 2, 4, 4, 4]
+    # Without them it is one of all wrong ones, in turn.
+    found = [
+        int(wrong_class_at(np.float32([share]), LOGITS, tf.constant([3]))[0])
+        for share in (0.0, 0.25, 0.5, 0.75)
+    ]
+    assert found == [4, 0, 1, 2]
+    assert least_likely_wrong_class(LOGITS, [3]).numpy() == [4]
+    # And if nothing else is left, one of these.
+    only = np.float32([[OUT, 5, OUT, OUT, OUT]])
+    assert 1 not in likely_wrong_classes(only, [1], 4).numpy()
+    assert least_likely_wrong_class(only, [1]).numpy() != [1]
+    assert wrong_class_at(np.float32([0.6]), only, tf.constant([1])).numpy() != [1]
 
 
 def test_the_likeliest_wrong_classes_leave_out_the_label():
@@ -105,5 +201,9 @@ def test_directions_have_length_one():
     np.testing.assert_array_equal(np.ravel(direction(gradient, "linf")), [1, -1, 1, -1, 0, 0])
     expected = [0.6, -0.8, 0.6, -0.8, 0, 0]
     np.testing.assert_allclose(np.ravel(direction(gradient, "l2")), expected, rtol=1e-6)
+    infinite = np.float32([[np.inf, 3, -np.inf]]).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(np.ravel(direction(infinite, "linf")), [1, 1, -1])
+    expected = [np.sqrt(0.5), 0, -np.sqrt(0.5)]
+    np.testing.assert_allclose(np.ravel(direction(infinite, "l2")), expected, atol=1e-6)
     np.testing.assert_array_equal(length(gradient[:1], "linf"), [4])
     np.testing.assert_array_equal(length(gradient[:1], "l2"), [5])

@@ -248,6 +248,91 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
     )
 
 
+def with_logits(change, monkeypatch):
+    """Has every model that is loaded pass its logits through `change`."""
+    load = commands.checkpoints.load_model
+
+    def load_model(*arguments):
+        loaded = load(*arguments)
+        return dataclasses.replace(loaded, logits=lambda x: change(loaded.logits(x)))
+
+    monkeypatch.setattr(commands.checkpoints, "load_model", load_model)
+
+
+def score(tiny):
+    settings = {"model_dir": str(tiny), "num_eval_examples": FEW_IMAGES, "eval_batch_size": 8}
+    return commands.score(MNIST, config.make_config(MNIST, ("", settings)), "a.npy")
+
+
+def test_classes_that_are_ruled_out_count_the_same_in_every_script(
+    tiny, evaluate, tmp_path, monkeypatch
+):
+    """https://github.com/awslabs/Renate/issues/364."""
+    command = ("--num_steps=2", "--output_json=r.json", "--store_adv_path=a.npy", *FEW)
+    evaluate(*command)
+    plain, predictions = json.loads((tmp_path / "r.json").read_text()), score(tiny).predictions
+    assert 0 < plain["adversarial_accuracy"] < plain["natural_accuracy"]
+
+    def leave_three(z):
+        return tf.where(z < tf.math.top_k(z, 3).values[:, 2:], -np.inf, z)
+
+    with_logits(leave_three, monkeypatch)
+    np.testing.assert_array_equal(score(tiny).predictions, predictions)
+    assert score(tiny).accuracy == pytest.approx(plain["adversarial_accuracy"])
+    evaluate(*command)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["natural_accuracy"] == plain["natural_accuracy"]
+    assert score(tiny).accuracy == pytest.approx(result["adversarial_accuracy"])
+    # What gives no number gives no prediction, in run_attack.py too.
+    with_logits(lambda z: tf.where(tf.range(10) == 9, np.nan, z), monkeypatch)
+    assert score(tiny).accuracy == 0
+
+
+def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch, capsys):
+    """https://github.com/Trusted-AI/adversarial-robustness-toolbox/issues/824."""
+
+    @tf.custom_gradient
+    def undefined(z):
+        return tf.identity(z), lambda dz: dz * np.nan
+
+    with_logits(undefined, monkeypatch)
+    line = "warning: undefined gradients: {}: at 32 of 32 attacked images a gradient was not a"
+    command = ("--num_steps=2", "--step_size=0.2", "--output_json=r.json", *FEW)
+    err = evaluate("--attack=pgd", *command).err
+    assert [line.format("pgd") in warning for warning in err.splitlines()].count(True) == 1
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["num_undefined"] == 32
+
+    err = evaluate("--attack=fgsm,pgd", *command).err
+    result = json.loads((tmp_path / "r.json").read_text())
+    warnings = [text for text in result["warnings"] if text.startswith("undefined gradients")]
+    for warning, attack in zip(warnings, result["attacks"], strict=True):
+        given = attack["num_given"]
+        assert f"{attack['name']}: at {given} of {given} attacked images" in warning
+        assert f"warning: {warning}" in err.splitlines()
+        assert attack["num_undefined"] == given > 0
+
+    flag_values = flags.FlagValues()
+    config.define_flags(MNIST, flag_values)
+    commands.define_attack_flags(MNIST, flag_values)
+    flag_values(["x", f"--model_dir={tiny}", "--num_steps=1", "--store_adv_path=a.npy", *FEW])
+    commands.pgd_attack(MNIST, config.config_from_flags(MNIST, flag_values), flag_values)
+    assert line.format("pgd") in capsys.readouterr().err
+    assert json.loads((tmp_path / "a.npy.json").read_text())["num_undefined"] == 32
+
+
+def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypatch):
+    """https://github.com/fra31/auto-attack/issues/51."""
+    command = ("--attack=fgsm,pgd", "--loss_func=cw", "--num_steps=2", "--output_json=r.json")
+    command = (*command, "--epsilon=0.1", *FEW)
+    evaluate(*command)
+    expected = json.loads((tmp_path / "r.json").read_text())
+    with_logits(lambda z: tf.cast(z, tf.float16), monkeypatch)
+    evaluate(*command)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert abs(result["adversarial_accuracy"] - expected["adversarial_accuracy"]) < 7
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -291,3 +291,8 @@ def test_plateau_warning():
     assert len(warnings_at(250 * [constant - 0.1] + 750 * [constant])) == 1  # the second window
     for losses in (499 * [constant], 500 * [constant - 0.03], 500 * [constant + 0.03], 500 * [0.1]):
         assert warnings_at(losses) == []
+
+
+def test_what_is_no_prediction_is_no_correct_one():
+    logits = tf.constant([[3, 1, -np.inf], [3, 1, np.nan], [3, 1, np.inf], [1, 3, 0]], tf.float32)
+    assert training._accuracy(logits, tf.constant([0] * 4)).numpy() == 0.25
