@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import checks, data
+from common import data
 from common.attack import (
     APGD,
     FABT,
@@ -27,7 +27,7 @@ from common.attack import (
 )
 from common.attack.sizes import Sizes
 from common.errors import InputError
-from common.evaluation import Evaluator, State, Trial
+from common.evaluation import Evaluator, State, Trial, pitfalls
 from tests.common.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
 from tests.common.test_attacks_all import MAKERS, make
 
@@ -175,12 +175,12 @@ def test_evaluations_take_such_labels_too():
 
 def test_checks_take_such_labels_too():
     options = {"epsilon": 0.02, "bounds": (0.0, 1.0), "batch_size": 5}
-    expected = checks.check_model(MODEL, X, Y, **options)
+    expected = pitfalls.check_model(MODEL, X, Y, **options)
     for labels in (Y[:, None], ONE_HOT):
-        assert checks.check_model(MODEL, X, labels, **options) == expected
+        assert pitfalls.check_model(MODEL, X, labels, **options) == expected
     for labels in (Y + 5, Y[:3], np.eye(10)[Y]):
         with pytest.raises(InputError, match="y: expected"):
-            checks.check_model(MODEL, X, labels, **options)
+            pitfalls.check_model(MODEL, X, labels, **options)
 
 
 def test_a_model_whose_shape_tells_nothing_has_its_classes_counted():
@@ -370,7 +370,7 @@ def test_other_bounds_are_refused(bounds):
     with pytest.raises(InputError, match="bounds: expected two finite numbers"):
         check_radius(0.1, 0.1, bounds)
     with pytest.raises(InputError, match="bounds: expected two finite numbers"):
-        checks.check_model(MODEL, X, Y, epsilon=0.1, bounds=bounds, batch_size=5)
+        pitfalls.check_model(MODEL, X, Y, epsilon=0.1, bounds=bounds, batch_size=5)
 
 
 # Numbers. https://github.com/Harry24k/adversarial-attacks-pytorch/issues/145 and 68,
@@ -388,7 +388,7 @@ MAKE = {
     "evaluator": lambda **o: Evaluator(
         MODEL, [], **{"to_pixels": data.mnist_pixels, "batch_size": 1} | o
     ),
-    "check_model": lambda **o: checks.check_model(
+    "check_model": lambda **o: pitfalls.check_model(
         MODEL, X, Y, **{"epsilon": 0.1, "bounds": (0.0, 1.0), "batch_size": 5} | o
     ),
 }
@@ -617,10 +617,10 @@ def test_undefined_gradients_are_counted_over_an_evaluation_and_warned_of(tmp_pa
     assert result.adversarial_correct.all()
     (trial,) = result.trials
     assert (trial.num_undefined, trial.num_attacks) == (12, 12)
-    assert checks.undefined_gradients(trial).startswith(
+    assert pitfalls.undefined_gradients(trial).startswith(
         "undefined gradients: attack: at 12 of 12 attacked images a gradient was not a number"
     )
-    assert checks.undefined_gradients(evaluate(pgd()).trials[0]) is None
+    assert pitfalls.undefined_gradients(evaluate(pgd()).trials[0]) is None
 
     # With a break.
     class Ended(OfBatch):
@@ -705,7 +705,7 @@ def test_evaluations_and_checks_take_it_for_a_prediction():
     assert result.natural_correct.all() and result.adversarial_correct.all()
     assert np.isfinite(result.natural_losses).all()
     options = {"epsilon": 0.02, "bounds": (0.0, 1.0), "batch_size": 12}
-    assert checks.check_model(ruling_out, X, y, **options) == []
+    assert pitfalls.check_model(ruling_out, X, y, **options) == []
     # The class itself is no prediction if it is ruled out, and neither is a NaN.
     wrong = evaluate(pgd(ruling_out), ruling_out, np.where(np.arange(12) < 6, 1, 3))
     assert not wrong.natural_correct.any()
@@ -738,7 +738,9 @@ def test_evaluations_and_checks_take_them_too():
     result, expected = evaluate(pgd(model, loss_func="cw"), model), evaluate(pgd(loss_func="cw"))
     np.testing.assert_array_equal(result.adversarial_correct, expected.adversarial_correct)
     options = {"epsilon": 0.02, "bounds": (0.0, 1.0), "batch_size": 12}
-    assert checks.check_model(model, X, Y, **options) == checks.check_model(MODEL, X, Y, **options)
+    assert pitfalls.check_model(model, X, Y, **options) == pitfalls.check_model(
+        MODEL, X, Y, **options
+    )
 
 
 def test_a_mixed_precision_network_is_attacked():
@@ -779,7 +781,7 @@ def test_what_is_not_logits_is_refused(case):
         lambda: pgd(model).perturb(X, Y),
         lambda: APGD(model, epsilon=0.1).perturb(X, Y),
         lambda: evaluate(pgd(), model),
-        lambda: checks.check_model(model, X, Y, epsilon=0.1, bounds=(0.0, 1.0), batch_size=5),
+        lambda: pitfalls.check_model(model, X, Y, epsilon=0.1, bounds=(0.0, 1.0), batch_size=5),
     ):
         with pytest.raises(InputError, match=f"^model: expected {message}") as error:
             run()
