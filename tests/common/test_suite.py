@@ -250,18 +250,18 @@ def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch)
 
 def with_logits(change, monkeypatch):
     """Has every model that is loaded pass its logits through `change`."""
-    load = commands.checkpoints.load_model
+    load = common.checkpoints.load_model
 
     def load_model(*arguments):
         loaded = load(*arguments)
         return dataclasses.replace(loaded, logits=lambda x: change(loaded.logits(x)))
 
-    monkeypatch.setattr(commands.checkpoints, "load_model", load_model)
+    monkeypatch.setattr(common.checkpoints, "load_model", load_model)
 
 
 def score(tiny):
     settings = {"model_dir": str(tiny), "num_eval_examples": FEW_IMAGES, "eval_batch_size": 8}
-    return commands.score(MNIST, config.make_config(MNIST, ("", settings)), "a.npy")
+    return attack_file.score(MNIST, config.make_config(MNIST, ("", settings)), "a.npy")
 
 
 def test_classes_that_are_ruled_out_count_the_same_in_every_script(
@@ -306,17 +306,17 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
     err = evaluate("--attack=fgsm,pgd", *command).err
     result = json.loads((tmp_path / "r.json").read_text())
     warnings = [text for text in result["warnings"] if text.startswith("undefined gradients")]
-    for warning, attack in zip(warnings, result["attacks"], strict=True):
-        given = attack["num_given"]
-        assert f"{attack['name']}: at {given} of {given} attacked images" in warning
+    for warning, found in zip(warnings, result["attacks"], strict=True):
+        given = found["num_given"]
+        assert f"{found['name']}: at {given} of {given} attacked images" in warning
         assert f"warning: {warning}" in err.splitlines()
         assert attack["num_undefined"] == given > 0
 
     flag_values = flags.FlagValues()
-    config.define_flags(MNIST, flag_values)
-    commands.define_attack_flags(MNIST, flag_values)
+    define_config_flags(MNIST, flag_values)
+    define_attack_flags(MNIST, flag_values)
     flag_values(["x", f"--model_dir={tiny}", "--num_steps=1", "--store_adv_path=a.npy", *FEW])
-    commands.pgd_attack(MNIST, config.config_from_flags(MNIST, flag_values), flag_values)
+    attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
     assert line.format("pgd") in capsys.readouterr().err
     assert json.loads((tmp_path / "a.npy.json").read_text())["num_undefined"] == 32
 

@@ -295,4 +295,4 @@ def test_plateau_warning():
 
 def test_what_is_no_prediction_is_no_correct_one():
     logits = tf.constant([[3, 1, -np.inf], [3, 1, np.nan], [3, 1, np.inf], [1, 3, 0]], tf.float32)
-    assert training._accuracy(logits, tf.constant([0] * 4)).numpy() == 0.25
+    assert steps._accuracy(logits, tf.constant([0] * 4)).numpy() == 0.25
