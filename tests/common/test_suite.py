@@ -310,7 +310,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
         given = found["num_given"]
         assert f"{found['name']}: at {given} of {given} attacked images" in warning
         assert f"warning: {warning}" in err.splitlines()
-        assert attack["num_undefined"] == given > 0
+        assert found["num_undefined"] == given > 0
 
     flag_values = flags.FlagValues()
     define_config_flags(MNIST, flag_values)
