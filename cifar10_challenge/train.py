@@ -37,8 +37,7 @@ def train(config):
     validation_images = CIFAR10.load("test", data_dir=config.data_dir)
     print(one_line(images.source))
 
-    linear = config.step_size_interpolation == "linear"
-    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
+    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     optimizer = optimizers.Momentum(rate, momentum=config.momentum)
     return loop.train(
         config,

@@ -33,8 +33,7 @@ def train(config):
     validation_images = MNIST.load("validation", data_dir=config.data_dir)
     print(one_line(images.source))
 
-    linear = config.step_size_interpolation == "linear"
-    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
+    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     # TensorFlow 1's epsilon; Keras's own default is 1e-7.
     optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
     return loop.train(

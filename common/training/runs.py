@@ -48,7 +48,7 @@ class Runs:
 
 
 def read(directory):
-    """The entries of a training directory's runs.json; none if there is no such file.
+    """The entries of a training directory's runs.json, or an empty list without such a file.
 
     Raises:
         InputError: the file is damaged.

@@ -36,7 +36,7 @@ def run(challenge, model_dir, watched=False, **settings):
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
     sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
 
-    rate = optimizers.PiecewiseSchedule(config.step_size_schedule)
+    rate = optimizers.learning_rate(config.step_size_schedule)
     if challenge is CIFAR10:
         optimizer = optimizers.Momentum(rate, momentum=0.9)
     else:
@@ -84,7 +84,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, t
 
 
 def test_what_a_training_leaves_behind(tmp_path, capsys):
-    model = run(MNIST, tmp_path, scale=1)
+    model = run(MNIST, tmp_path, watched=True, scale=1)
     printed = capsys.readouterr().out
     assert printed.count("training nat accuracy") == printed.count("training adv accuracy") == 3
     # Three checkpoints are kept, the last one after the last step.
@@ -107,10 +107,13 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
             event = tf.compat.v1.Event.FromString(record.numpy())
             tags |= {value.tag for value in event.summary.value}
     assert tags == {
-        "accuracy_adv_train",
+        "accuracy_nat",
         "accuracy_adv",
-        "xent_adv_train",
         "xent_adv",
+        "learning_rate",
+        "examples_per_second",
+        "accuracy_nat_validation",
+        "accuracy_adv_validation",
         "images_adv_train",
     }
 

@@ -15,7 +15,7 @@ from cifar10_challenge.challenge import CIFAR10
 from common import data
 from common.config import make_config
 from common.training import loop, optimizers, steps
-from common.training.progress import _PlateauWarning
+from common.training.progress import PlateauWarning
 from mnist_challenge.challenge import MNIST
 from tests.cifar10_challenge.test_model import pictures
 from tests.mnist_challenge.test_model import (
@@ -55,7 +55,7 @@ def recipe(monkeypatch):
 
 
 def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
-    schedule = optimizers.PiecewiseSchedule(ORIGINAL_RATES)
+    schedule = optimizers.learning_rate(ORIGINAL_RATES)
     steps = [0, 1, 39999, 40000, 40001, 59999, 60000, 60001, 80000]
     with tf.Graph().as_default(), tf1.Session() as session:
         step = tf1.placeholder(tf.int64, [])
@@ -66,14 +66,14 @@ def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
 
 
 def test_linear_schedule_interpolates_and_keeps_the_last_rate():
-    schedule = optimizers.PiecewiseSchedule(((0, 0.0), (10, 1.0), (30, 0.2)), linear=True)
+    schedule = optimizers.learning_rate(((0, 0.0), (10, 1.0), (30, 0.2)), "linear")
     rates = [float(schedule(step)) for step in (0, 5, 10, 15, 20, 30, 31, 1000)]
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.8, 0.6, 0.2, 0.2, 0.2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("linear", [False, True])
-def test_schedule_of_one_rate(linear):
-    assert float(optimizers.PiecewiseSchedule(((0, 0.5),), linear)(7)) == 0.5
+@pytest.mark.parametrize("interpolation", ["constant", "linear"])
+def test_schedule_of_one_rate(interpolation):
+    assert float(optimizers.learning_rate(((0, 0.5),), interpolation)(7)) == 0.5
 
 
 # Optimizers.
@@ -97,7 +97,7 @@ def path_of(optimizer, num_steps):
 
 
 def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
-    schedule = optimizers.PiecewiseSchedule(((0, 0.1), (5, 0.01)))
+    schedule = optimizers.learning_rate(((0, 0.1), (5, 0.01)))
     with tf.Graph().as_default(), tf1.Session() as session:
         step = tf1.train.get_or_create_global_step()
         rate = tf1.train.piecewise_constant(step, [5], [0.1, 0.01])
@@ -277,7 +277,7 @@ class Progress:
 
 
 def warnings_at(losses):
-    progress, plateau = Progress(), _PlateauWarning()
+    progress, plateau = Progress(), PlateauWarning()
     for loss in losses:
         plateau.watch(tf.constant(loss), progress)
     return progress.warnings
