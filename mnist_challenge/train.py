@@ -1,6 +1,8 @@
 """Trains the MNIST network against an adversary, as the paper does (Sec. 4 and 5).
 
-python mnist_challenge/train.py --model_dir=/tmp/robust [--adversary=pgd|fgsm|none] ...
+    python mnist_challenge/train.py --model_dir=/tmp/robust [--adversary=pgd|fgsm|none] ...
+
+The attack takes 40 steps of 0.01, as in the paper and the original config.json.
 """
 
 import pathlib
@@ -20,6 +22,8 @@ import tensorflow as tf
 from common.errors import one_line
 from common.scripts.train import run_script
 from common.training import loop, optimizers
+
+# isort: split
 from mnist_challenge.challenge import MNIST
 
 

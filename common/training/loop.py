@@ -5,8 +5,6 @@ natural image is trained on, unless the adversary is "none". Every step depends 
 its own number alone, so that a resumed run equals one that was never stopped.
 """
 
-import contextlib
-
 from common import checkpoints
 from common.errors import one_line
 from common.interruption import SIGPIPE, Interrupted, Interruption
@@ -102,12 +100,10 @@ def train(
                         break
             directory.save(step, log.xent)
         if step < total:
-            with contextlib.suppress(OSError):
-                print(f"stopped after step {step}; the same command resumes there", flush=True)
+            log.say(f"stopped after step {step}; the same command resumes there")
             raise Interrupted(interruption.requested or SIGPIPE)
         path = directory.path / "saved_model"
         log.say(one_line(f"exporting the SavedModel {path}"))
         checkpoints.export(result, path)
-        if log.is_heard:
-            print(one_line(f"trained {step} steps; SavedModel in {path}"))
+        log.say(one_line(f"trained {step} steps; SavedModel in {path}"))
         return result
