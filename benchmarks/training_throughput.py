@@ -3,9 +3,9 @@
     python benchmarks/training_throughput.py --model=mnist|cifar_simple|cifar_wide
 
 A step is the attack of the challenge's config.json on a batch, and the update of the weights. The
-unit is examples per second. `loop_share` is the part of the time of a real training, from its
-first to its last step, that is spent in attack and update; the rest goes to input, logging,
-progress and everything else that Python does in between.
+unit is examples per second. `loop_share` is the part of a real training's time, from its second to
+its last step, that attack and update take; input, logging, progress and everything else that Python
+does in between take the rest.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "network in training")
     flags.DEFINE_integer(
-        "batch_size", None, "images a step; default: as config.json", lower_bound=1
+        "batch_size", None, "images in a step; default: as in config.json", lower_bound=1
     )
     flags.DEFINE_integer("rounds", 7, "how often a step of each is timed", lower_bound=1)
     flags.DEFINE_integer("loop_steps", 200, "steps of the real training; 0: none", lower_bound=0)
@@ -133,14 +133,14 @@ def our_step(challenge, config, reduce_loss, x, y, model=None):
 
 
 def our_mixed_step(challenge, config, reduce_loss, x, y):
-    """The same with --precision=mixed_bfloat16."""
+    """The same step with --precision=mixed_bfloat16."""
     config = dataclasses.replace(config, precision="mixed_bfloat16")
     model = cifar10.mixed_precision_model(config)
     return our_step(challenge, config, reduce_loss, x, y, model)
 
 
 def plain_step(challenge, config, reduce_loss, x, y):
-    """The same by hand; it starts at the image, as its attack has no random start."""
+    """The same step by hand; its attack starts at the image, since it has no random start."""
     model = plain.build_model(challenge, challenge.build_model(config).get_weights())
     perturb = plain.pgd(
         model,

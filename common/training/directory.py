@@ -109,7 +109,7 @@ def check(directory, config, challenge):
         old = config_lib.read_json(directory / "config.json")
     except InputError:  # it is kept aside when the new one is written
         return
-    # A setting that came later had the value that config.json has now.
+    # A setting that is newer than the training had the value that config.json has now.
     old = {**config_lib.read_json(challenge.directory / "config.json"), **old}
     differing = [
         f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
@@ -124,12 +124,12 @@ def check(directory, config, challenge):
 
 
 def _belongs_to_training(name, names):
-    """Whether a training that ended before its first checkpoint, or `eval.py --watch`, left it."""
+    """Whether a training without a finished checkpoint, or `eval.py --watch`, wrote the file."""
     return (
         name in (Lock.NAME, "eval", "config.json", runs.FILE, validation.FILE)
         or name.startswith("events.out.tfevents.")
         or checkpoint_files.is_left_over(name)
-        # Without its settings a checkpoint tells nothing of its training.
+        # Without its settings, a checkpoint says nothing about its training.
         or ("config.json" in names and checkpoint_files.is_of_checkpoint(name))
     )
 
