@@ -204,9 +204,11 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
     expected = first
     for t, weights in enumerate(seen, start=1):
         d = min(0.3, (1 + t) / (10 + t))
-        expected = [d * mean + (1 - d) * weight for mean, weight in zip(expected, weights)]
+        expected = [
+            d * mean + (1 - d) * weight for mean, weight in zip(expected, weights, strict=True)
+        ]
     assert len(seen) == 6
-    for mean, weight in zip(model.get_weights(), expected):
+    for mean, weight in zip(model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(mean, weight, atol=1e-6)
     digest = load_model(MNIST, tmp_path / "saved_model").digest()
     assert load_model(MNIST, tmp_path).digest() == digest
@@ -226,7 +228,7 @@ def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
     model = run(CIFAR10, tmp_path, **settings)
     assert trained[0].get_layer("stem").compute_dtype == "bfloat16"
     before = CIFAR10.build_model(make_config(CIFAR10, ("test", settings))).get_weights()
-    for weight, its, start in zip(model.weights, trained[0].weights, before):
+    for weight, its, start in zip(model.weights, trained[0].weights, before, strict=True):
         np.testing.assert_array_equal(weight, its)
         assert np.any(its != start), weight.path
     assert load_model(CIFAR10, tmp_path).model.get_layer("stem").compute_dtype == "float32"

@@ -145,7 +145,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
         expected = session.run(variables)
 
     np.testing.assert_allclose(means, np.array(losses) / 16, rtol=1e-5)
-    for weight, its, before in zip(model.get_weights(), expected, start):
+    for weight, its, before in zip(model.get_weights(), expected, start, strict=True):
         assert np.abs(its - before).max() > 9e-4  # ten steps of about 1e-4
         np.testing.assert_allclose(weight, its, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
     cifar10 = recipe(CIFAR10)
     update = steps.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
     assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
-    for variable, before, gradient in zip(model.trainable_variables, start, gradients):
+    for variable, before, gradient in zip(model.trainable_variables, start, gradients, strict=True):
         decay = 0.5 * before if variable.name == "kernel" else 0.0
         expected = before - 0.1 * (gradient + decay)
         np.testing.assert_allclose(variable, expected, atol=2e-5, err_msg=variable.path)
@@ -259,7 +259,7 @@ def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistic
 
     assert np.abs(x_adv - x).max() == 2.0
     moved = 0
-    for weight, old, new in zip(model.weights, before, expected):
+    for weight, old, new in zip(model.weights, before, expected, strict=True):
         np.testing.assert_allclose(weight, new, rtol=1e-5, atol=1e-6, err_msg=weight.path)
         moved += not np.array_equal(weight, old)
     assert moved == (2 * 31 if batch_statistics else 0)
