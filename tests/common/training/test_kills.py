@@ -21,7 +21,7 @@ from common.files import Lock
 from common.training import optimizers
 from common.training.directory import check
 from mnist_challenge.challenge import MNIST
-from tests.common.test_resume import TINY, checkpoint_arrays, run
+from tests.common.training.test_resume import TINY, checkpoint_arrays, run
 
 SETTINGS = {
     "scale": 1,
