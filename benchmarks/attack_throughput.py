@@ -53,7 +53,7 @@ def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "network under attack")
     define_path(
-        "model_dir", None, "as in eval.py; default: the shipped network where it is of that size"
+        "model_dir", None, "as in eval.py; default: the shipped network if it is of that size"
     )
     flags.DEFINE_list("batch_size", None, "images at a time; default 50,200,500 or 100 (CIFAR-10)")
     flags.DEFINE_integer("rounds", 7, "how often each is timed", lower_bound=1)
@@ -97,7 +97,7 @@ def main():
 
 
 def _implementations():
-    """The names of what is timed."""
+    """The names of the implementations that are timed."""
     names = FLAGS.implementations or [OURS, PLAIN, *peers.importable()]
     known = [OURS, PLAIN, *peers.PEERS]
     for name in names:
@@ -118,7 +118,7 @@ def _batch_sizes(challenge):
 
 
 def _network(challenge, size, model_dir=None):
-    """A given network, else the shipped one if it is of this size, else one of initial weights."""
+    """The given network, or the shipped one if it is of this size, or one with initial weights."""
     path = model_dir or challenge.directory / "models" / challenge.shipped
     if model_dir or path.exists():
         model = checkpoints.load_model(challenge, path).model
@@ -130,7 +130,7 @@ def _network(challenge, size, model_dir=None):
 
 
 def _attacks(challenge, model, settings):
-    """A function from a name, NumPy images and labels to a function that attacks these."""
+    """A function from a name, NumPy images and labels to a function that attacks them."""
     settings = {**settings, "bounds": challenge.bounds}
     plain_model = plain.build_model(challenge, model.get_weights())
     ours = PGD(checkpoints.fast_model(model, challenge), random_start=False, **settings)
@@ -180,7 +180,7 @@ def _measure(attacks, model, y, num_steps):
 
 
 def _operations(model):
-    """Of an example-step: two passes of two for each multiplication and addition of the network."""
+    """Operations of an example-step: 2 passes x 2 for each multiplication and addition."""
     total = 0
     for layer in model.layers:
         if hasattr(layer, "kernel"):

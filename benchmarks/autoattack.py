@@ -3,11 +3,11 @@
     python benchmarks/autoattack.py --model=mnist --num_images=1000 --output_json=result.json
 
 Each attack runs alone on every image that the network classifies correctly, first ours, then
-theirs, attack by attack: ours as `eval.py --suite=standard` runs it, tracing and compiling
-included, theirs through its own `run_standard_evaluation`. What counts as broken is decided by the
-plain Keras network, for both, and where an image has left the ball or the pixel range nothing
-counts. The JSON is written after each attack, and the same command goes on from there; commands
-with other --attacks may share it.
+theirs, attack by attack: ours as `eval.py --suite=standard` runs it, with tracing and compiling,
+theirs through its own `run_standard_evaluation`. The plain Keras network decides for both which
+examples are broken; an image that has left the ball or the pixel range does not count. The JSON is
+written after each attack, and the same command resumes there; commands with other --attacks may
+share it.
 """
 
 import importlib.metadata
@@ -49,9 +49,9 @@ THEIR_NAMES = {
     "square": "square",
 }
 PACKAGES = ("pyautoattack", "torch")
-SUITE = "suite"  # all four in turn, each on what those before it left
+SUITE = "suite"  # all four in turn, each on the examples that the earlier ones left
 THEIR_BATCH_SIZE = 250  # the package's own
-TOLERANCE = 1e-6  # of the pixel range: rounding of x + delta, and of pixels scaled to [0, 1]
+TOLERANCE = 1e-6  # part of the pixel range, for the rounding of x + delta and of the scaling
 
 FLAGS = flags.FLAGS
 
@@ -60,15 +60,17 @@ def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "challenge of the network under attack")
     define_path("model_dir", None, "as in eval.py; default: the shipped network")
-    flags.DEFINE_integer("num_images", 1000, "the first so many test images", lower_bound=1)
+    flags.DEFINE_integer("num_images", 1000, "how many test images, from the first", lower_bound=1)
     flags.DEFINE_integer(
-        "batch_size", None, "ours; default: eval_batch_size of config.json", lower_bound=1
+        "batch_size", None, "our batch size; default: eval_batch_size of config.json", lower_bound=1
     )
     flags.DEFINE_integer(
-        "random_seed", None, "of both; default: random_seed of config.json", lower_bound=0
+        "random_seed", None, "seed for both; default: random_seed of config.json", lower_bound=0
     )
     flags.DEFINE_list(
-        "attacks", list(THEIR_NAMES), f"of {', '.join(THEIR_NAMES)} and {SUITE}, all four in turn"
+        "attacks",
+        list(THEIR_NAMES),
+        f"some of {', '.join(THEIR_NAMES)} and {SUITE}: all four in turn",
     )
     define_path("output_json", None, "file to write the result to")
 
@@ -120,11 +122,11 @@ def main():
 
 
 def earlier_entries(path, what):
-    """Name to entry of the attacks that a result file holds, which may not be there yet.
+    """The entries, by attack, of a result file, which need not exist yet.
 
     Args:
         path: the file, or None.
-        what: dict, what is compared.
+        what: dict that says what is compared.
 
     Raises:
         InputError: it holds another comparison.
@@ -147,7 +149,7 @@ def earlier_entries(path, what):
 
 
 def worst_case(entries):
-    """`agreement` over all attacks that ran alone, else the suite, and their times in all."""
+    """`agreement` over all attacks that ran alone, or else of the suite, and their total times."""
     alone = {name: entry for name, entry in entries.items() if name != SUITE} or entries
     withstood = {
         who: np.all([_from_bits(entry["withstood"][who]) for entry in alone.values()], axis=0)
@@ -161,14 +163,14 @@ def worst_case(entries):
 
 
 def agreement(ours, theirs):
-    """How far two attacks agree on the same examples.
+    """Compares two attacks on the same examples.
 
     Args:
         ours, theirs: bool (n,), whether the network is right under the attack.
 
     Returns:
-        Dict: accuracy of each in percent, which examples withstood as a string of 0 and 1, and the
-        numbers of those that only one broke.
+        Dict: each attack's accuracy in percent, the examples that withstood it as a string of 0 and
+        1, and the numbers of the examples that only one of them broke.
     """
     return {
         "accuracy": {"ours": 100 * float(np.mean(ours)), "theirs": 100 * float(np.mean(theirs))},
@@ -179,16 +181,16 @@ def agreement(ours, theirs):
 
 
 def is_outside(x_adv, x_nat, epsilon, bounds):
-    """bool (n,), whether an image is not within `epsilon` (L-infinity) or not within `bounds`.
+    """Whether each image is not within `epsilon` (L-infinity) or not within `bounds`, bool (n,).
 
     Args:
         x_adv, x_nat: images (n, height, width, channels).
-        epsilon: in the units of `bounds`.
+        epsilon: the radius, in the units of `bounds`.
         bounds: (lowest, highest) pixel value.
     """
     tolerance = TOLERANCE * (bounds[1] - bounds[0])
     distance = np.abs(x_adv.astype(np.float64) - x_nat)
-    # Written so that what is no number is outside.
+    # In this form NaN is outside.
     inside = (distance <= epsilon + tolerance) & (x_adv >= bounds[0]) & (x_adv <= bounds[1])
     return ~inside.all(axis=(1, 2, 3))
 
@@ -203,7 +205,7 @@ class Comparison:
         test: the `common.data.Split` of the images.
 
     Attributes:
-        natural_correct: bool (n,), whether the network is right about the image itself.
+        natural_correct: bool (n,), whether the network classifies the image itself correctly.
     """
 
     def __init__(self, challenge, config, loaded, test):
@@ -226,18 +228,18 @@ class Comparison:
         self.natural_correct = self._predictions("keras", self._x) == self._y
 
     def settings(self):
-        """Name to settings of our attacks."""
+        """The settings of our attacks, by name."""
         return {name: trial.settings() for name, trial in self._trials.items()}
 
     def run(self, name):
-        """Runs one attack of both, ours first.
+        """Runs one attack of both packages, ours first.
 
         Args:
-            name: of `THEIR_NAMES`, or `SUITE`.
+            name: one of `THEIR_NAMES`, or `SUITE`.
 
         Returns:
-            A dict for JSON: `agreement`, the times, how many examples each claims to have found
-            and what the networks make of these, and the processor.
+            A dict for JSON: `agreement`, the times, the number of examples that each claims to have
+            found, what the networks make of these, and the processor.
         """
         names = list(THEIR_NAMES) if name == SUITE else [name]
         seconds, cpu_seconds, found, withstood = {}, {}, {}, {}
@@ -258,7 +260,7 @@ class Comparison:
         }
 
     def _ours(self, names):
-        """The images, and which of them are said to be adversarial examples."""
+        """The images, and bool (n,), whether the attack calls them adversarial examples."""
         evaluator = Evaluator(
             self._loaded.logits,
             [self._trials[name] for name in names],
@@ -288,7 +290,7 @@ class Comparison:
         return x_adv, is_found
 
     def _verified(self, x_adv, is_found):
-        """A dict of counts, and bool (n,), whether the network withstood."""
+        """A dict of counts, and bool (n,), whether the network withstood the attack."""
         numbers = np.flatnonzero(is_found)
         x, y = x_adv[numbers], self._y[numbers]
         outside = is_outside(x, self._x[numbers], self._config.epsilon, self._challenge.bounds)
@@ -305,7 +307,7 @@ class Comparison:
         return counts, withstood
 
     def _predictions(self, name, x):
-        """int64 classes (n,) by one formulation of the network."""
+        """The int64 classes (n,) that one formulation of the network predicts."""
         size = self._config.eval_batch_size
         parts = [self._logits[name](x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate([np.zeros((0, 10)), *parts]).argmax(axis=1)

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: rounds in turn, the machine's own rate, memory in a process alone."""
+"""How the benchmarks measure: rounds in turn, the machine's own rate, memory of one process."""
 
 import importlib.metadata
 import json
@@ -16,12 +16,12 @@ from common.files import write_json
 from common.provenance import provenance
 from common.scripts import app
 
-# What is compared, beside the peers.
+# What the benchmarks compare, beside the peers.
 OURS, PLAIN, OURS_MIXED = "ours", "plain tf.function", "ours in mixed_bfloat16"
 
 
 def run(main, define_flags):
-    """Runs a benchmark: parses its flags; what it cannot do is one line and exit code 1."""
+    """Runs a benchmark with its flags; an input error becomes one line and exit code 1."""
 
     def without_words(words):
         if words:
@@ -33,14 +33,14 @@ def run(main, define_flags):
 
 
 def in_turn(functions, rounds):
-    """Times each function once a round, so that a drift of the machine's speed hits all alike.
+    """Times each function once a round: a drift of the machine's speed affects all alike.
 
     Args:
         functions: name to function without arguments; each is called once before the first round.
-        rounds: how often each is timed.
+        rounds: how often each function is timed.
 
     Returns:
-        Name to the list of its seconds.
+        Dict of each name to the list of its seconds.
     """
     for name, function in functions.items():
         print(f"warming up {name}", file=sys.stderr, flush=True)
@@ -56,27 +56,27 @@ def in_turn(functions, rounds):
 
 
 def rates(seconds, work):
-    """Median, lowest and highest of `work` per second, as a dict."""
+    """The median, lowest and highest `work` per second, as a dict."""
     each = work / np.array(seconds)
     return {"median": np.median(each), "lowest": each.min(), "highest": each.max()}
 
 
 def matmul_rate():
-    """A function that multiplies two float32 4096x4096 matrices, and its operations."""
+    """A function that multiplies two float32 4096x4096 matrices, and the number of operations."""
     matrix = tf.random.normal((4096, 4096))
     multiply = tf.function(lambda a: tf.linalg.trace(a @ a))
     return lambda: multiply(matrix).numpy(), 2 * 4096**3
 
 
 def peak_memory(script, *flags):
-    """Peak resident memory of a benchmark that runs alone in a process of its own, in GiB."""
+    """The peak resident memory, in GiB, of a benchmark in a process of its own."""
     command = [sys.executable, script, *flags, "--print_peak_memory"]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(result.stdout.splitlines()[-1])
 
 
 def own_peak_memory():
-    """Peak resident memory of this process, in GiB."""
+    """The peak resident memory of this process, in GiB."""
     # Not getrusage, which on Linux counts the parent's memory at the time of its fork.
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""The libraries a user would pick instead, each attacking the same network; none is required."""
+"""The other libraries that a user could pick, on the same network; none of them is required."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ _MODULES = {"adversarial-robustness-toolbox": "art"}
 
 
 def importable():
-    """The names of the peers whose packages are there."""
+    """The names of the peers whose packages are installed."""
     return [
         name
         for name, packages in PEERS.items()
@@ -30,17 +30,17 @@ def importable():
 
 
 def require(*packages):
-    """Raises InputError where one of `packages` is not there."""
+    """Raises InputError if one of `packages` is not installed."""
     for package in packages:
         if importlib.util.find_spec(_MODULES.get(package, package)) is None:
             raise InputError(f"expected {package}, which is not installed: pip install {package}")
 
 
 def make(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
-    """PGD without a random start by a peer, on these images.
+    """Makes a peer's PGD without a random start, on these images.
 
     Args:
-        name: of `PEERS`.
+        name: one of `PEERS`.
         keras_model: plain keras.Model from images to logits.
         x_nat: float32 NumPy images (batch, height, width, channels).
         y: int64 NumPy labels.
@@ -62,7 +62,7 @@ def make(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
 
 
 def to_images(x):
-    """float32 NumPy images (batch, height, width, channels) of what a peer returned."""
+    """Converts what a peer returned to float32 NumPy images (batch, height, width, channels)."""
     if isinstance(x, np.ndarray) or tf.is_tensor(x):
         return np.asarray(x)
     return x.detach().permute(0, 2, 3, 1).numpy()
@@ -168,7 +168,7 @@ def scaled_torch_network(keras_model, width):
 
     Args:
         keras_model: plain keras.Model from images to logits, pixels in [0, width].
-        width: see there.
+        width: the highest pixel value of `keras_model`.
 
     Returns:
         A torch.nn.Module from float32 images (batch, channels, height, width) to logits, without
@@ -178,7 +178,7 @@ def scaled_torch_network(keras_model, width):
 
 
 def _torch_network(keras_model):
-    """The same network in torch, with the same weights, which have no gradients, on all cores."""
+    """The same network in torch, with the same weights, without their gradients, on all cores."""
     import torch
 
     from benchmarks import torch_networks

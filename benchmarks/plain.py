@@ -1,4 +1,4 @@
-"""What a good user of TensorFlow writes by hand: Keras layers and a tf.function around the loop.
+"""PGD as a good user of TensorFlow writes it: Keras layers and a tf.function around the loop.
 
 The benchmarks compare with it, and the tests take its numbers as the truth.
 """
@@ -12,7 +12,7 @@ from mnist_challenge.challenge import MNIST
 
 
 def build_model(challenge, weights):
-    """The challenge's network, of the size of these weights and with them."""
+    """The challenge's network with these weights, which decide its size."""
     if challenge is MNIST:
         return mnist_model(weights)
     width = challenge.size_of([weight.shape for weight in weights])["width"]
@@ -20,7 +20,7 @@ def build_model(challenge, weights):
 
 
 def mnist_model(weights):
-    """The paper's MNIST network from layers as everyone writes it, with these weights."""
+    """The paper's MNIST network in Keras's common layers, with these weights."""
     width = weights[0].shape[-1]
     model = keras.Sequential(
         [

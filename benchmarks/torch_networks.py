@@ -1,4 +1,4 @@
-"""The paper's networks in PyTorch, with the weights of a Keras network, for comparisons alone."""
+"""The paper's networks in PyTorch, with the weights of a Keras network, only for comparisons."""
 
 import torch
 from torch import nn

@@ -3,9 +3,9 @@
     python benchmarks/training_throughput.py --model=mnist|cifar_simple|cifar_wide
 
 A step is the attack of the challenge's config.json on a batch, and the update of the weights. The
-unit is examples per second. `loop_share` is the part of the time of a real training, from its
-first to its last step, that is spent in attack and update; the rest goes to input, logging,
-progress and everything else that Python does in between.
+unit is examples per second. `loop_share` is the part of a real training's time, from its second to
+its last step, that attack and update take; input, logging, progress and everything else that Python
+does in between take the rest.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from common.config import make_config
 from common.errors import InputError
 from common.files import check_writable
 from common.scripts.flags import define_path
-from common.training import steps
+from common.training import steps, train
 from mnist_challenge import train as mnist
 from mnist_challenge.challenge import MNIST
 
@@ -53,7 +53,7 @@ def define_flags():
     """Declares the flags."""
     flags.DEFINE_enum("model", "mnist", list(MODELS), "network in training")
     flags.DEFINE_integer(
-        "batch_size", None, "images a step; default: as config.json", lower_bound=1
+        "batch_size", None, "images in a step; default: as in config.json", lower_bound=1
     )
     flags.DEFINE_integer("rounds", 7, "how often a step of each is timed", lower_bound=1)
     flags.DEFINE_integer("loop_steps", 200, "steps of the real training; 0: none", lower_bound=0)
@@ -116,7 +116,7 @@ def main():
         )
     if FLAGS.loop_steps:
         result["loop_steps"] = FLAGS.loop_steps
-        result["loop_share"] = loop_share(challenge, config, script)
+        result["loop_share"] = loop_share(challenge, config, script, reduce_loss)
         print(
             f"attack and update take {100 * result['loop_share']:.2f}% of {FLAGS.loop_steps} steps"
         )
@@ -125,7 +125,7 @@ def main():
 
 
 def our_step(challenge, config, reduce_loss, x, y, model=None):
-    """A training step as `training.train` takes it, as function without arguments."""
+    """A step as `common.training.train` takes it, as function without arguments."""
     model, optimizer = model or challenge.build_model(config), _optimizer(challenge, config)
     perturb = steps.make_adversary(config, challenge, model, _batch_statistics(config))
     update = steps.make_update(config, model, optimizer, reduce_loss)
@@ -133,14 +133,14 @@ def our_step(challenge, config, reduce_loss, x, y, model=None):
 
 
 def our_mixed_step(challenge, config, reduce_loss, x, y):
-    """The same with --precision=mixed_bfloat16."""
+    """The same step with --precision=mixed_bfloat16."""
     config = dataclasses.replace(config, precision="mixed_bfloat16")
     model = cifar10.mixed_precision_model(config)
     return our_step(challenge, config, reduce_loss, x, y, model)
 
 
 def plain_step(challenge, config, reduce_loss, x, y):
-    """The same by hand; it starts at the image, as its attack has no random start."""
+    """The same step by hand; its attack starts at the image, since it has no random start."""
     model = plain.build_model(challenge, challenge.build_model(config).get_weights())
     perturb = plain.pgd(
         model,
@@ -165,7 +165,7 @@ def _batch_statistics(config):
     return getattr(config, "batch_statistics", False)
 
 
-def loop_share(challenge, config, script):
+def loop_share(challenge, config, script, reduce_loss):
     """The part of a real training's time that its attacks and updates take."""
     begins, ends = [], []
 
@@ -178,22 +178,20 @@ def loop_share(challenge, config, script):
 
         return call
 
-    make_adversary, make_update = steps.make_adversary, steps.make_update
-    steps.make_adversary = lambda *args: timed(make_adversary(*args))
-    steps.make_update = lambda *args: timed(make_update(*args))
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            settings = {
-                "model_dir": f"{directory}/model",
-                "max_num_training_steps": FLAGS.loop_steps,
-            }
-            script.train(dataclasses.replace(config, **settings))
-    finally:
-        steps.make_adversary, steps.make_update = make_adversary, make_update
-    skip = 2  # the first step compiles
-    return np.sum(np.array(ends) - begins, where=np.arange(len(ends)) >= skip) / (
-        ends[-1] - begins[skip]
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {"model_dir": f"{directory}/model", "max_num_training_steps": FLAGS.loop_steps}
+        train(
+            dataclasses.replace(config, **settings),
+            challenge,
+            challenge.load("test", allow_sample=True),
+            optimizer=_optimizer(challenge, config),
+            reduce_loss=reduce_loss,
+            augment=getattr(script, "augment", None),
+            batch_statistics=_batch_statistics(config),
+            timed=timed,
+        )
+    skip = 2  # the first step, an attack and an update, compiles
+    return np.sum(np.array(ends[skip:]) - begins[skip:]) / (ends[-1] - begins[skip])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Layers of the CIFAR-10 networks that Keras does not have, or not as fast."""
+"""Layers of the CIFAR-10 networks that Keras lacks, or that are faster than Keras's."""
 
 import keras
 import tensorflow as tf
@@ -7,7 +7,7 @@ from keras import layers, ops
 
 @keras.saving.register_keras_serializable("cifar10_challenge")
 class Standardise(layers.Layer):
-    """(x - mean) / max(deviation, 1/sqrt(number of values)), each image by itself."""
+    """Computes (x - mean) / max(deviation, 1/sqrt(number of values)) for each image."""
 
     def call(self, x):
         """Standardises float32 images (batch, height, width, channels)."""
@@ -40,12 +40,13 @@ class BatchNorm(layers.BatchNormalization):
 
     def call(self, x, training=False):
         """Normalises float32 (batch, height, width, channels)."""
-        if not (training and self.trainable) or x.dtype == tf.float64:  # which the op has not
+        if not (training and self.trainable) or x.dtype == tf.float64:  # which the op lacks
             return super().call(x, training=training)
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
         )
-        # The op returns the unbiased variance; Keras and the original average the other.
+        # The op returns the unbiased variance (a division by count - 1); Keras's and the original's
+        # moving averages are of the biased one (a division by count).
         count = ops.cast(ops.size(x) // x.shape[-1], variance.dtype)
         variance *= (count - 1) / count
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):

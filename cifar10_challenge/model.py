@@ -8,7 +8,7 @@ from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 PRECISIONS = ("float32", "mixed_bfloat16")
 WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
 UNITS_PER_GROUP = 5
-SLOPE = 0.1  # of the leaky ReLU
+SLOPE = 0.1  # the leaky ReLU's, for negative values
 
 
 def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtype="float32"):
@@ -16,8 +16,8 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
 
         standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
 
-    Where a unit changes the number of channels, its shortcut is an average pool and channels of
-    zeros, half on each side; there is no 1x1 convolution. Batch norm has decay 0.9 and epsilon
+    If a unit changes the number of channels, its shortcut is an average pool and channels of
+    zeros, half on each side, instead of a 1x1 convolution. Batch norm has decay 0.9 and epsilon
     0.001, leaky ReLU the slope 0.1. Keras's global settings (floatx, dtype policy, image data
     format) change nothing.
 
@@ -25,12 +25,12 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
         width: "simple" (464,154 trainable parameters) or "wide" (45,901,914, ten times as wide).
         weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
             kernel, the dense one too; batch norm and bias are left out.
-        seed: int, decides the initial weights; None draws them.
-        precision: Keras's dtype policy for all between standardisation and mean, such as
+        seed: int that decides the initial weights; None draws them.
+        precision: Keras's dtype policy for the layers between standardisation and mean, such as
             "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
             `dtype`.
-        dtype: of all else, images, logits and their weights among it; float64, with no `precision`,
-            for a reference without rounding.
+        dtype: the dtype of everything else, such as images and logits; float64, without a
+            `precision`, for a reference without rounding.
 
     Returns:
         A keras.Model from float32 images (batch, 32, 32, 3), pixels in [0, 255], to float32
@@ -84,7 +84,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
     image = keras.Input((32, 32, 3), dtype=dtype, name="image")
     x = Standardise(dtype=dtype, name="standardise")(image)
     x = conv(x, stem, 1, "stem")
-    for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2)), start=1):
+    for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2), strict=True), start=1):
         for unit in range(UNITS_PER_GROUP):
             first = group == 1 and unit == 0
             x = residual_unit(x, filters, stride if unit == 0 else 1, f"unit{group}_{unit}", first)
@@ -103,7 +103,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
 
 
 def size_of(shapes):
-    """The setting `width` of a network with weights of these shapes, or None where it is another.
+    """The setting `width` of a network with weights of these shapes, or None if it is another.
 
     Args:
         shapes: tuples of ints, in the order of `keras.Model.weights`.

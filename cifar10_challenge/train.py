@@ -2,8 +2,8 @@
 
     python cifar10_challenge/train.py --model_dir=/tmp/robust [--width=simple] ...
 
-The attack takes 7 steps, as the paper and its published networks did; the original config.json
-says 10.
+The attack takes 7 steps of 2, as in the paper and for its published networks; the original
+config.json says 10.
 """
 
 import pathlib
@@ -19,11 +19,13 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
-from cifar10_challenge.challenge import CIFAR10
-from cifar10_challenge.model import build_model
 from common.errors import one_line
 from common.scripts.train import run_script
 from common.training import loop, optimizers
+
+# isort: split
+from cifar10_challenge.challenge import CIFAR10
+from cifar10_challenge.model import build_model
 
 
 def train(config):
@@ -33,28 +35,27 @@ def train(config):
         The trained keras.Model.
     """
     images = CIFAR10.load("train", data_dir=config.data_dir)
-    # Every training image is trained on; the original watched the test images too.
+    # Every training image is trained on; the original, too, watched the test images.
     validation_images = CIFAR10.load("test", data_dir=config.data_dir)
     print(one_line(images.source))
 
-    linear = config.step_size_interpolation == "linear"
-    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
+    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     optimizer = optimizers.Momentum(rate, momentum=config.momentum)
     return loop.train(
         config,
         CIFAR10,
         images,
-        model=mixed_precision_model(config),
         optimizer=optimizer,
         reduce_loss=tf.reduce_mean,
+        validation_images=validation_images,
+        model=mixed_precision_model(config),
         augment=augment,
         batch_statistics=config.batch_statistics,
-        validation_images=validation_images,
     )
 
 
 def mixed_precision_model(config):
-    """The network in the precision that the config asks for; None where that is float32."""
+    """The network in the precision that the config asks for, or None if that is float32."""
     if config.precision == "float32":
         return None
     return build_model(config.width, config.weight_decay, config.random_seed, config.precision)

@@ -1,8 +1,8 @@
 """TensorFlow's checkpoint files in a directory: listed, checked, written whole, tidied up.
 
-A checkpoint is checkpoint-N.index and checkpoint-N.data-*. The file `checkpoint` that names the
-newest is not relied on: it may be of another machine, or older than a checkpoint that a kill cut it
-off from.
+A checkpoint is checkpoint-N.index and checkpoint-N.data-*. The file `checkpoint`, which names the
+newest, is not relied on: it may come from another machine, or a kill may have left it older than
+the newest checkpoint.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ READ_ERRORS = (ValueError, IndexError, tf.errors.OpError)
 _INDEX = re.compile(r"checkpoint-(\d{1,18})\.index")
 _DATA = re.compile(r"checkpoint-(\d{1,18})\.data-\d+-of-\d+")
 _SCRATCH = ".checkpoint."
-# The second line is what TensorFlow's own CheckpointManager leaves.
+# The second line matches what TensorFlow's own CheckpointManager leaves.
 _LEFT_OVER = re.compile(
     r"\.(checkpoint|saved_model|config\.json|runs\.json|validation\.json)\..*"
     r"|checkpoint-\d+_temp|checkpoint-\d+\.(data|index).*\.tempstate\d*|checkpoint\.tmp.*"
@@ -30,10 +30,10 @@ _LEFT_OVER = re.compile(
 
 
 def steps_in(directory):
-    """The numbers of the checkpoints in `directory`, rising, whole or not.
+    """The rising numbers of the checkpoints in `directory`, whole or not.
 
     Raises:
-        InputError: it cannot be listed.
+        InputError: the directory cannot be listed.
     """
     try:
         names = [path.name for path in pathlib.Path(directory).iterdir()]
@@ -47,7 +47,7 @@ def steps_in(directory):
 
 @contextlib.contextmanager
 def reader(directory, step):
-    """TensorFlow's reader of a checkpoint, which is open within the context.
+    """Opens a checkpoint with TensorFlow's reader, for the time of the context.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -66,11 +66,11 @@ def reader(directory, step):
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What keeps a checkpoint from being read.
+    """The reason why a checkpoint cannot be read.
 
     Attributes:
         reason: one line.
-        is_damage: False if its writing was cut off, True if it was whole once.
+        is_damage: True if it was whole once, False if its writing was cut off.
     """
 
     reason: str
@@ -81,12 +81,12 @@ class Fault:
 
 
 def fault_of(directory, step):
-    """Reads a checkpoint whole, checksums included.
+    """Reads all of a checkpoint, with its checksums.
 
     Returns:
         None if it is whole, else a `Fault`.
     """
-    # TensorFlow writes the index after the data, so that a kill leaves it short and these whole.
+    # TensorFlow writes the index after the data: a kill leaves the data whole and the index short.
     has_data = any(_DATA.fullmatch(path.name) for path in _files_of(directory, step))
     is_open = False
     try:
@@ -101,13 +101,13 @@ def fault_of(directory, step):
 
 @contextlib.contextmanager
 def written(directory):
-    """A place to write a checkpoint in; what lies there at the end is moved to `directory`.
+    """A place to write a checkpoint in; its files are moved to `directory` at the end.
 
     Yields:
         pathlib.Path of an empty directory.
 
     Raises:
-        InputError: it cannot be written; the checkpoints in `directory` are as they were.
+        InputError: it cannot be written; the checkpoints in `directory` are unchanged.
     """
     directory = pathlib.Path(directory)
     try:
@@ -133,7 +133,7 @@ def name_newest(directory, steps):
 
 
 def remove(directory, step):
-    """Removes a checkpoint, its index first, without which there is none."""
+    """Removes a checkpoint, its index first: without one, data are not a checkpoint."""
     for path in sorted(_files_of(directory, step), key=_order_of_writing, reverse=True):
         path.unlink(missing_ok=True)
 
@@ -174,12 +174,12 @@ def tidy(directory):
 
 
 def is_of_checkpoint(name):
-    """Whether a file's name is of a checkpoint, whole or not, or of what names the newest."""
+    """Whether a file belongs to a checkpoint, whole or not, or names the newest one."""
     return bool(name == "checkpoint" or _INDEX.fullmatch(name) or _DATA.fullmatch(name))
 
 
 def is_left_over(name):
-    """Whether a file's name is of what a kill cut off, or of what was kept aside as damaged."""
+    """Whether a file was left over by a kill, or was kept aside as damaged."""
     return bool(_LEFT_OVER.fullmatch(name) or re.fullmatch(r".+\.damaged(-\d+)?", name))
 
 

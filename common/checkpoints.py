@@ -18,7 +18,7 @@ from common.errors import InputError, one_line, reason_of
 from common.files import expand_path, plain_path
 from common.original_checkpoints import is_original, load_original
 
-MOST_UNROLLED = 8  # calls of a model of one batch size that become parts of one graph
+MOST_UNROLLED = 8  # calls that one graph contains of a model with a fixed batch size
 NUM_KEPT = 3  # checkpoints of a training
 
 
@@ -28,12 +28,12 @@ class LoadedModel:
 
     Attributes:
         logits: function from float32 images to float32 logits, in inference mode; a `FastModel`
-            where the model is the challenge's own network.
+            if the model is the challenge's own network.
         weights: the model's variables.
-        path: where it lies.
-        step: training step, or None where that is not known.
+        path: pathlib.Path of the model.
+        step: training step, or None if it is not known.
         model: the same as a keras.Model of the challenge's own network with trainable weights, or
-            None where it is another network.
+            None if it is another network.
     """
 
     logits: Callable
@@ -44,15 +44,18 @@ class LoadedModel:
 
     @property
     def name(self):
-        """The path, for records: within the project where it lies there."""
+        """The path, for records: relative to the project if the model lies within it."""
         path, project = self.path.resolve(), pathlib.Path(__file__).resolve().parents[1]
         return str(path.relative_to(project) if path.is_relative_to(project) else self.path)
 
     def restore_newest(self):
-        """This training's newest checkpoint, read into the same weights.
+        """Reads this training's newest checkpoint into the same weights.
+
+        Returns:
+            A `LoadedModel` of that step.
 
         Raises:
-            InputError: there is none that is whole, or it is of another network.
+            InputError: no checkpoint is whole, or it belongs to another network.
         """
         step = TrainingRun(self.path, self.model).restore()
         if step is None:
@@ -66,13 +69,13 @@ class LoadedModel:
 
 
 class TrainingRun:
-    """The checkpoints of a training: model, optimizer and step, of which three are kept.
+    """The checkpoints of a training: model, optimizer and step. The newest three are kept.
 
     Args:
-        directory: where checkpoint-N lie.
+        directory: the folder of checkpoint-N.
         model: keras.Model that is evaluated.
         optimizer: keras optimizer, or None to restore the model alone.
-        trained: keras.Model that the optimizer moves, if `model` is an average of it.
+        trained: keras.Model that the optimizer moves, or None if that is `model`.
     """
 
     def __init__(self, directory, model, optimizer=None, trained=None):
@@ -86,8 +89,8 @@ class TrainingRun:
         """Writes checkpoint-`step`, unless it is the newest already, and removes the fourth last.
 
         Raises:
-            InputError: a weight is not finite, or the checkpoint cannot be written; the ones before
-                are as they were.
+            InputError: a weight is not finite, or the checkpoint cannot be written; the earlier
+                ones are unchanged.
         """
         if self.latest_step() == step:
             return
@@ -107,10 +110,10 @@ class TrainingRun:
         """Restores the newest checkpoint that is whole, and prints which newer ones are not.
 
         Returns:
-            Its step, or None if none was finished yet.
+            Its step, or None if no checkpoint was finished yet.
 
         Raises:
-            InputError: none is whole, or it is of another network.
+            InputError: no checkpoint is whole, or it belongs to another network.
         """
         faults = {}
         for step in reversed(checkpoint_files.steps_in(self._directory)):
@@ -187,12 +190,12 @@ def find_model(challenge, model_dir):
 def load_model(challenge, model_dir):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
-    The directory may be one of the original TensorFlow 1 code, as it is.
+    A directory of the original TensorFlow 1 code is read too, unchanged.
 
-    A model is a program: a SavedModel or .keras file that someone else made does, when it is loaded
-    or called, what they wrote into it, such as reading and writing files. TensorFlow's SECURITY.md
-    says the same. Keras's safe mode is on, which refuses Lambda layers and protects from nothing
-    else; the README says how to look at a model, and how to evaluate one that you do not trust.
+    A model is a program: when it is loaded or called, a SavedModel or .keras file does whatever its
+    author wrote into it, such as reading and writing files. TensorFlow's SECURITY.md says the same.
+    Keras's safe mode is on, which refuses Lambda layers and nothing else; the README says how to
+    look at a model that you do not trust.
 
     The model may compute in any float dtype, and take images of any size and batches of any or of
     one fixed size: `LoadedModel.logits` takes any number of float32 images.
@@ -205,7 +208,7 @@ def load_model(challenge, model_dir):
         A `LoadedModel`.
 
     Raises:
-        InputError: `model_dir` is no such thing, or a model for other images.
+        InputError: `model_dir` is not such a model, or it is a model for other images.
     """
     path = find_model(challenge, model_dir)
     try:
@@ -255,7 +258,7 @@ def restore_training(challenge, directory):
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        directory: of a training by `common.training.train` or by the original code.
+        directory: a training's, by `common.training.train` or by the original code.
 
     Raises:
         InputError: `directory` holds no training.
@@ -286,7 +289,7 @@ def fast_model(model, challenge):
 
 
 def _loaded(logits, weights, path, challenge):
-    """A `LoadedModel` that knows the challenge's own network where it is one."""
+    """Makes a `LoadedModel`, which knows whether it is the challenge's own network."""
     model = _own_network(logits, weights, challenge)
     if model is not None:
         logits = dataclasses.replace(fast_model(model, challenge), model=logits)
@@ -294,7 +297,7 @@ def _loaded(logits, weights, path, challenge):
 
 
 def _own_network(logits, weights, challenge):
-    """The challenge's keras.Model with these weights, or None where it is another function."""
+    """The challenge's keras.Model with these weights, or None if it is another function."""
     shapes = [tuple(weight.shape) for weight in weights]
     size = challenge.size_of(shapes)
     if size is None:
@@ -321,10 +324,10 @@ def _noise(challenge):
 
 
 def _from_keras(path, challenge):
-    # What it was compiled with, a loss of its own say, is of no use here.
+    # What it was compiled with, such as a loss of its own, is not needed here.
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     inputs, outputs = (getattr(model, part, None) for part in ("inputs", "outputs"))
-    if not inputs or not outputs:  # a class of its own, which shows them when it is called
+    if not inputs or not outputs:  # a class of its own, which shows them only in a call
         image, logits = tf.TensorSpec(None, model.input_dtype), tf.TensorSpec(None)
     elif len(inputs) != 1 or len(outputs) != 1:
         raise _several([x.name for x in inputs], [x.name for x in outputs], path)
@@ -372,10 +375,10 @@ def _as_logits(call, image, logits, challenge, path):
     """A loaded model as a function from any number of float32 images to float32 logits.
 
     Args:
-        call: function from a batch of images to their logits, both as the model has them.
-        image, logits: tf.TensorSpec of these, of which dimensions and ranks may be unknown.
+        call: function from a batch of images to their logits, in the model's own dtypes.
+        image, logits: their tf.TensorSpecs; dimensions and ranks may be unknown.
         challenge: a `common.challenge.Challenge`.
-        path: of the model.
+        path: the model's path.
 
     Raises:
         InputError: it takes other images, or gives other logits.
@@ -398,7 +401,7 @@ def _as_logits(call, image, logits, challenge, path):
         function = _in_batches_of(batch, function)
     if image.shape[1:].is_fully_defined() and logits.shape[1:].is_fully_defined():
         return function
-    # What the shapes leave open shows when it is called; attacks need to know it.
+    # A call shows what the shapes leave open; attacks need to know it.
     x = _noise(challenge)
     found = function(x).shape
     if found != (len(x), 10):
@@ -407,7 +410,7 @@ def _as_logits(call, image, logits, challenge, path):
 
 
 def _in_batches_of(size, function):
-    """A function of batches of `size` images as one of any number: the last batch is filled up.
+    """Makes a function of `size` images one of any number of them; it fills up the last batch.
 
     Args:
         size: int.
@@ -434,7 +437,7 @@ def _in_batches_of(size, function):
     def in_batches(x):
         if x.shape[0] == size:
             return function(x)
-        # With an image, since zeros may be what a model cannot divide by.
+        # With an image, since a model may divide by zero on an empty one.
         fill = tf.tile(tf.stop_gradient(x[:1]), (-tf.shape(x)[0] % size, 1, 1, 1))
         batches = tf.reshape(tf.concat([x, fill], axis=0), (-1, size, *x.shape[1:]))
         number = batches.shape[0]
@@ -466,7 +469,7 @@ def export(model, path):
         path: directory to write; an existing one is replaced once the new one is complete.
 
     Raises:
-        InputError: it cannot be written; an existing one is as it was.
+        InputError: it cannot be written; an existing one is unchanged.
     """
     path = pathlib.Path(path)
     # Keras's own export would write every weight twice.

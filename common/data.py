@@ -1,9 +1,8 @@
-"""MNIST and CIFAR-10 as the original challenges read them, and the batches they trained on.
+"""MNIST and CIFAR-10 as the original challenges read them.
 
 `load_mnist` and `load_cifar10` return uint8 arrays in the originals' order, checked against the
 sha256 of the originals' bytes, from the first of these that is at hand: a TensorFlow Datasets
-directory, the originals' own files, a download, or (only when allowed) a shipped sample.
-`training_batches` turns arrays into a reshuffled stream that can be resumed at any step.
+directory, the originals' own files, a download, or (only if allowed) a shipped sample.
 """
 
 import dataclasses
@@ -63,7 +62,7 @@ class Split:
         return digest.hexdigest()
 
     def head(self, n: int) -> "Split":
-        """Returns the first `n` examples, or all of them where there are no more than `n`.
+        """Returns the first `n` examples, or all of them if there are no more than `n`.
 
         Raises:
             InputError: `n` is not positive.
@@ -78,7 +77,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Dataset:
-    """What tells one dataset from the other; `sizes` and `digests` are by TFDS's split name."""
+    """What differs between the datasets; the keys of `sizes` and `digests` are TFDS's splits."""
 
     title: str
     tfds_name: str
@@ -98,10 +97,9 @@ def load_mnist(split: str, *, data_dir: str | None = None, allow_sample: bool = 
     Args:
         split: "train" (the last 55,000 training images), "validation" (the first 5,000), "test", or
             "sample" (the 1,000 images that come with the project).
-        data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
-            environment, or else ~/tensorflow_datasets.
-        allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
-            "test".
+        data_dir: the directory that holds the data, or that they are downloaded to; by default
+            TFDS_DATA_DIR from the environment, or else ~/tensorflow_datasets.
+        allow_sample: whether the shipped sample may stand in for "test" if the data cannot be had.
 
     Returns:
         A `Split`: uint8 images (n, 28, 28, 1), int32 labels (n,).
@@ -133,10 +131,9 @@ def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool 
     Args:
         split: "train" (50,000 images), "test" (10,000), or "sample" (the 1,000 images that come
             with the project).
-        data_dir: where the data are or shall be downloaded to; by default TFDS_DATA_DIR from the
-            environment, or else ~/tensorflow_datasets.
-        allow_sample: whether, where the data cannot be had, the shipped sample may stand in for
-            "test".
+        data_dir: the directory that holds the data, or that they are downloaded to; by default
+            TFDS_DATA_DIR from the environment, or else ~/tensorflow_datasets.
+        allow_sample: whether the shipped sample may stand in for "test" if the data cannot be had.
 
     Returns:
         A `Split`: uint8 images (n, 32, 32, 3), int32 labels (n,).
@@ -181,7 +178,7 @@ def _check_split(split, known):
 
 
 def _load(dataset, part, split, data_dir, allow_sample):
-    """Loads `part` ("train" or "test") from the first source at hand, or the sample."""
+    """Loads `part` ("train" or "test") from the first source at hand, or else the sample."""
     root = _root(data_dir)
     if data_dir and not (root and os.path.isdir(root)):
         raise InputError(
@@ -220,7 +217,7 @@ def _load(dataset, part, split, data_dir, allow_sample):
 
 
 def _root(data_dir):
-    """Where the data are or shall be; None if nobody says so and there is no home directory."""
+    """The directory of the data; None if nobody names one and there is no home directory."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR")
     if named:
         try:
@@ -234,7 +231,7 @@ def _root(data_dir):
 
 
 def _working_directory():
-    """The working directory in a list; none if it was deleted."""
+    """A list of the working directory; an empty one if it was deleted."""
     try:
         return [pathlib.Path.cwd()]
     except OSError:
@@ -253,7 +250,7 @@ def _is_there(path):
 
 
 def _unwritable(root):
-    """Why nothing can be downloaded into `root`, which need not be there yet, or None."""
+    """The reason why nothing can be downloaded into `root`, which need not exist, or None."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root) as file:
@@ -264,9 +261,11 @@ def _unwritable(root):
 
 
 def _checked(dataset, part, images, labels, place):
-    """Returns the whole part as a `Split` once its bytes are found to be the originals'."""
+    """Returns the whole part as a `Split`, after checking its bytes against the originals'."""
     images, labels = np.ascontiguousarray(images), labels.astype(np.uint8)
-    for name, array, expected in zip(("images", "labels"), (images, labels), dataset.digests[part]):
+    for name, array, expected in zip(
+        ("images", "labels"), (images, labels), dataset.digests[part], strict=True
+    ):
         digest = hashlib.sha256(array).hexdigest()
         if digest != expected:
             raise InputError(
@@ -302,7 +301,7 @@ def _from_tfds(dataset, part, prepared):
             order = np.argsort(data["id"])
         else:
             # TFDS sorts examples by the md5 of the split's name followed by their key, and MNIST's
-            # key is the original position. Sorting all positions so tells which lies where.
+            # key is the original position. Sorting all positions this way tells which lies where.
             digests = [hashlib.md5(f"{part}{i}".encode()).digest() for i in range(n)]
             order = np.argsort(np.argsort(digests))
         images, labels = images[order], labels[order]
@@ -312,7 +311,7 @@ def _from_tfds(dataset, part, prepared):
 
 
 def _read_description(path):
-    """One of TFDS's descriptions of a dataset, as a dict; raises InputError unless it is one."""
+    """Reads one of TFDS's descriptions as a dict; raises InputError if it is not one."""
     description = read_json(path)
     if not isinstance(description, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(description).__name__}")
@@ -320,7 +319,7 @@ def _read_description(path):
 
 
 def _check_features(path):
-    """Raises InputError if TFDS would import what is not its own to read these features."""
+    """Raises InputError if TFDS would import somebody else's module to read these features."""
     values = [_read_description(path)]
     while values:
         value = values.pop()
@@ -388,7 +387,7 @@ def _read_cifar10_batch(path):
     except OSError as error:
         raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise InputError(f"{path} is no CIFAR-10 batch: {_one_line(error)}") from error
+        raise InputError(f"{path} is not a CIFAR-10 batch: {_one_line(error)}") from error
     is_array = isinstance(rows, np.ndarray)
     found = f"{rows.dtype} {rows.shape}" if is_array else type(rows).__name__
     if found != "uint8 (10000, 3072)" or labels.shape != (10000,):
@@ -411,7 +410,7 @@ def _labels(values):
 
 
 def _reachable(url):
-    """Tells within seconds whether the server of `url` answers, be it with an HTTP error."""
+    """Whether the server of `url` answers within seconds; an HTTP error is an answer."""
     answers = []
 
     def ask():
@@ -424,7 +423,7 @@ def _reachable(url):
         except (OSError, ValueError):
             answers.append(False)
 
-    # In a thread, since looking up the host's name knows no time-out.
+    # In a thread, since looking up the host's name has no time-out.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_NETWORK_TIMEOUT)
@@ -432,7 +431,7 @@ def _reachable(url):
 
 
 def _download(dataset, root):
-    """Downloads into `root` with TFDS's progress bar; returns None, or why that failed."""
+    """Downloads into `root` with TFDS's progress bar; returns None, or the reason of a failure."""
     import tensorflow_datasets as tfds
 
     name, version = dataset.tfds_name.split("/")

@@ -1,21 +1,21 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a request that long work heeds at a point where it can resume."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests, which long work heeds once it can be resumed."""
 
 import os
 import signal
 import sys
 import threading
 
-SIGPIPE = 13  # which Windows has not
+SIGPIPE = 13  # Windows does not have it
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work was ended by a signal, and what it had done is kept.
+    """A signal ended the work, whose results so far are kept.
 
     Args:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number=signal.SIGINT):
@@ -24,10 +24,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While it is entered, the first of `SIGNALS` only sets `requested`; a second one acts as ever.
+    """Within its context the first of `SIGNALS` only sets `requested`; a second acts as usual.
 
-    A signal that the process ignores stays ignored, such as SIGHUP under nohup. Outside the main
-    thread, in which alone Python handles signals, nothing is ever requested.
+    A signal that the process ignores stays ignored, such as SIGHUP under nohup. Python handles
+    signals in the main thread alone: in another thread nothing is ever requested.
 
     Attributes:
         requested: None, or the number of the signal that came.
@@ -60,7 +60,7 @@ class Interruption:
 
 
 def drop_output():
-    """Sends what is printed from now on nowhere, once the reader of a pipe is gone.
+    """Discards what is printed from now on, after the reader of a pipe has gone.
 
     Python flushes its streams as it ends, and would fail on a closed one again.
     """

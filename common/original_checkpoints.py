@@ -1,7 +1,7 @@
 """Checkpoints of the original challenges' TensorFlow 1 code, read and written.
 
-Its Saver wrote checkpoint-N.index and checkpoint-N.data-*; the file `checkpoint` that names the
-newest, the graph in .meta and config.json lie beside them, and none of these is needed to read one.
+Its Saver wrote checkpoint-N.index and checkpoint-N.data-*. Reading one needs none of the files that
+lie beside them: `checkpoint`, which names the newest, the graph in .meta, and config.json.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from common.errors import InputError
 
 tf1 = tf.compat.v1
 
-# Left to the optimizers, beside their slots: those are named for a variable, as `Variable/Adam`.
+# The optimizers' own variables, beside their slots, which have names such as `Variable/Adam`.
 OPTIMIZER_NAMES = frozenset({"global_step", "beta1_power", "beta2_power"})
 
 
 def is_original(directory):
-    """Whether the newest checkpoint in `directory` that can be read is of TensorFlow 1's Saver."""
+    """Whether TensorFlow 1's Saver wrote the newest readable checkpoint in `directory`."""
     for step in reversed(steps_in(directory)):
-        # One whose writing was cut off tells nothing.
+        # A checkpoint whose writing was cut off tells nothing.
         with contextlib.suppress(InputError), reader(directory, step) as checkpoint:
             return not checkpoint.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
     return False
@@ -33,18 +33,18 @@ def is_original(directory):
 def load_original(challenge, directory, step=None):
     """Loads a checkpoint of the original code; its shapes decide the network's size.
 
-    Optimizer state is left unread.
+    The optimizer's state is not read.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        directory: where checkpoint-N.index and checkpoint-N.data-* lie.
+        directory: the folder of checkpoint-N.index and checkpoint-N.data-*.
         step: the N, or None for the highest.
 
     Returns:
         The keras.Model of the challenge's own network, and the N.
 
     Raises:
-        InputError: there is no such checkpoint, it is damaged, or it is not one of this network;
+        InputError: there is no such checkpoint, it is damaged, or it belongs to another network;
             the message lists every variable that is missing, left over or of another shape.
     """
     steps = steps_in(directory)
@@ -65,7 +65,7 @@ def load_original(challenge, directory, step=None):
         model = _network_of(challenge, shapes)
         names = challenge.original_names(model)
         path = pathlib.Path(directory) / f"checkpoint-{step}"
-        _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model))))
+        _check_variables(challenge, path, shapes, dict(zip(names, _shapes_of(model), strict=True)))
         model.set_weights([checkpoint.get_tensor(name) for name in names])
     return model, step
 
@@ -73,18 +73,18 @@ def load_original(challenge, directory, step=None):
 def save_original(challenge, model, directory, step=0):
     """Writes a checkpoint that the original code restores, and the file `checkpoint` naming it.
 
-    It holds the network's variables and global_step, all that the originals' run_attack.py and
-    eval.py look for.
+    It holds the network's variables and global_step, which is all that the originals' run_attack.py
+    and eval.py look for.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of the challenge's own network.
-        directory: where to write; made if need be.
+        directory: the directory to write to; it is made if need be.
         step: int, the number of the checkpoint.
 
     Raises:
-        InputError: `model` is another network, `directory` holds checkpoints already or cannot be
-            written; nothing is changed then.
+        InputError: `model` is another network, or `directory` holds checkpoints already or cannot
+            be written; then nothing is changed.
     """
     directory, step = pathlib.Path(directory), int(step)
     if step < 0:
@@ -94,7 +94,8 @@ def save_original(challenge, model, directory, step=0):
         raise InputError(f"expected the {challenge.name} challenge's network, got another")
     if any(directory.glob("checkpoint*")):
         raise InputError(f"expected a directory without checkpoints, got {directory}")
-    values = dict(zip(challenge.original_names(model), map(np.asarray, model.weights)))
+    names, arrays = challenge.original_names(model), map(np.asarray, model.weights)
+    values = dict(zip(names, arrays, strict=True))
     values["global_step"] = np.int64(step)
     with written(directory) as place:
         _save(values, place, step)
@@ -109,7 +110,7 @@ def _shapes_of(model):
 
 
 def _network_of(challenge, shapes):
-    """A new network of the size of a checkpoint's variables, of the default size if in doubt."""
+    """Makes a network of the size of a checkpoint's variables, by default of the default size."""
     model = _build(challenge, {})
     found = [shapes.get(name, ()) for name in challenge.original_names(model)]
     size = challenge.size_of(found)
@@ -119,7 +120,7 @@ def _network_of(challenge, shapes):
 
 
 def _check_variables(challenge, path, found, expected):
-    """Raises InputError where a checkpoint's shapes by name, `found`, are not as expected."""
+    """Raises InputError if a checkpoint's shapes by name, `found`, are not the expected ones."""
     missing = [name for name in expected if name not in found]
     left_over = [
         name

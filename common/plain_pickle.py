@@ -1,8 +1,8 @@
-"""A reader of pickles that hold plain values and NumPy arrays of integers, and of no others.
+"""A reader of pickles that hold plain values and NumPy arrays of integers, and nothing else.
 
 `pickle.Unpickler` calls what a pickle names, and an array of objects that NumPy builds from a
 pickle's bytes points wherever these say. This reader calls nothing: it knows the few instructions
-that such pickles need, notes what they say of an array, and makes the array itself from the bytes.
+that such pickles need, notes what they say about an array, and makes the array from the bytes.
 """
 
 import math
@@ -45,11 +45,11 @@ _SKIPPED = {"PROTO", "FRAME"}
 
 
 def loads(data, name):
-    """What a pickle holds.
+    """Reads what a pickle holds.
 
     Args:
-        data: bytes of the pickle, of any protocol. Strings that Python 2 wrote become bytes.
-        name: of the file, for messages.
+        data: the pickle's bytes, in any protocol. Strings that Python 2 wrote become bytes.
+        name: the file's name, for messages.
 
     Returns:
         None, bool, int, float, bytes, str, np.ndarray of integers, lists of these, and dicts of
@@ -75,7 +75,7 @@ class _Global:
 
 
 class _Dtype:
-    """NumPy's type of an array's elements as a pickle tells it: the name, then the byte order."""
+    """NumPy's type of an array's elements as a pickle gives it: the name, then the byte order."""
 
     def __init__(self, name):
         if _text(name) not in _INTEGERS:
@@ -83,7 +83,7 @@ class _Dtype:
         self._name, self._order = _text(name), "|"
 
     def build(self, state):
-        """Takes the byte order; nothing that makes fields, subarrays or objects can be in it."""
+        """Takes the byte order; refuses what would make fields, subarrays or objects."""
         if not all(value is None or isinstance(value, (int, bytes, str)) for value in state):
             raise ValueError("expected a plain type of an array's elements, got one with parts")
         self._order = _text(state[1])
@@ -95,7 +95,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array that a pickle is telling of: `array` is None until all of it is told."""
+    """An array that a pickle describes: `array` is None until the description is complete."""
 
     array = None
 
@@ -210,7 +210,7 @@ class _Reader:
             text, encoding = arguments
             if not isinstance(text, str) or _text(encoding) not in ("latin1", "latin-1"):
                 raise ValueError("expected bytes")
-            # The text is part of the pickle; only one that is used again and again is longer.
+            # The text is part of the pickle; only one that is used repeatedly can be longer.
             self._left_to_encode -= len(text)
             if self._left_to_encode < 0:
                 raise ValueError("expected no more bytes than the pickle has")
@@ -219,7 +219,7 @@ class _Reader:
 
 
 def _make_array(data, dtype, shape, order):
-    """An array of just these bytes, which it shares."""
+    """Makes an array that shares these bytes, and has no others."""
     if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
         raise ValueError("expected the bytes of an array")
     if order not in ("C", "F") or not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
@@ -233,17 +233,17 @@ def _make_array(data, dtype, shape, order):
 
 
 def _pairs(items):
-    """The keys and values of a dict."""
+    """The pairs of keys and values that a dict is made of."""
     if len(items) % 2:
         raise ValueError("expected a value for each key of a dict")
     for key in items[::2]:
         if not isinstance(key, (bytes, str)):  # a tuple may be too deep to be hashed
             raise ValueError("expected text as the keys of a dict")
-    return zip(items[::2], map(_plain, items[1::2]))
+    return zip(items[::2], map(_plain, items[1::2]), strict=True)
 
 
 def _plain(value):
-    """A value for the caller: an array in place of what the pickle told of it."""
+    """A value for the caller: an array in place of its description."""
     if isinstance(value, _Array):
         value = value.array
         if value is None:

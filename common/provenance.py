@@ -1,4 +1,4 @@
-"""What a result was computed by, so that it can be repeated."""
+"""The code, machine and command that computed a result, so that it can be repeated."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _GIT_TIMEOUT = 30.0  # seconds, on a disk that may hang
 
 
 def provenance():
-    """Command, commit of this project, hardware and library versions, as a dict for JSON."""
+    """The command, this project's commit, hardware and library versions, as a dict for JSON."""
     return {
         "command": _command(),
         "commit": _commit(),
@@ -38,9 +38,9 @@ def provenance():
 
 
 def _command():
-    """The words of the command line, the script's path as from the working directory."""
+    """The command line, with the script's path relative to the working directory."""
     script, *words = sys.argv or [""]
-    if not script:  # an interactive session has none
+    if not script:  # in an interactive session
         return shlex.join(words)
     # The working directory may have been deleted, or be on another drive.
     with contextlib.suppress(OSError, ValueError):
@@ -58,7 +58,7 @@ def _processor():
 
 
 def _commit():
-    """The commit of this project's clone, with -dirty where files differ; None outside a clone."""
+    """The commit of this project's clone, with -dirty if files differ; None outside a clone."""
 
     def git(*words):
         command = ["git", "-C", str(project), *words]

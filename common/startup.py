@@ -1,8 +1,8 @@
 """What a script does before and while it imports TensorFlow, which takes seconds.
 
-Scripts import this module first and call `begin`; `common.app` calls `end`. In between Ctrl-C is
-one line, and TensorFlow's C++ code, which announces itself whatever TF_CPP_MIN_LOG_LEVEL says, is
-heard only if it tells of an error. TF_CPP_MIN_LOG_LEVEL=0 shows all.
+Scripts import this module first and call `begin`; `common.scripts.app` calls `end`. In between
+Ctrl-C prints one line. TensorFlow's C++ code announces itself whatever TF_CPP_MIN_LOG_LEVEL says:
+here only its errors are shown. TF_CPP_MIN_LOG_LEVEL=0 shows all.
 """
 
 import atexit
@@ -18,7 +18,7 @@ _hearing = None
 
 
 def begin():
-    """Makes Ctrl-C one line and exit code 130, and keeps TensorFlow's messages, until `end`."""
+    """Until `end`: Ctrl-C prints one line and exits with 130; TensorFlow's messages are kept."""
     global _hearing
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_in_one_line)
@@ -28,7 +28,7 @@ def begin():
 
 
 def end():
-    """Has TensorFlow look for devices, prints the errors it told, and undoes `begin`."""
+    """Has TensorFlow look for devices, prints its errors, and undoes `begin`."""
     if _hearing is not None:
         import tensorflow as tf
 
@@ -39,15 +39,15 @@ def end():
 
 
 def errors_in(text, has_nvidia_device):
-    """The lines of TensorFlow's log that tell of an error, as text.
+    """The lines of TensorFlow's log that report an error, as text.
 
     Args:
-        text: what it wrote to stderr.
-        has_nvidia_device: whether the machine has one; otherwise CUDA's errors say no more.
+        text: what TensorFlow wrote to stderr.
+        has_nvidia_device: whether the machine has one; if not, CUDA's errors only say so.
     """
     lines, is_error = [], True
     for line in text.splitlines(keepends=True):
-        if _ANY.match(line):  # and not a further line of the message before
+        if _ANY.match(line):  # a message begins, and the one before ends
             is_error = bool(_ERROR.match(line)) and (has_nvidia_device or "cuda" not in line)
         if is_error:
             lines.append(line)
@@ -55,7 +55,7 @@ def errors_in(text, has_nvidia_device):
 
 
 class _Hearing:
-    """Keeps what C++ code writes to stderr; Python's own sys.stderr stays the true one."""
+    """Keeps what C++ code writes to stderr; Python's sys.stderr still writes to the true one."""
 
     def __init__(self):
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  `end` closes it
@@ -81,7 +81,7 @@ class _Hearing:
 
 
 def _end_in_one_line(number, frame):
-    # An exception would surface wherever the import happens to be, in C++ too.
+    # An exception would surface wherever the import is at that moment, even within C++.
     line = b"interrupted\n"
     if _hearing is None:
         os.write(2, line)

@@ -15,15 +15,15 @@ def build_model(scale=16, seed=None, dtype="float32"):
     Args:
         scale: the paper's capacity s: 1, 2, 4, 8 or 16. 16 is its main network (3,274,634
             parameters), 1 the smallest (13,514).
-        seed: int, decides the initial weights; None draws them.
-        dtype: of weights, images and logits; float64 for a reference without rounding.
+        seed: int that decides the initial weights; None draws them.
+        dtype: the weights', images' and logits' dtype; float64 for a reference without rounding.
 
     Returns:
         A keras.Model from float32 images (batch, 28, 28, 1), pixels in [0, 1], to float32 logits
         (batch, 10).
 
     Raises:
-        ValueError: `scale` is no positive int.
+        ValueError: `scale` is not a positive int.
     """
     if not isinstance(scale, int) or scale < 1:
         raise ValueError(f"scale: expected a positive int (the paper has 1 to 16), got {scale!r}")
@@ -37,7 +37,7 @@ def build_model(scale=16, seed=None, dtype="float32"):
             "bias_initializer": keras.initializers.Constant(0.1),
         }
 
-    # ReLU follows the pooling: max and ReLU commute, and it has a quarter of the work there.
+    # ReLU follows the pooling: max and ReLU commute, and there it has a quarter of the work.
     image = x = keras.Input((28, 28, 1), dtype=dtype, name="image")
     x = layers.Conv2D(2 * scale, 5, padding="same", **images, name="conv1", **start())(x)
     x = layers.MaxPooling2D(2, **images, dtype=dtype, name="pool1")(x)
@@ -52,7 +52,7 @@ def build_model(scale=16, seed=None, dtype="float32"):
 
 
 def size_of(shapes):
-    """The setting `scale` of a network with weights of these shapes, or None where it is another.
+    """The setting `scale` of a network with weights of these shapes, or None if it is another.
 
     Args:
         shapes: tuples of ints, in the order of `keras.Model.weights`.

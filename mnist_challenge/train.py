@@ -1,6 +1,8 @@
 """Trains the MNIST network against an adversary, as the paper does (Sec. 4 and 5).
 
-python mnist_challenge/train.py --model_dir=/tmp/robust [--adversary=pgd|fgsm|none] ...
+    python mnist_challenge/train.py --model_dir=/tmp/robust [--adversary=pgd|fgsm|none] ...
+
+The attack takes 40 steps of 0.01, as in the paper and the original config.json.
 """
 
 import pathlib
@@ -20,6 +22,8 @@ import tensorflow as tf
 from common.errors import one_line
 from common.scripts.train import run_script
 from common.training import loop, optimizers
+
+# isort: split
 from mnist_challenge.challenge import MNIST
 
 
@@ -33,8 +37,7 @@ def train(config):
     validation_images = MNIST.load("validation", data_dir=config.data_dir)
     print(one_line(images.source))
 
-    linear = config.step_size_interpolation == "linear"
-    rate = optimizers.PiecewiseSchedule(config.step_size_schedule, linear)
+    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     # TensorFlow 1's epsilon; Keras's own default is 1e-7.
     optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
     return loop.train(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.common.test_resume import checkpoint_arrays
+from tests.common.training.test_resume import checkpoint_arrays
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EMPTY_HOME = tempfile.mkdtemp()  # so that no data set of the user is found

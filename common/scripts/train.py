@@ -34,5 +34,7 @@ def export_newest(config, challenge):
     """
     directory = pathlib.Path(config.model_dir)
     model, step = checkpoints.restore_training(challenge, directory)
-    checkpoints.export(model, directory / "saved_model")
-    print(one_line(f"step {step}; SavedModel in {directory / 'saved_model'}"))
+    path = directory / "saved_model"
+    print(one_line(f"exporting the SavedModel {path}"), flush=True)
+    checkpoints.export(model, path)
+    print(one_line(f"step {step}; SavedModel in {path}"))

@@ -23,19 +23,19 @@ def training_batches(
 
     The stream joins one permutation of the examples per epoch and is cut into batches of exactly
     `batch_size`: a batch may straddle two epochs, and no example is dropped. An element depends
-    on `seed` and on its position in the stream alone, so that a run resumed at `start_step` sees
-    what an unbroken one would have seen, bit for bit.
+    on `seed` and on its position in the stream alone: a run that resumes at `start_step` sees what
+    an unbroken one would have seen, bit for bit.
 
     Args:
         images: uint8 images (n, height, width, channels).
         labels: integer classes (n,).
-        batch_size: examples a batch, at most n.
+        batch_size: examples in a batch, at most n.
         seed: any integer of 64 bits.
-        num_steps: where the stream ends, counted from step 0.
+        num_steps: the step that the stream ends before, counted from 0.
         to_pixels: maps uint8 images to float32 pixels, such as `mnist_pixels`.
         start_step: the first step to return.
-        augment: None, or maps one uint8 image (height, width, channels) and an int64 seed (2,),
-            made of `seed` and the position in the stream, to a uint8 image.
+        augment: None, or a function from one uint8 image (height, width, channels) and an int64
+            seed (2,), made of `seed` and the position in the stream, to a uint8 image.
 
     Returns:
         A dataset of float32 images (batch_size, height, width, channels) and int32 labels
@@ -69,7 +69,7 @@ def training_batches(
     def batch_at(positions, indices):
         x, y = tf.gather(all_images, indices), tf.gather(all_labels, indices)
         if augment is not None:
-            # A loop inside the batch's function, since a dataset of single images costs more.
+            # A loop within the function of the batch, since a dataset of single images costs more.
             x = tf.map_fn(
                 lambda example: augment(example[0], tf.stack([seed, example[1]])),
                 (x, positions),

@@ -1,19 +1,90 @@
-"""The rules of a training's directory: what may lie in it, and what is written there first."""
+"""A training's directory: what may lie in it, and what the training writes there."""
 
 import dataclasses
 import json
 import pathlib
 
-from common import checkpoint_files
+from common import checkpoint_files, checkpoints
 from common import config as config_lib
 from common.errors import InputError, reason_of
 from common.files import Lock, keep_aside, write_atomically
 from common.original_checkpoints import is_original
 from common.training import runs, validation
+from common.training.progress import check_finite
 
 
-def _check_directory(directory, config, challenge):
-    """Refuses a `model_dir` that holds anything but a training with these settings."""
+class TrainingDirectory:
+    """Keeps a training's checkpoints, config.json and runs.json in `config.model_dir`.
+
+    As a context manager it is locked, so that no other process trains there.
+
+    Args:
+        config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
+
+    Attributes:
+        path: pathlib.Path.
+        first_step: the step that this run begins with.
+
+    Raises:
+        InputError: on entering, it holds another training or a model, is in use by another process
+            or cannot be written.
+    """
+
+    def __init__(self, config, challenge):
+        self.path, self.first_step = pathlib.Path(config.model_dir), 0
+        self._config, self._challenge = config, challenge
+        self._lock = Lock(self.path, "--model_dir")
+
+    def __enter__(self):
+        check(self.path, self._config, self._challenge)
+        self._lock.__enter__()
+        try:
+            # Another process may have begun a training in between.
+            check(self.path, self._config, self._challenge)
+        except BaseException as error:
+            self._lock.__exit__(error)
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self._lock.__exit__(*error)
+
+    def restore(self, result, optimizer, trained):
+        """Reads the newest checkpoint, if there is one, and removes what a kill cut off.
+
+        Args:
+            result: keras.Model that is evaluated and exported.
+            optimizer: keras optimizer.
+            trained: keras.Model that the optimizer moves, which may be `result`.
+
+        Raises:
+            InputError: no checkpoint is whole, or it is of another network.
+        """
+        own = None if trained is result else trained
+        self._checkpoints = checkpoints.TrainingRun(self.path, result, optimizer, own)
+        self.first_step = self._checkpoints.restore() or 0
+        checkpoint_files.tidy(self.path)
+
+    def begin(self, data):
+        """Writes the settings, and that a run begins on the images of the name `data`."""
+        _write_config(self.path, self._config)
+        self._runs = runs.Runs(self.path, self.first_step, data)
+        self.seconds = self._runs.seconds
+
+    def save(self, step, xent):
+        """Writes checkpoint-`step` and how far the run has come; checks the loss `xent` first."""
+        check_finite(xent, step)
+        self._checkpoints.save(step)
+        self._runs.update(step)
+
+
+def check(directory, config, challenge):
+    """Checks that a directory is new, or holds a training with these settings.
+
+    Raises:
+        InputError: it holds anything else, or cannot be read.
+    """
     try:
         if directory.exists() and not directory.is_dir():
             raise InputError(f"--model_dir: expected a directory, got the file {directory}")
@@ -26,7 +97,7 @@ def _check_directory(directory, config, challenge):
             "holds a TensorFlow 1 checkpoint: eval.py takes it, but no training can resume from it"
         )
     is_training = "config.json" in names and bool(checkpoint_files.steps_in(directory))
-    others = [name for name in names if not is_training and not _is_of_training(name, names)]
+    others = [name for name in names if not is_training and not _belongs_to_training(name, names)]
     if others:
         raise InputError(
             f"--model_dir: expected a new directory or one of a training, got {directory}, "
@@ -38,7 +109,7 @@ def _check_directory(directory, config, challenge):
         old = config_lib.read_json(directory / "config.json")
     except InputError:  # it is kept aside when the new one is written
         return
-    # A setting that came later had the value that config.json has now.
+    # A setting that is newer than the training had the value that config.json has now.
     old = {**config_lib.read_json(challenge.directory / "config.json"), **old}
     differing = [
         f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
@@ -52,13 +123,13 @@ def _check_directory(directory, config, challenge):
         )
 
 
-def _is_of_training(name, names):
-    """Whether a training that ended before its first checkpoint, or `eval.py --watch`, left it."""
+def _belongs_to_training(name, names):
+    """Whether a training without a finished checkpoint, or `eval.py --watch`, wrote the file."""
     return (
         name in (Lock.NAME, "eval", "config.json", runs.FILE, validation.FILE)
         or name.startswith("events.out.tfevents.")
         or checkpoint_files.is_left_over(name)
-        # Without its settings a checkpoint tells nothing of its training.
+        # Without its settings, a checkpoint says nothing about its training.
         or ("config.json" in names and checkpoint_files.is_of_checkpoint(name))
     )
 

@@ -1,6 +1,7 @@
-"""What a training shows while it runs: printed lines, TensorBoard's summaries, warnings."""
+"""What a training tells while it runs: printed lines, TensorBoard's summaries, warnings."""
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -9,14 +10,153 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from common.errors import InputError
+from common.interruption import drop_output
+from common.training.steps import accuracy_of
 
-# A constant prediction has the loss ln 10; see `_PlateauWarning`.
+# The loss of a constant prediction; see `PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
 
 
-def _check_finite(xent, step):
+class Log:
+    """Tells of a training's steps: what is due of printed lines, summaries and validation.
+
+    As a context manager it shows the progress bar. Once the reader of the output is gone, which
+    `is_heard` says, it is silent.
+
+    Args:
+        config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
+        model: keras.Model in training.
+        optimizer: keras optimizer, whose rate is told.
+        directory: a `TrainingDirectory`.
+        validation: a `Validation`, or None.
+
+    Attributes:
+        is_heard: whether what is printed still has a reader.
+        xent: the last step's mean cross-entropy, a scalar.
+    """
+
+    def __init__(self, config, challenge, model, optimizer, directory, validation=None):
+        self.is_heard, self.xent = True, 0.0
+        self._config = config
+        self._bounds = challenge.bounds
+        self._optimizer = optimizer
+        self._directory = directory
+        self._validation = validation
+        self._natural_accuracy = tf.function(
+            lambda x, y: accuracy_of(model(x, training=False), y), reduce_retracing=True
+        )
+        self._before = {}
+        self._writer = tf.summary.create_file_writer(str(directory.path))
+        self._plateau = PlateauWarning()
+        self._clock = Clock(config.training_batch_size)
+
+    def __enter__(self):
+        step, total = self._directory.first_step, self._config.max_num_training_steps
+        if step:
+            print(f"resuming at step {step} of {total}")
+        with self._heard():
+            self._bar = tqdm(total=total, initial=step, unit="step")
+        return self
+
+    def __exit__(self, *error):
+        with self._heard():
+            self._bar.close()
+
+    def look(self, step, x_nat, y):
+        """Notes what is true before the weights' update of `step`, if it is told later."""
+        if self._is_output(step) or self._is_summary(step):
+            self._before = {
+                "accuracy_nat": self._natural_accuracy(x_nat, y),
+                "learning_rate": self._optimizer.learning_rate,
+            }
+
+    def record(self, step, x_adv, xent, accuracy):
+        """Tells of `step` what is due, after the update; the numbers are from before it."""
+        self.xent = xent
+        with self._heard():
+            self._plateau.watch(xent, self._bar)
+        if self._is_output(step) or self._is_summary(step):
+            check_finite(xent, step)  # waits for the device
+            self._clock.pause()
+            numbers = self._numbers(xent, accuracy)
+            if self._is_output(step):
+                self.say(_lines(step, numbers, self._kind))
+            if self._is_summary(step):
+                self._write_summary(step, numbers, x_adv)
+            self._clock.start()
+        self._clock.count += 1
+        with self._heard():
+            self._bar.update()
+        self._validate_if_due(step + 1)
+
+    def say(self, text):
+        """Prints `text` above the progress bar."""
+        with self._heard():
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def _heard(self):
+        try:
+            yield
+        except OSError:  # the reader of a pipe or the terminal is gone
+            self.is_heard = False
+            drop_output()
+
+    @property
+    def _kind(self):
+        return "nat" if self._config.adversary == "none" else "adv"
+
+    def _is_output(self, step):
+        return step % self._config.num_output_steps == 0
+
+    def _is_summary(self, step):
+        return step % self._config.num_summary_steps == 0
+
+    def _numbers(self, xent, accuracy):
+        """What is told of a step, by TensorBoard's tag: the originals' if they had one."""
+        numbers = {name: float(value) for name, value in self._before.items()}
+        if self._kind == "adv":
+            numbers["accuracy_adv"] = float(accuracy)
+        numbers[f"xent_{self._kind}"] = float(xent)
+        rate = self._clock.examples_per_second()
+        return {**numbers, "examples_per_second": rate} if rate else numbers
+
+    def _write_summary(self, step, numbers, x_adv):
+        low, high = self._bounds
+        self._write_scalars(step, numbers)
+        with self._writer.as_default(step=step):
+            pictures = (x_adv - low) / (high - low)
+            tf.summary.image(f"images_{self._kind}_train", pictures, max_outputs=3)
+        self._writer.flush()
+
+    def _write_scalars(self, step, numbers):
+        with self._writer.as_default(step=step):
+            for tag, number in numbers.items():
+                tf.summary.scalar(tag, number)
+
+    def _validate_if_due(self, step):
+        if self._validation is None or step % self._config.num_validation_steps:
+            return
+        check_finite(self.xent, step)
+        self._clock.pause()
+        entry = self._validation.run(step, self._directory.seconds)
+        self.say(self._validation.line(entry))
+        numbers = {
+            f"accuracy_{kind}_validation": entry[f"{name}_accuracy"] / 100
+            for kind, name in (("nat", "natural"), ("adv", "adversarial"))
+        }
+        self._write_scalars(step, numbers)
+        self._writer.flush()
+        self._clock.start()
+
+
+def check_finite(xent, step):
+    """Raises InputError if a loss is infinite or NaN."""
     if not math.isfinite(xent):
         raise InputError(
             f"the loss became {float(xent)} by step {step}; the newest checkpoint is from before. "
@@ -24,36 +164,23 @@ def _check_finite(xent, step):
         )
 
 
-def _print_output(progress, step, natural, numbers, kind, clock):
-    rate = clock.examples_per_second()
+def _lines(step, numbers, kind):
+    """The numbers of a step as the text that is printed."""
     lines = [
         f"Step {step}:    ({datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
-        f"    training nat accuracy {100 * natural:.4g}%",
+        f"    training nat accuracy {100 * numbers['accuracy_nat']:.4g}%",
     ]
     if kind == "adv":
-        lines.append(f"    training adv accuracy {100 * numbers['accuracy']:.4g}%")
-    lines.append(f"    training {kind} loss {numbers['xent']:.4f}")
-    if rate:
-        lines.append(f"    {rate:.1f} examples per second")
-    progress.write("\n".join(lines), file=sys.stdout)
-    sys.stdout.flush()
-
-
-def _write_summary(writer, step, numbers, kind, x, bounds):
-    # The originals' tags, each number twice: once to compare with the evaluation of a run, once
-    # to compare runs.
-    low, high = bounds
-    with writer.as_default(step=step):
-        for suffix in (f"{kind}_train", kind):
-            tf.summary.scalar(f"accuracy_{suffix}", numbers["accuracy"])
-            tf.summary.scalar(f"xent_{suffix}", numbers["xent"])
-        tf.summary.image(f"images_{kind}_train", (x - low) / (high - low), max_outputs=3)
-    writer.flush()
+        lines.append(f"    training adv accuracy {100 * numbers['accuracy_adv']:.4g}%")
+    lines.append(f"    training {kind} loss {numbers[f'xent_{kind}']:.4f}")
+    if "examples_per_second" in numbers:
+        lines.append(f"    {numbers['examples_per_second']:.1f} examples per second")
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass
-class _Clock:
-    """Training speed since the last output, without the time that outputs take."""
+class Clock:
+    """The training's speed since it was last asked for, without the time that telling it takes."""
 
     batch_size: int
     count: int = 0
@@ -72,8 +199,8 @@ class _Clock:
         return rate
 
 
-class _PlateauWarning:
-    """Says so when the loss has stayed at ln 10, a constant prediction, for 500 steps."""
+class PlateauWarning:
+    """Warns if the loss has stayed at ln 10, a constant prediction's, for 500 steps."""
 
     WINDOW = 500
     TOLERANCE = 0.02

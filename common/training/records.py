@@ -1,4 +1,4 @@
-"""JSON lists that a training adds to: read, or kept aside if they are damaged."""
+"""Reads the JSON lists that a training adds to, and keeps damaged ones aside."""
 
 import math
 import pathlib
@@ -8,11 +8,11 @@ from common.files import keep_aside, read_json
 
 
 def read(path, numbers):
-    """The entries of a record.
+    """Reads the entries of a record.
 
     Args:
-        path: of the JSON file.
-        numbers: names of what every entry holds as a finite number.
+        path: the JSON file's path.
+        numbers: the names of the finite numbers that every entry holds.
 
     Returns:
         A list of dicts, empty if there is no such file.
@@ -36,7 +36,7 @@ def read(path, numbers):
 
 
 def read_or_keep_aside(path, numbers):
-    """As `read`; a damaged file is renamed, which a printed line says, and nothing is returned."""
+    """Does as `read`, but renames a damaged file, prints that it did, and returns an empty list."""
     try:
         return read(path, numbers)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""runs.json of a training directory: what each start of the training ran on, and for how long."""
+"""runs.json of a training directory: the machine and the time of each run of the training."""
 
 import pathlib
 import time
@@ -13,16 +13,16 @@ NUMBERS = ("seconds",)
 
 
 class Runs:
-    """Appends a run to runs.json, and keeps its step and time up to date.
+    """Adds a run to runs.json, and keeps its step and time up to date.
 
     The file holds a list of {"command", "commit", "hardware", "versions", "data",
-    "first_step", "last_step", "seconds"}; steps and time are as of the run's newest checkpoint.
+    "first_step", "last_step", "seconds"}; steps and time are those of the run's newest checkpoint.
     A damaged file is kept aside, and the list begins anew.
 
     Args:
         directory: the training's directory.
         step: the step that the run begins with.
-        data: name of the images that are trained on.
+        data: the name of the training images.
     """
 
     def __init__(self, directory, step, data):
@@ -37,18 +37,18 @@ class Runs:
         self.update(step)
 
     def update(self, step):
-        """Writes that the run has come to `step`."""
+        """Writes that the run has reached `step`."""
         seconds = round(time.monotonic() - self._begin, 1)
         self._runs[-1].update(last_step=step, seconds=seconds)
         write_json(self._path, self._runs)
 
     def seconds(self):
-        """The time of all runs so far."""
+        """The time of all runs so far, in seconds."""
         return self._earlier + time.monotonic() - self._begin
 
 
 def read(directory):
-    """The entries of a training directory's runs.json; none if there is no such file.
+    """The entries of a training directory's runs.json, or an empty list without such a file.
 
     Raises:
         InputError: the file is damaged.

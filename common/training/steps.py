@@ -1,4 +1,12 @@
-"""The two sides of the min-max: the inner maximisation and the outer minimisation."""
+"""The two sides of the min-max (paper, equation 2.1):
+
+    min over weights of E[max over |delta| <= epsilon of loss(weights, x + delta, y)]
+
+A step of a training is its two sides, one after the other:
+
+    x_adv = perturb(x_nat, y, step)    # inner maximisation
+    xent, accuracy = update(x_adv, y)  # outer minimisation
+"""
 
 import dataclasses
 
@@ -6,6 +14,7 @@ import tensorflow as tf
 
 from common import checkpoints
 from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
+from common.training.optimizers import average_weights, copy_weights
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
@@ -40,39 +49,38 @@ def make_adversary(config, challenge, model, batch_statistics=False):
     return perturb
 
 
-def make_update(config, model, optimizer, reduce_loss, averaged=None):
+def make_update(config, model, optimizer, reduce_loss, result=None):
     """The outer minimisation, as function (x, y) to the cross-entropy and accuracy before its step.
 
     Args:
         config: the challenge's config.
-        model: keras.Model.
+        model: keras.Model whose weights the optimizer moves.
         optimizer: keras optimizer.
-        reduce_loss: from the cross-entropies of a batch to its loss.
-        averaged: keras.Model of the same network, whose weights a, with batch norm's averages,
-            become d a + (1 - d) w after step t, with d = min(`average_decay`, (1 + t) / (10 + t));
-            with no `average_decay` they are w.
+        reduce_loss: maps a batch's cross-entropies to its loss, as tf.reduce_sum.
+        result: keras.Model of the same network that gets the weights after each step, averaged if
+            `config.average_decay` says so; None if that is `model` itself.
     """
+    result = model if result is None else result
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
 
     @tf.function(reduce_retracing=not jit_compile, jit_compile=jit_compile)
     def update(x, y):
-        """One step of the outer minimisation; returns mean cross-entropy and accuracy before it."""
         with tf.GradientTape() as tape:
             logits = model(x, training=True)
             xent = xent_loss(logits, y)
             loss = reduce_loss(xent) + tf.add_n(model.losses or [0.0])
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
-        if averaged is not None:
-            count = tf.cast(optimizer.iterations, tf.float32)
-            decay = tf.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
-            for mean, weight in zip(averaged.weights, model.weights):
-                mean.assign(decay * mean + (1.0 - decay) * weight)
-        return tf.reduce_mean(xent), _accuracy(logits, y)
+        if config.average_decay:
+            average_weights(result, model, config.average_decay, optimizer.iterations)
+        elif result is not model:
+            copy_weights(result, model)
+        return tf.reduce_mean(xent), accuracy_of(logits, y)
 
     return update
 
 
-def _accuracy(logits, y):
+def accuracy_of(logits, y):
+    """The part of a batch that float32 logits (batch, classes) classify as `y` (batch,)."""
     return tf.reduce_mean(tf.cast(~is_misclassified(logits, y), tf.float32))

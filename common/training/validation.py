@@ -1,6 +1,6 @@
 """Accuracy on images that are not trained on, under a strong attack, while a training runs.
 
-A training against few or weak steps may look robust to its own attack and not be so (label
+A training against few or weak steps may look robust to its own attack without being so (label
 leaking, sudden collapse); an attack of many small steps shows it.
 """
 
@@ -31,7 +31,7 @@ class Validation:
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
         images: a `common.data.Split`; its first 500 images are taken.
-        directory: of the training.
+        directory: the training's directory.
     """
 
     def __init__(self, config, challenge, model, images, directory):
@@ -51,14 +51,14 @@ class Validation:
         self._entries = records.read_or_keep_aside(self._path, NUMBERS)
 
     def run(self, step, seconds):
-        """Evaluates the network as it is after `step` steps, and writes that down.
+        """Evaluates the network after `step` steps, and adds the result to validation.json.
 
         Args:
-            step: of the training.
-            seconds: function without arguments to the time that the training has taken.
+            step: the training's steps so far.
+            seconds: function without arguments that returns the training's time in seconds.
 
         Returns:
-            The numbers as one line of text.
+            The new entry of validation.json, a dict.
         """
         summary = self._evaluator.run(self._images.images, self._images.labels).summary()
         entry = {
@@ -67,17 +67,22 @@ class Validation:
             "natural_accuracy": summary["natural_accuracy"],
             "adversarial_accuracy": summary["adversarial_accuracy"],
         }
-        # A training that was killed goes on from before its last entries.
+        # A training that was killed resumes before its last entries.
         self._entries = [entry for entry in self._entries if entry["step"] < step] + [entry]
         write_json(self._path, self._entries)
+        return entry
+
+    def line(self, entry):
+        """What is printed of an entry."""
         return (
-            f"    validation after {step} steps: natural {entry['natural_accuracy']:.2f}%, "
+            f"    validation after {entry['step']} steps: "
+            f"natural {entry['natural_accuracy']:.2f}%, "
             f"{self._attack_name} {entry['adversarial_accuracy']:.2f}%"
         )
 
 
 def read(directory):
-    """The entries of a training directory's validation.json; none if there is no such file.
+    """The entries of a training directory's validation.json, or an empty list without such a file.
 
     Raises:
         InputError: the file is damaged.

@@ -52,11 +52,12 @@ def test_attack_throughput(tmp_path):
 
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
-    flags = ["--batch_size=2", "--rounds=1", "--loop_steps=0"]
+    flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
     done = run("training_throughput.py", *flags, f"--output_json={target}")
     assert done.returncode == 0, done.stderr
     result = json.loads(target.read_text())
     assert (result["batch_size"], result["num_steps"]) == (2, 40)
+    assert 0 < result["loop_share"] < 1
     for entry in result["implementations"].values():
         assert entry["examples_per_second"]["median"] > 0
         assert 0.1 < entry["peak_memory_gib"] < 20

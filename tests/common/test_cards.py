@@ -203,7 +203,7 @@ def test_export_model_refuses(training, tfds_dir, tmp_path):
 
 @pytest.mark.parametrize("challenge", [MNIST, CIFAR10], ids=lambda challenge: challenge.name)
 def test_the_shipped_robust_network_is_the_fast_recipes(challenge):
-    path = challenge.directory / "config_fast.json"
+    path = challenge.directory / "config_cpu.json"
     recipe = json.loads(make_config(challenge, (path, read_json(path))).to_json())
     trained = cards.read(challenge, challenge.shipped)["training"]
     places = {"model_dir", "data_dir"}
@@ -217,7 +217,7 @@ def test_the_shipped_robust_network_is_the_fast_recipes(challenge):
 
 
 def test_the_fgsm_trained_network_is_the_fast_recipes_but_for_what_the_recipe_says():
-    path = MNIST.directory / "config_fast.json"
+    path = MNIST.directory / "config_cpu.json"
     command = next(
         line
         for line in (MNIST.directory / "RECIPE.md").read_text().splitlines()

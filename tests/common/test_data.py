@@ -190,8 +190,8 @@ def test_a_pickle_that_would_run_code_is_refused(nothing_at_hand):
 @pytest.mark.parametrize(
     "content, expected",
     [
-        (b"no pickle", "is no CIFAR-10 batch: UnpicklingError"),
-        (pickle.dumps({b"data": 1}), "is no CIFAR-10 batch: KeyError"),
+        (b"no pickle", "is not a CIFAR-10 batch: UnpicklingError"),
+        (pickle.dumps({b"data": 1}), "is not a CIFAR-10 batch: KeyError"),
         (
             pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}, 2),
             r"expected uint8 data \(10000, 3072\) and 10,000 labels, got uint8 \(2, 3072\)",

@@ -23,7 +23,7 @@ from common.scripts.train import export_newest
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
 from tests.cifar10_challenge import test_model as cifar10
-from tests.common.test_resume import run as train
+from tests.common.training.test_resume import run as train
 from tests.mnist_challenge import test_model as mnist
 from tests.mnist_challenge.test_model import input_gradient, sum_xent
 from tests.test_scripts import ROOT

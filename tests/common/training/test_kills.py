@@ -19,9 +19,9 @@ from common.config import make_config
 from common.errors import InputError
 from common.files import Lock
 from common.training import optimizers
-from common.training.directory import _check_directory
+from common.training.directory import check
 from mnist_challenge.challenge import MNIST
-from tests.common.test_resume import TINY, checkpoint_arrays, run
+from tests.common.training.test_resume import TINY, checkpoint_arrays, run
 
 SETTINGS = {
     "scale": 1,
@@ -106,7 +106,7 @@ def restored():
     """A function from a training's directory to the step that it resumes at, which tidies it up."""
     config = make_config(MNIST, ("test", {**TINY, **SETTINGS}))
     model = MNIST.build_model(config)
-    optimizer = keras.optimizers.Adam(optimizers.PiecewiseSchedule(((0, 1e-4),)), epsilon=1e-8)
+    optimizer = keras.optimizers.Adam(optimizers.learning_rate(((0, 1e-4),)), epsilon=1e-8)
     optimizer.build(model.trainable_variables)
 
     def restore(directory):
@@ -182,7 +182,7 @@ def test_what_a_kill_or_a_full_disk_leaves_resumes_at_the_newest_whole_checkpoin
     torn = tear(state)
     lay(torn, tmp_path)
     config = make_config(MNIST, ("test", {**TINY, **SETTINGS}))
-    _check_directory(tmp_path, config, MNIST)
+    check(tmp_path, config, MNIST)
     assert restored(tmp_path)[0] == step
     notes = capsys.readouterr().out.splitlines()
     assert len(notes) <= 2 and all(" is unfinished (" in note for note in notes)

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 import types
 
 import keras
@@ -15,7 +14,6 @@ from cifar10_challenge.challenge import CIFAR10
 from common import data
 from common.config import make_config
 from common.training import loop, optimizers, steps
-from common.training.progress import _PlateauWarning
 from mnist_challenge.challenge import MNIST
 from tests.cifar10_challenge.test_model import pictures
 from tests.mnist_challenge.test_model import (
@@ -51,80 +49,6 @@ def recipe(monkeypatch):
     return recipe_of
 
 
-# Learning rates.
-
-
-def test_constant_schedule_changes_after_the_boundary_as_tensorflow_1():
-    schedule = optimizers.PiecewiseSchedule(ORIGINAL_RATES)
-    steps = [0, 1, 39999, 40000, 40001, 59999, 60000, 60001, 80000]
-    with tf.Graph().as_default(), tf1.Session() as session:
-        step = tf1.placeholder(tf.int64, [])
-        rate = tf1.train.piecewise_constant(step, [40000, 60000], [0.1, 0.01, 0.001])
-        expected = [session.run(rate, {step: value}) for value in steps]
-    assert [float(schedule(tf.constant(step))) for step in steps] == expected
-    assert expected == [np.float32(rate) for rate in 4 * [0.1] + 3 * [0.01] + 2 * [0.001]]
-
-
-def test_linear_schedule_interpolates_and_keeps_the_last_rate():
-    schedule = optimizers.PiecewiseSchedule(((0, 0.0), (10, 1.0), (30, 0.2)), linear=True)
-    rates = [float(schedule(step)) for step in (0, 5, 10, 15, 20, 30, 31, 1000)]
-    np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.8, 0.6, 0.2, 0.2, 0.2], rtol=1e-6)
-
-
-@pytest.mark.parametrize("linear", [False, True])
-def test_schedule_of_one_rate(linear):
-    assert float(optimizers.PiecewiseSchedule(((0, 0.5),), linear)(7)) == 0.5
-
-
-# Optimizers.
-
-
-def least_squares(weights):
-    """A loss that two weights of very different curvature are fitted to."""
-    return 0.5 * (weights[0] - 1.0) ** 2 + 2.0 * (weights[1] + weights[0]) ** 2
-
-
-def path_of(optimizer, num_steps):
-    """The weights after each step on `least_squares` from zero."""
-    weights = tf.Variable([0.0, 0.0])
-    path = []
-    for _ in range(num_steps):
-        with tf.GradientTape() as tape:
-            loss = least_squares(weights)
-        optimizer.apply([tape.gradient(loss, weights)], [weights])
-        path.append(weights.numpy())
-    return np.array(path)
-
-
-def test_momentum_is_tensorflow_1s_across_a_change_of_rate():
-    schedule = optimizers.PiecewiseSchedule(((0, 0.1), (5, 0.01)))
-    with tf.Graph().as_default(), tf1.Session() as session:
-        step = tf1.train.get_or_create_global_step()
-        rate = tf1.train.piecewise_constant(step, [5], [0.1, 0.01])
-        weights = tf1.Variable([0.0, 0.0])
-        minimise = tf1.train.MomentumOptimizer(rate, 0.9).minimize(least_squares(weights), step)
-        session.run(tf1.global_variables_initializer())
-        expected = []
-        for _ in range(12):
-            session.run(minimise)
-            expected.append(session.run(weights))
-
-    ours = path_of(optimizers.Momentum(schedule, momentum=0.9), 12)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
-    kerass = path_of(keras.optimizers.SGD(schedule, momentum=0.9), 12)
-    np.testing.assert_allclose(kerass[:6], expected[:6], rtol=1e-5, atol=1e-6)
-    assert np.abs(kerass - expected)[6:].max() > 0.01
-
-
-def test_momentum_by_hand():
-    optimizer = optimizers.Momentum(0.5, momentum=0.9)
-    weight = tf.Variable([1.0])
-    optimizer.apply([tf.constant([2.0])], [weight])  # v = 2
-    assert weight.numpy() == [0.0]
-    optimizer.apply([tf.constant([1.0])], [weight])  # v = 0.9 * 2 + 1
-    np.testing.assert_allclose(weight, [-1.4])
-
-
 # The outer minimisation, as the two train.py set it up.
 
 
@@ -145,7 +69,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
         expected = session.run(variables)
 
     np.testing.assert_allclose(means, np.array(losses) / 16, rtol=1e-5)
-    for weight, its, before in zip(model.get_weights(), expected, start):
+    for weight, its, before in zip(model.get_weights(), expected, start, strict=True):
         assert np.abs(its - before).max() > 9e-4  # ten steps of about 1e-4
         np.testing.assert_allclose(weight, its, atol=1e-6)
 
@@ -161,7 +85,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
     cifar10 = recipe(CIFAR10)
     update = steps.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
     assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
-    for variable, before, gradient in zip(model.trainable_variables, start, gradients):
+    for variable, before, gradient in zip(model.trainable_variables, start, gradients, strict=True):
         decay = 0.5 * before if variable.name == "kernel" else 0.0
         expected = before - 0.1 * (gradient + decay)
         np.testing.assert_allclose(variable, expected, atol=2e-5, err_msg=variable.path)
@@ -259,40 +183,12 @@ def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistic
 
     assert np.abs(x_adv - x).max() == 2.0
     moved = 0
-    for weight, old, new in zip(model.weights, before, expected):
+    for weight, old, new in zip(model.weights, before, expected, strict=True):
         np.testing.assert_allclose(weight, new, rtol=1e-5, atol=1e-6, err_msg=weight.path)
         moved += not np.array_equal(weight, old)
     assert moved == (2 * 31 if batch_statistics else 0)
 
 
-# The warning of a training that stands still.
-
-
-class Progress:
-    def __init__(self):
-        self.warnings = []
-
-    def write(self, text, file):
-        self.warnings.append(text)
-
-
-def warnings_at(losses):
-    progress, plateau = Progress(), _PlateauWarning()
-    for loss in losses:
-        plateau.watch(tf.constant(loss), progress)
-    return progress.warnings
-
-
-def test_plateau_warning():
-    constant = math.log(10)
-    (warning,) = warnings_at(500 * [constant])
-    assert "the loss stays at 2.30 = ln 10, a constant prediction" in warning
-    assert "--epsilon_warmup_steps" in warning
-    assert len(warnings_at(250 * [constant - 0.1] + 750 * [constant])) == 1  # the second window
-    for losses in (499 * [constant], 500 * [constant - 0.03], 500 * [constant + 0.03], 500 * [0.1]):
-        assert warnings_at(losses) == []
-
-
 def test_what_is_no_prediction_is_no_correct_one():
     logits = tf.constant([[3, 1, -np.inf], [3, 1, np.nan], [3, 1, np.inf], [1, 3, 0]], tf.float32)
-    assert steps._accuracy(logits, tf.constant([0] * 4)).numpy() == 0.25
+    assert steps.accuracy_of(logits, tf.constant([0] * 4)).numpy() == 0.25
