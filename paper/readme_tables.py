@@ -29,6 +29,23 @@ SPEED = ROOT / "benchmarks" / "results"
 MNIST_MODELS = ("adv_trained", "adv_trained_b", "fgsm_trained", "natural")
 CIFAR10_MODELS = ("simple_adv_trained", "simple_fgsm_trained", "simple_natural")
 
+# Network and rows of the README's table.
+SUMMARY = (
+    (
+        MNIST,
+        "adv_trained",
+        (
+            "natural",
+            "paper_fgsm",
+            "paper_pgd_40",
+            "paper_pgd_100",
+            "paper_pgd_100x20",
+            "paper_cw_plus",
+        ),
+    ),
+    (CIFAR10, "simple_adv_trained", ("natural", "paper_fgsm", "paper_pgd_7", "paper_pgd_20")),
+)
+
 # Network as the benchmarks name it, as the README does.
 SPEED_COLUMNS = {
     "mnist": "MNIST",
@@ -41,6 +58,26 @@ SPEED_COLUMNS = {
 def read_speed(name):
     """A file of a benchmark's results."""
     return read_json(SPEED / f"{name}.json")
+
+
+def summary_table():
+    """The few rows that a reader looks for first, as Markdown."""
+    lines = ["| | attack | paper | ours | command |", "|---|---|---|---|---|"]
+    for challenge, name, rows in SUMMARY:
+        card = cards.read(challenge, name)
+        config = card["training"]["config"]
+        for row in rows:
+            entry = cards.find(card, row)
+            flag = "" if row == "natural" else f" --preset={row}"
+            cells = [
+                challenge.name,
+                cards.full_title(entry),
+                str(cards.paper_accuracy(challenge, config, entry)),
+                _accuracy(entry),
+                f"`eval.py{flag}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def mnist_table():
@@ -64,7 +101,7 @@ def results_table(challenge, names):
     for card in own:
         for entry in card["results"]:
             rows.setdefault((entry["row"], entry["source"]), entry)
-    links = [f"[{name}]({challenge.directory.name}/models/{name}/README.md)" for name in names]
+    links = [f"[{name}](../{challenge.directory.name}/models/{name}/README.md)" for name in names]
     lines = [
         f"| attack | paper | leaderboard | {' | '.join(links)} |",
         "|---" * (3 + len(names)) + "|",
@@ -189,8 +226,13 @@ def _machine(name):
 
 
 TABLES = {
-    ROOT / "README.md": (mnist_table, cifar10_table, attack_speed_table, training_speed_table),
-    ROOT / "benchmarks" / "README.md": (autoattack_table,),
+    ROOT / "README.md": (summary_table,),
+    ROOT / "paper" / "README.md": (mnist_table, cifar10_table),
+    ROOT / "benchmarks" / "README.md": (
+        attack_speed_table,
+        training_speed_table,
+        autoattack_table,
+    ),
 }
 START, END = "<!-- table -->\n", "<!-- end -->"
 

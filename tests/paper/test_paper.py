@@ -146,10 +146,12 @@ def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(chal
 
 def test_python_of_the_readme_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    (code,) = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    attack, load = (ROOT / "README.md").read_text().split("```python\n")[1:]
     names = {}
-    exec(code.split("```")[0], names)
+    exec(attack.split("```")[0], names)
     assert names["x_adv"].shape == (50, 28, 28, 1)
+    exec(load.split("```")[0], names)
+    assert names["logits"].shape == (1, 10)
 
 
 def test_figures_are_of_a_challenge():
