@@ -15,9 +15,8 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app
-from common.scripts import compare as compare_lib
+    from common.scripts import app
+    from common.scripts import compare as comparison
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(compare_lib.compare, CIFAR10, compare_lib.define_flags)
+    app.run(comparison.compare, CIFAR10, comparison.define_flags, comparison.USES)

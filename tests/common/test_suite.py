@@ -161,7 +161,7 @@ def test_an_interrupted_suite_goes_on_to_the_same_result(evaluate, tmp_path, mon
     evaluate(*command, "--random_seed=1")
     assert state.exists()
     out = evaluate(*command, "--output_json=parts.json").out
-    assert f"fgsm,pgd: going on with {state.name}" in out and "\nfgsm: " in out
+    assert f"fgsm,pgd: resuming from {state.name}" in out and "\nfgsm: " in out
     assert timeless(tmp_path / "parts.json") == timeless(tmp_path / "whole.json")
     np.testing.assert_array_equal(np.load("a.npy"), examples)
     assert not state.exists()
@@ -187,7 +187,9 @@ def test_one_attack_goes_on_too(evaluate, tmp_path, monkeypatch):
             evaluate(*command, "--state_dir=states")
     assert [p.name for p in tmp_path.iterdir()] == ["states"]
     out = evaluate(*command, "--state_dir=states").out
-    assert out.replace(next(x for x in out.splitlines() if "going on" in x) + "\n", "") == whole
+    assert (
+        out.replace(next(x for x in out.splitlines() if "resuming from" in x) + "\n", "") == whole
+    )
     assert list((tmp_path / "states").iterdir()) == []
 
 

@@ -68,7 +68,7 @@ def at_each_poll(monkeypatch):
 
 
 def wait(training, loaded, seen):
-    return watch_lib._wait_for_checkpoint(MNIST, training.directory, loaded, seen)
+    return watch_lib.wait_for_checkpoint(MNIST, training.directory, loaded, seen)
 
 
 def nothing():
