@@ -3,10 +3,10 @@
 import dataclasses
 import pathlib
 
-from cifar10_challenge.fast_model import fast_logits
-from cifar10_challenge.model import PRECISIONS, WIDTHS, build_model, original_names, size_of
 from common import config, data
 from common.challenge import Challenge
+from cifar10_challenge.fast_model import fast_logits
+from cifar10_challenge.model import PRECISIONS, WIDTHS, build_model, original_names, size_of
 
 FGSM = {"epsilon": 8, "num_steps": 1, "step_size": 8, "random_start": False}
 PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 1}

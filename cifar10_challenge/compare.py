@@ -15,8 +15,8 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app, compare
+    from common.scripts import app
+    from common.scripts import compare as comparison
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(compare.compare, CIFAR10, compare.define_flags)
+    app.run(comparison.compare, CIFAR10, comparison.define_flags, comparison.USES)

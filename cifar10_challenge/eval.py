@@ -16,8 +16,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app, evaluate
+    from common.scripts import app, evaluate
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(evaluate.evaluate, CIFAR10, evaluate.define_eval_flags)
+    app.run(evaluate.evaluate, CIFAR10, evaluate.define_eval_flags, evaluate.USES)

@@ -15,8 +15,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app, export_model
+    from common.scripts import app, export_model
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(export_model.export_model, CIFAR10, export_model.define_flags)
+    app.run(export_model.export_model, CIFAR10, export_model.define_flags, export_model.USES)

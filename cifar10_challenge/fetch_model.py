@@ -18,9 +18,9 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
 from common import fetching
 from common.scripts import fetch_model
+from cifar10_challenge.challenge import CIFAR10
 
 _SHARE = "https://www.dropbox.com/s"
 _MAX_BYTES = 4_000_000_000  # a checkpoint with momentum has 370 million

@@ -14,9 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app, attack_file
-from common.scripts.flags import define_attack_flags
+    from common.scripts import app, attack_file, flags
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(attack_file.pgd_attack, CIFAR10, define_attack_flags)
+    app.run(attack_file.pgd_attack, CIFAR10, flags.define_attack_flags, attack_file.USES)

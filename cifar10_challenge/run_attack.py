@@ -14,8 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from cifar10_challenge.challenge import CIFAR10
-from common.scripts import app, attack_file
+    from common.scripts import app, attack_file
+    from cifar10_challenge.challenge import CIFAR10
 
-if __name__ == "__main__":
-    app.run(attack_file.run_attack, CIFAR10)
+    app.run(attack_file.run_attack, CIFAR10, uses=attack_file.SCORING)

@@ -1,8 +1,8 @@
-"""Model cards: what export_model.py does, in both challenges.
+"""Model cards: what a network was trained on and how, and its accuracy under published attacks.
 
-A shipped model is a directory with a SavedModel, its card.json and a README.md made from that. The
-card says what the network was trained on and how, and holds its accuracy under the challenge's
-`card_rows`, each with attack, number of images, time, hardware and commit.
+A shipped model is a directory with a SavedModel, its card.json and a README.md made from the card,
+which holds the accuracy under the challenge's `card_rows`, each with its attack, number of images,
+time, hardware and commit. export_model.py makes them.
 """
 
 import json
@@ -21,13 +21,13 @@ from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Opt
 from common.training import runs, validation
 
 CARD = "card.json"
-# What `config.adversary` means, in words.
+# The meaning of `config.adversary`, in words.
 TRAINING = {
     "pgd": "trained against PGD",
     "fgsm": "trained against FGSM",
     "none": "trained on natural images",
 }
-# The shapes of what a card holds and its readers rely on.
+# The shapes of the parts of a card that its readers rely on.
 _CONFIG = {
     "adversary": json_shapes.one_of(TRAINING),
     "training_batch_size": COUNT,
@@ -50,7 +50,7 @@ _ATTACK = {
     "random_start": BOOL,
     "num_restarts": COUNT,
 }
-_SHAPE = {
+SHAPE = {
     "name": TEXT,
     "parameters": COUNT,
     "weights_digest": TEXT,
@@ -80,25 +80,25 @@ _SHAPE = {
 
 
 def load_source(challenge, name):
-    """The card of a shipped model and its `LoadedModel`.
+    """Returns the card of a shipped model, and its `LoadedModel`.
 
     Raises:
-        InputError: there is no such model, or it has no card of `export_model`, or a damaged one.
+        InputError: there is no such model, or its card is missing, damaged or a fetched model's.
     """
     path = checkpoints.find_model(challenge, name)
-    card = _read_card(path)
+    card = find_card(path)
     if card is None:
         raise InputError(f"--sources: expected models with a {CARD} of export_model.py, got {path}")
     return card, checkpoints.load_model(challenge, path)
 
 
 def describe(challenge, training, loaded):
-    """The part of a card that tells what the network is and how it was trained.
+    """Returns the part of a card that tells what the network is and how it was trained.
 
     Raises:
         InputError: one of the training's records is damaged.
     """
-    own_runs = _runs_of(training)
+    own_runs = runs_of(training)
     config = json_shapes.read(training / "config.json", _CONFIG)
     parameters = int(sum(np.prod(weight.shape) for weight in loaded.model.trainable_weights))
     sample = challenge.load("sample")
@@ -121,21 +121,21 @@ def describe(challenge, training, loaded):
 
 
 def read(challenge, name):
-    """The card of a shipped model, as a dict.
+    """Returns the card of a shipped model, as a dict.
 
     Raises:
-        InputError: it has none, or one that is damaged.
+        InputError: there is no card, or it is damaged.
     """
     return read_from(challenge.directory / "models" / name)
 
 
 def read_from(directory):
-    """The card in the directory of a model, as a dict.
+    """Returns the card in a model's directory, as a dict.
 
     Raises:
-        InputError: there is none, or one that is damaged.
+        InputError: there is no card, or it is damaged.
     """
-    return json_shapes.read(pathlib.Path(directory) / CARD, _SHAPE)
+    return json_shapes.read(pathlib.Path(directory) / CARD, SHAPE)
 
 
 def write(challenge, directory, card):
@@ -145,7 +145,7 @@ def write(challenge, directory, card):
 
 
 def find(card, row, source=None):
-    """The card's result of a row, or None."""
+    """Returns the card's result of a row, or None."""
     for entry in card["results"]:
         if (entry["row"], entry["source"]) == (row, source):
             return entry
@@ -153,7 +153,7 @@ def find(card, row, source=None):
 
 
 def readme(challenge, card):
-    """A model's README, as Markdown."""
+    """Returns a model's README, as Markdown."""
     training = card["training"]
     config, run = training["config"], training["runs"][-1]
     shape = ", ".join(str(n) for n in ("batch", *challenge.image_shape))
@@ -167,6 +167,14 @@ def readme(challenge, card):
         f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. A SavedModel: signature "
         f"`serving_default`, input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
         "output `logits` (float32, (batch, 10)).",
+        "",
+        "```python",
+        f"model = tf.saved_model.load({json.dumps(_shown(card['name']))})  # this directory's path",
+        f"x = tf.ensure_shape(x, {(None, *challenge.image_shape)})  # float32",
+        'logits = model.signatures["serving_default"](image=x)["logits"]',
+        "```",
+        "",
+        "TensorFlow does not check the shape itself, and another one may end Python. Trained by:",
         "",
         "```",
         *(f"python {_command(command)}" for command in commands),
@@ -192,8 +200,45 @@ def readme(challenge, card):
     return "\n".join(lines)
 
 
+def published(challenge, row, path, source_path=None):
+    """Returns the published numbers beside a model's own: "paper 91.8, leaderboard 92.52".
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        row: "natural", or a preset of the challenge.
+        path: the model's path; its card or config.json says how it was trained.
+        source_path: the path of the model that the examples are made on; None for the same model.
+
+    Returns:
+        str, empty if nothing is published or it is not known how the model was trained.
+    """
+    settings = _training_settings(path)
+    entry = {"row": row, "source": None, "source_adversary": None}
+    if source_path is not None:
+        source = _training_settings(source_path)
+        entry.update(source="another", source_adversary=source and source["adversary"])
+    if settings is None or (entry["source"] and entry["source_adversary"] is None):
+        return ""
+    numbers = {
+        "paper": paper_accuracy(challenge, settings, entry),
+        "leaderboard": leaderboard_accuracy(challenge, settings, entry),
+    }
+    return ", ".join(f"{where} {number}" for where, number in numbers.items() if number != "")
+
+
+def _training_settings(path):
+    """Returns the config that a model was trained with, or None if that is not known."""
+    try:
+        card = find_card(path)
+        if card is not None:
+            return card["training"]["config"]
+        return json_shapes.read(path / "config.json", {"adversary": json_shapes.one_of(TRAINING)})
+    except InputError:
+        return None
+
+
 def _differences(challenge, config):
-    """The settings of a training that are not those of the challenge's config.json, in words."""
+    """Returns the settings in which a training differs from config.json, in words."""
     of_evaluation = NOT_OF_TRAINING - {"max_num_training_steps"}
     differences = [
         f"`{name}` {json.dumps(config[name])} ({json.dumps(value)})"
@@ -204,7 +249,7 @@ def _differences(challenge, config):
 
 
 def table(challenge, card):
-    """The table of a card's results, as lines of Markdown."""
+    """Returns the table of a card's results, as lines of Markdown."""
     settings = card["training"]["config"]
     lines = [
         "| attack | made on | accuracy | paper | leaderboard | images | time |",
@@ -223,7 +268,7 @@ def table(challenge, card):
 
 
 def paper_accuracy(challenge, settings, entry):
-    """The paper's number for a result, for a network trained with `settings`; "" for none."""
+    """Returns the paper's number for a result of a network trained with `settings`, or ""."""
     try:
         numbers = challenge.paper(settings)
     except (KeyError, TypeError):  # a network that is not the paper's
@@ -232,7 +277,10 @@ def paper_accuracy(challenge, settings, entry):
 
 
 def leaderboard_accuracy(challenge, settings, entry):
-    """The original leaderboard's number for the same attack on its robust network; "" for none."""
+    """Returns the original leaderboard's number under the same attack, or "".
+
+    The leaderboard's network is robust; other networks have no number.
+    """
     if settings["adversary"] != "pgd" or entry["source"]:
         return ""
     same = challenge.presets.get(entry["row"])
@@ -243,7 +291,7 @@ def leaderboard_accuracy(challenge, settings, entry):
 
 
 def title(settings):
-    """An attack's settings in words, as the paper's tables name them: "CW+, 40 steps of 0.01"."""
+    """Returns an attack's settings in the words of the paper's tables: "CW+, 40 steps of 0.01"."""
     if settings is None:
         return "none: natural images"
     is_cw = settings["loss_func"] == "cw"
@@ -257,16 +305,16 @@ def title(settings):
 
 
 def full_title(entry):
-    """A result's attack in words, and whose examples it is where they are another model's."""
+    """Returns a result's attack in words, with the source's name in a transfer."""
     text = title(entry["attack"])
     return f"{text}, made on {_shown(entry['source'])}" if entry["source"] else text
 
 
-def _read_card(directory):
-    """The card in a directory, or None if it has none, or that of a fetched model.
+def find_card(directory):
+    """Returns the card in a directory, or None if there is none or it is a fetched model's.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the card is damaged.
     """
     path = directory / CARD
     if not os.path.lexists(path):
@@ -275,11 +323,11 @@ def _read_card(directory):
     return None if is_fetched else read_from(directory)
 
 
-def _runs_of(training):
-    """The entries of runs.json, as a card holds them.
+def runs_of(training):
+    """Returns the entries of runs.json, as a card holds them.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     own_runs = runs.read(training)
     json_shapes.check(own_runs, [_RUN], training / runs.FILE)
@@ -287,7 +335,7 @@ def _runs_of(training):
 
 
 def _shown(text):
-    """Text of a file as it can stand in a line of its own reader."""
+    """Returns a file's text as it can stand in a line of ours."""
     return text if text.isprintable() else one_line(text)
 
 
@@ -298,7 +346,7 @@ def _machine(run):
 
 
 def _command(command):
-    """A run's command, quoted for a shell."""
+    """Returns a run's command, quoted for a shell."""
     try:
         words = shlex.split(command)
     except ValueError:  # a quotation mark without its other
@@ -307,7 +355,7 @@ def _command(command):
 
 
 def _cell(text):
-    """Text of a file as a cell of a table."""
+    """Returns a file's text as a cell of a table."""
     return _shown(text).replace("|", "\\|")
 
 

@@ -225,9 +225,10 @@ def load_model(challenge, model_dir):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"--model_dir: cannot load {path}: {one_line(error)}") from error
+    hint = "; Keras saves such a model as .keras, too" if path.suffix in (".h5", ".hdf5") else ""
     raise InputError(
         f"--model_dir: expected a training directory with a checkpoint, a SavedModel or a .keras "
-        f"file, got {path}"
+        f"file, got {path}{hint}"
     )
 
 
@@ -472,6 +473,7 @@ def export(model, path):
         InputError: it cannot be written; an existing one is unchanged.
     """
     path = pathlib.Path(path)
+    print(one_line(f"exporting the SavedModel {path} ..."), flush=True)  # it takes ten seconds
     # Keras's own export would write every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]

@@ -1,7 +1,7 @@
-"""config.json <-> frozen dataclass <-> absl flags.
+"""The settings of a challenge: config.json as a frozen dataclass.
 
 A value comes from the first of: its flag, the preset, the file given with --config, the
-challenge's own config.json. The originals' config files can be given as they are.
+challenge's own config.json. The originals' config files are taken unchanged.
 """
 
 import contextlib
@@ -13,22 +13,53 @@ from common import files
 from common.attack import check_radius
 from common.errors import InputError, one_line
 
-# The original code's names, and what they are called here.
+# The original code's names, and today's.
 OLD_NAMES = {
     "k": "num_steps",
     "a": "step_size",
     "tf_random_seed": "random_seed",
 }
-# Keys of original files that have no meaning here: one seed decides everything, and devices are
-# TensorFlow's choice.
+# Keys of original files that mean nothing here: one seed decides everything, and TensorFlow chooses
+# the devices.
 UNUSED_NAMES = ("_comment", "np_random_seed", "eval_on_cpu", "eval_checkpoint_steps", "optimizer")
-MOST = 2**31  # TensorFlow counts steps, images and seeds in int32, which end below it
-LARGEST = 3.4e38  # all else is float32, which ends soon after it
+MOST = 2**31  # TensorFlow counts steps, images and seeds in int32, which ends below it
+LARGEST = 3.4e38  # all other numbers are float32, which ends soon after it
 
 
-def key(help, parse):
-    """A setting: its help text, and its parser (value, pixel_range) that raises ValueError."""
-    return dataclasses.field(metadata={"help": help, "parse": parse})
+# What a script does; it has flags for the settings that this needs.
+TRAINING, ATTACK, EVALUATION = "training", "attack", "evaluation"
+ATTACK_FILE, SCORING = "attack file", "scoring"
+# What --help lists a setting under, in its order.
+GROUPS = {
+    "model": "What to attack",
+    ATTACK: "The attack",
+    EVALUATION: "The evaluation and its output",
+    TRAINING: "Training",
+}
+
+
+def key(help, parse, group=TRAINING, used_by=(TRAINING,)):
+    """A setting, as a dataclass field.
+
+    Args:
+        help: its help text.
+        parse: its parser (value, pixel_range), which raises ValueError. Its attribute `form` says
+            what --help shows behind the flag.
+        group: one of `GROUPS`.
+        used_by: the kinds of work that it changes: `TRAINING`, `ATTACK`, ...
+    """
+    metadata = {"help": help, "parse": parse, "group": group, "used_by": used_by}
+    return dataclasses.field(metadata=metadata)
+
+
+def _with_form(form):
+    """Decorator that gives a parser its `form`."""
+
+    def decorate(parse):
+        parse.form = form
+        return parse
+
+    return decorate
 
 
 def _fail(expected, value):
@@ -42,6 +73,7 @@ def _fail(expected, value):
 def integer(low, high=MOST):
     """Parser of whole numbers from `low` to below `high`."""
 
+    @_with_form("N")
     def parse(value, pixel_range):
         try:
             count = int(value)
@@ -58,6 +90,7 @@ def integer(low, high=MOST):
 def number(low=-LARGEST, high=LARGEST):
     """Parser of numbers from `low` to below `high`."""
 
+    @_with_form("X")
     def parse(value, pixel_range):
         try:
             if not isinstance(value, bool) and low <= float(value) < high:
@@ -69,6 +102,7 @@ def number(low=-LARGEST, high=LARGEST):
     return parse
 
 
+@_with_form("X|X/255")
 def pixels(value, pixel_range):
     """Parses a distance in pixel units; a fraction, as 8/255, is that part of the pixel range."""
     if isinstance(value, str) and value.count("/") == 1:
@@ -83,6 +117,7 @@ def pixels(value, pixel_range):
     return number()(value, pixel_range)
 
 
+@_with_form("true|false")
 def boolean(value, pixel_range):
     """Parses true or false."""
     names = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -94,22 +129,26 @@ def boolean(value, pixel_range):
 def one_of(*choices):
     """Parser of a word out of `choices`."""
 
+    @_with_form("|".join(choices))
     def parse(value, pixel_range):
         return value if value in choices else _fail(f"one of {', '.join(choices)}", value)
 
     return parse
 
 
+@_with_form("PATH")
 def path(value, pixel_range):
     """Parses the text of a path, in which a leading `~` is the home directory."""
     return files.expand_path(value) if isinstance(value, str) else _fail("text", value)
 
 
+@_with_form("PATH")
 def path_or_null(value, pixel_range):
     """Parses the text of a path, or null for none."""
     return None if value is None else path(value, pixel_range)
 
 
+@_with_form("JSON")
 def schedule(value, pixel_range):
     """Parses [[0, rate], [step, rate], ...], also as JSON text."""
     try:
@@ -124,6 +163,7 @@ def schedule(value, pixel_range):
         return _fail("[[0, rate], [step, rate], ...] with rising steps and no rate below 0", value)
 
 
+@_with_form("JSON")
 def attacks_or_null(value, pixel_range):
     """Parses [[0, num_steps, step_size], [from step, ...], ...], also as JSON text, or null."""
     try:
@@ -134,24 +174,37 @@ def attacks_or_null(value, pixel_range):
         count = integer(0)
         return tuple(
             (step, count(num_steps, None), pixels(step_size, pixel_range))
-            for (step, _), (_, num_steps, step_size) in zip(steps, rows)
+            for (step, _), (_, num_steps, step_size) in zip(steps, rows, strict=True)
         )
     except (TypeError, ValueError, OverflowError, RecursionError):
         return _fail("[[0, num_steps, step_size], ...] with rising first steps, or null", value)
 
 
+_ALL = (TRAINING, ATTACK, EVALUATION, SCORING)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every setting of a challenge; the field's metadata holds its help text and parser.
+    """Every setting of a challenge; a field's metadata is what `key` was given.
 
     Distances (epsilon, step_size) are in the challenge's pixel units.
     """
 
     model_dir: str = key(
-        "training directory (an original's too), SavedModel, .keras file or shipped model", path
+        "training directory (an original's too), SavedModel, .keras file or shipped model",
+        path,
+        "model",
+        _ALL,
     )
-    data_dir: str | None = key("TFDS directory, or one with the original data files", path_or_null)
-    random_seed: int = key("decides weights, data order, augmentation, random starts", integer(0))
+    data_dir: str | None = key(
+        "TFDS directory, or one with the original data files", path_or_null, "model", _ALL
+    )
+    random_seed: int = key(
+        "decides weights, data order, augmentation, random starts",
+        integer(0),
+        "model",
+        (TRAINING, ATTACK, EVALUATION),
+    )
     adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
     max_num_training_steps: int = key("training ends after this many steps", integer(1))
     num_output_steps: int = key("steps between printed accuracies", integer(1))
@@ -176,25 +229,48 @@ class Config:
     epsilon_warmup_steps: int = key(
         "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
     )
-    num_eval_examples: int = key("test images evaluated, from the first", integer(1))
-    eval_batch_size: int = key("images evaluated at a time", integer(1))
-    epsilon: float = key("radius of the ball, in pixel units or as 8/255", pixels)
-    num_steps: int = key("PGD steps", integer(0))
+    num_eval_examples: int = key(
+        "test images evaluated, from the first", integer(1), EVALUATION, (EVALUATION, SCORING)
+    )
+    eval_batch_size: int = key("images evaluated at a time", integer(1), EVALUATION, _ALL)
+    epsilon: float = key(
+        "radius of the ball, in pixel units or as 8/255",
+        pixels,
+        ATTACK,
+        (TRAINING, ATTACK, SCORING),
+    )
+    num_steps: int = key("PGD steps", integer(0), ATTACK, (TRAINING, ATTACK))
     attack_schedule: tuple | None = key(
         "training: PGD by [[from step, num_steps, step_size], ...]; null: num_steps and step_size",
         attacks_or_null,
     )
-    step_size: float = key("length of a PGD step, in pixel units or as 2/255", pixels)
-    random_start: bool = key("start PGD at a random point of the ball", boolean)
-    num_restarts: int = key("evaluation: an example must withstand this many runs", integer(1))
-    loss_func: str = key("loss that the attack maximises", one_of("xent", "cw"))
-    kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number())
-    round_to_8_bits: bool = key("round adversarial images to 256 levels a pixel", boolean)
+    step_size: float = key(
+        "length of a PGD step, in pixel units or as 2/255", pixels, ATTACK, (TRAINING, ATTACK)
+    )
+    random_start: bool = key(
+        "start PGD at a random point of the ball", boolean, ATTACK, (TRAINING, ATTACK)
+    )
+    num_restarts: int = key(
+        "evaluation: an example must withstand this many runs", integer(1), ATTACK, (ATTACK,)
+    )
+    loss_func: str = key(
+        "loss that the attack maximises", one_of("xent", "cw"), ATTACK, (TRAINING, ATTACK)
+    )
+    kappa: float = key(
+        "confidence of cw: 50 is the paper's CW+, 0 its CW", number(), ATTACK, (TRAINING, ATTACK)
+    )
+    round_to_8_bits: bool = key(
+        "round adversarial images to 256 levels a pixel", boolean, ATTACK, (ATTACK,)
+    )
     jit_compile: str = key(
         "XLA for the whole attack and training step; auto: on a GPU or TPU",
         one_of("auto", "yes", "no"),
+        ATTACK,
+        (TRAINING, ATTACK, EVALUATION),
     )
-    store_adv_path: str = key("attack file that is written or scored", path)
+    store_adv_path: str = key(
+        "attack file that is written or scored", path, EVALUATION, (ATTACK_FILE, SCORING)
+    )
 
     def to_json(self):
         """The settings as indented JSON text."""
@@ -224,17 +300,17 @@ def read_json(path):
     """The settings in a config file, under today's names.
 
     Raises:
-        InputError: there is no such file, it holds no JSON object, or a name twice.
+        InputError: the file cannot be read, is not a JSON object, or holds a name twice.
     """
     path = pathlib.Path(path)
     values = files.read_json(path, repeatable=("_comment",))
     if not isinstance(values, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(values).__name__}")
     if "a" in values and "step_size" in values:
-        # The files beside some published MNIST networks: there it is Adam's learning rate.
+        # In the files beside some published MNIST networks step_size is Adam's learning rate.
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
     if "data_path" in values:
-        # The originals' folder of data beside their config file, which not every user has.
+        # The originals keep their data beside the config file; not every user has that folder.
         folder = values.pop("data_path")
         with contextlib.suppress(InputError, OSError):
             if (path.parent / files.expand_path(str(folder))).is_dir():
@@ -247,16 +323,16 @@ def read_json(path):
 
 
 def make_config(challenge, *layers, norm="linf"):
-    """The challenge's config, from its own config.json and `layers`, of which later ones win.
+    """Makes the challenge's config from its own config.json and `layers`; later layers win.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        *layers: pairs (where from, {name: value}); the first word of the error, the settings.
-        norm: of the ball, "linf" or "l2", whose radius may be more than the pixel range.
+        *layers: pairs (source, {name: value}); an error begins with the source.
+        norm: the ball's norm, "linf" or "l2"; an L2 radius may exceed the pixel range.
 
     Raises:
-        InputError: an unknown name, a value of the wrong kind, or epsilon or step_size outside
-            what the norm allows; the message says what was expected.
+        InputError: a name is unknown, a value is of the wrong kind, or the norm does not allow
+            epsilon or step_size; the message says what was expected.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     own = challenge.directory / "config.json"

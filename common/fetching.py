@@ -1,4 +1,4 @@
-"""The networks that the original challenges published: downloaded, checked, made SavedModels."""
+"""Downloads and checks the networks that the original challenges published; makes SavedModels."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ _TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try ma
 
 
 class _ArchiveError(InputError):
-    """An archive that is not what it was to be; another download may bring another one."""
+    """An archive is not as expected; another download may bring another one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Source:
     """Where an archive of the originals is, and what is known of it.
 
     Attributes:
-        url: of a zip file that holds the directory of a TensorFlow 1 training.
-        sha256: the digest that the originals state, or None where they state none.
-        max_bytes: what the archive, and what is in it, may have at most.
+        url: the address of a zip file that holds the directory of a TensorFlow 1 training.
+        sha256: the digest that the originals state, or None if they state none.
+        max_bytes: the most bytes that the archive, and its content, may have.
         timeout: seconds without a byte after which a transfer counts as broken.
-        pauses: seconds to wait before each further try; they begin anew after every byte won.
+        pauses: seconds to wait before each further try; they begin anew after every byte that came.
     """
 
     url: str
@@ -63,19 +63,19 @@ def fetch(challenge, name, source, models_dir, from_file=None):
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        name: of the model.
+        name: the model's name.
         source: its `Source`.
-        models_dir: made if need be. A broken download leaves NAME.zip.part there, from which the
-            next call goes on.
-        from_file: path of the archive where it is at hand; None downloads it.
+        models_dir: the directory to write to; it is made if need be. A broken download leaves
+            NAME.zip.part there, from which the next call resumes.
+        from_file: path of the archive if it is at hand; None downloads it.
 
     Returns:
-        The path of the model.
+        The model's path.
 
     Raises:
         InputError: the archive cannot be had, has another digest than the originals state or holds
-            no checkpoint of the challenge's network; `models_dir` cannot be written, or another
-            process fetches the same model into it. Of a model nothing is left then.
+            no checkpoint of the challenge's network; `models_dir` cannot be written; or another
+            process fetches the same model into it. No part of a model is left then.
     """
     models_dir = pathlib.Path(models_dir)
     target = models_dir / name
@@ -93,7 +93,9 @@ def fetch(challenge, name, source, models_dir, from_file=None):
         else:
             archive = pathlib.Path(from_file)
             if not os.path.isfile(archive):
-                raise InputError(f"--from_file: expected a zip file, got {archive}, which is none")
+                raise InputError(
+                    f"--from_file: expected a zip file, got {archive}, which is not a file"
+                )
         try:
             _make_model(challenge, name, source, archive, target)
             if from_file is None:
@@ -108,16 +110,16 @@ def fetch(challenge, name, source, models_dir, from_file=None):
 
 
 def download(source, path):
-    """Downloads an archive, going on from what an earlier, broken download left in PATH.part.
+    """Downloads an archive, and resumes from what a broken download left in PATH.part.
 
     Args:
         source: a `Source`.
-        path: pathlib.Path of the file to write. It is there whole or not at all, and taken as it is
-            where it is there already.
+        path: pathlib.Path of the file to write. It is written whole or not at all; a file that is
+            already there is left alone.
 
     Raises:
-        InputError: the server does not answer, has no such file or a larger one than
-            `source.max_bytes`; or the disk does not take it, and what came is kept.
+        InputError: the server does not answer, has no such file or has one larger than
+            `source.max_bytes`; or the disk refuses what comes, and the part that came is kept.
     """
     if os.path.lexists(path):
         return
@@ -152,12 +154,12 @@ def unpack(archive, directory, max_bytes):
     Args:
         archive: path of the zip file.
         directory: pathlib.Path of a directory to make.
-        max_bytes: what its files may have together, counted as they are written.
+        max_bytes: the most bytes that its files may have together, counted as they are written.
 
     Raises:
-        InputError: it is no zip file or a damaged one, or it holds more than `max_bytes`, a file
-            that would lie outside of `directory`, or anything but plain files and directories. What
-            was unpacked until then is left to the caller.
+        InputError: it is not a zip file, or is damaged; or it holds more than `max_bytes`, a file
+            that would lie outside `directory`, or anything but plain files and directories. The
+            caller removes what was unpacked until then.
     """
     directory.mkdir()
     written = 0
@@ -190,12 +192,13 @@ def unpack(archive, directory, max_bytes):
         raise InputError(f"expected a zip file in {archive}: {one_line(error)}") from error
 
 
-def _default_directory(challenge):
+def default_directory(challenge):
+    """Returns the directory that fetched models are written to."""
     return challenge.directory / "models" / "published"
 
 
 def _is_fetched(name, target):
-    """Whether the model is there, which a line says; raises InputError if something else is."""
+    """Returns whether the model is there, and says so; raises InputError if something else is."""
     if os.path.isfile(target / "saved_model.pb"):
         print(one_line(f"{name}: already in {target}; delete that to fetch it again"))
         return True
@@ -217,10 +220,10 @@ def _alone(models_dir, name):
     """Keeps other processes from fetching the same model; any end of this one releases it.
 
     Yields:
-        Whether it could be made sure that there are none.
+        Whether it is certain that no other process does.
 
     Raises:
-        InputError: there is one.
+        InputError: another process does.
     """
     path, file = models_dir / f".{name}.lock", None
     try:
@@ -243,11 +246,11 @@ def _alone(models_dir, name):
 
 
 def _locked(path):
-    """A new file that is locked until it is closed, or None on a system without locks.
+    """Returns a new file that is locked until it is closed, or None on a system without locks.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: there cannot be one.
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be made or locked.
     """
     while fcntl is not None:
         file = path.open("a")
@@ -263,7 +266,7 @@ def _locked(path):
 
 
 def _remove_left_over(models_dir, name):
-    """Removes what a killed fetch of this model has left, but for the part of a download."""
+    """Removes what a killed fetch of this model has left, except the part of a download."""
     left_over = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as tempfile names it
     for path in models_dir.iterdir():
         if left_over.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -275,7 +278,7 @@ def _size(path):
 
 
 class _Part:
-    """The file that a download is written to; what the disk refuses is no fault of the network."""
+    """The file that a download is written to; it tells the disk's errors from the network's."""
 
     def __init__(self, path, mode):
         self._path = path
@@ -303,9 +306,9 @@ class _Part:
 
 
 def _transfer(source, part):
-    """Appends to `part` what it lacks, in one request; raises OSError where that may be repeated.
+    """Appends to `part` what it lacks, in one request; an OSError means that a retry may succeed.
 
-    Should the server's file have changed since `part` was begun, its checksums will not fit.
+    If the server's file has changed since `part` was begun, the checksums will not fit.
     """
     size = _size(part)
     headers = {"Range": f"bytes={size}-"} if size else {}
@@ -317,7 +320,7 @@ def _transfer(source, part):
         if error.code == 416:
             if error.headers["Content-Range"] == f"bytes */{size}":
                 return  # it lacks nothing
-            part.unlink(missing_ok=True)  # it is no part of that file
+            part.unlink(missing_ok=True)  # it is not a part of that file
         elif error.code < 500 and error.code not in _TRANSIENT:
             raise InputError(f"cannot download {source.url}: {error}") from None
         raise
@@ -355,7 +358,7 @@ def _check_member(archive, member):
     path = pathlib.PureWindowsPath(member.filename)
     if path.anchor or ".." in path.parts or "\\" in member.filename:
         raise InputError(f"expected paths within {archive}, got {member.filename!r}")
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the archive was not made on Unix
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InputError(
             f"expected plain files in {archive}, got a link or device: {member.filename!r}"
@@ -397,7 +400,7 @@ def _make_model(challenge, name, source, archive, target):
         write_json(new / "card.json", card)
         new.rename(target)
     network = ", ".join(f"{setting} {value}" for setting, value in card["network"].items())
-    known = "as published" if source.sha256 else "none is published"
+    known = "as published" if source.sha256 else "no digest is published"
     print(f"{name}: step {step}, {network}, {card['parameters']:,} parameters")
     print(f"sha256 of the archive: {whole['sha256']} ({known})")
     print(one_line(f"SavedModel in {target}"))
@@ -423,13 +426,13 @@ def _describe(path):
 
 
 def _check_digest(source, archive, whole, data):
-    """Raises InputError where neither an archive nor its data file has the published digest.
+    """Raises InputError if neither an archive nor its data file has the published digest.
 
-    The originals call it the digest of their model file, which is the archive by what their own
-    fetch_model.py prints and could be the checkpoint's data file by the words.
+    The originals call it the digest of their model file. By the output of their fetch_model.py
+    that is the archive; by the words it could be the checkpoint's data file.
     """
     digests = [whole["sha256"]]
-    if len(data) == 1:  # else the true file might lie beside the one that is used
+    if len(data) == 1:  # otherwise the true file might lie beside the one that is used
         digests += [file["sha256"] for file in data.values()]
     if source.sha256 is not None and source.sha256 not in digests:
         raise InputError(

@@ -1,8 +1,8 @@
-"""JSON files of which the reader knows the shape: read as that, or refused in one line.
+"""JSON files whose shape the reader knows: a file of another shape is refused in one line.
 
 A shape is a dict from names to the shapes of their values, a list with the shape of every entry
-(and then ... if there must be one), a `Nullable` or `Optional` shape, or a `Kind`. An object may
-hold more than its shape names.
+(and then ... if there must be an entry), a `Nullable` or `Optional` shape, or a `Kind`. An object
+may hold more than its shape names.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ _DEEPEST = 50  # objects and lists within each other
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Values that hold no others.
+    """A kind of values that hold no other values.
 
     Attributes:
-        words: what they are, for messages.
-        includes: function from any JSON value to whether it is one.
+        words: what such a value is, for messages.
+        includes: function from any JSON value to whether it is of this kind.
     """
 
     words: str
@@ -31,17 +31,17 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Nullable:
-    """What may be null."""
+    """A value that may be null."""
 
     shape: Any
 
 
 class Optional(Nullable):
-    """What may be null, or missing in an object."""
+    """A value that may be null, or missing in an object."""
 
 
 def one_of(values):
-    """The `Kind` of these texts."""
+    """Returns the `Kind` of these texts."""
     return Kind(f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values)
 
 
@@ -62,14 +62,14 @@ NUMBER = Kind(
 
 
 def read(path, shape):
-    """What a JSON file holds, which is as `shape` says.
+    """Returns what a JSON file holds, if it has the given shape.
 
     Args:
-        path: of the file.
+        path: the file's path.
         shape: see above.
 
     Raises:
-        InputError: it cannot be read, is not JSON, or is otherwise.
+        InputError: the file cannot be read, is not JSON, or has another shape.
     """
     value = read_json(path)
     check(value, shape, path)
@@ -77,7 +77,7 @@ def read(path, shape):
 
 
 def check(value, shape, path):
-    """Raises InputError, with the file that it came from, unless `value` is as `shape` says."""
+    """Raises InputError, which names the file, unless `value` has the given shape."""
     if _depth(value) > _DEEPEST:
         raise InputError(f"{path}: expected at most {_DEEPEST} levels, got more")
     fault = _fault(value, shape, "")
@@ -86,17 +86,20 @@ def check(value, shape, path):
 
 
 def read_or_keep_aside(path, shape, consequence, is_own=None):
-    """As `read`; None if there is no file, and also if it is damaged, which then is renamed.
+    """Reads a file as `read` does; a damaged file is renamed, and a printed line says so.
 
     Args:
-        path: of the file.
+        path: the file's path.
         shape: see above.
         consequence: what happens without the file, for the line that is printed.
-        is_own: function from the value to whether it is what the caller looks for; another one is
-            renamed, too. None takes all.
+        is_own: function from the value to whether it is what the caller looks for; a file with
+            another value is renamed, too. None takes every value.
+
+    Returns:
+        What the file holds, or None if there is no file or it was renamed.
 
     Raises:
-        InputError: it cannot be renamed.
+        InputError: the file cannot be renamed.
     """
     if not os.path.lexists(path):
         return None
@@ -124,7 +127,7 @@ def _depth(value):
 
 
 def _fault(value, shape, name):
-    """What is not as `shape` says, or None; `name` is where `value` lies in the file."""
+    """Returns what has another shape, or None; `name` is where `value` lies in the file."""
     place = f" as {one_line(name)}" if name else ""
     if isinstance(shape, Nullable):
         return None if value is None else _fault(value, shape.shape, name)

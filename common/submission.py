@@ -18,8 +18,8 @@ _CHUNK = 500  # images checked at a time, to bound the memory
 def save(path, x_adv, challenge, note):
     """Writes an attack file, atomically, and beside it PATH.json.
 
-    The note of an earlier file goes before the new file comes, so that a run that is killed here
-    leaves no note of another file.
+    The note of an earlier file is removed before the new file is written, so that a run that is
+    killed in between leaves no wrong note.
 
     Args:
         path: the .npy file.
@@ -28,7 +28,8 @@ def save(path, x_adv, challenge, note):
         note: dict for the .json: model, digest, attack, seed.
 
     Raises:
-        InputError: the file cannot be written, and is as before; or its note cannot.
+        InputError: the file cannot be written, and an earlier one is as before; or its note cannot
+            be written.
     """
     buffer = io.BytesIO()
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
@@ -50,18 +51,18 @@ def check_writable(flag, path):
     """Raises InputError, before any work is done, if `save` could not write to `path`.
 
     Args:
-        flag: that gave the path; the message begins with it.
-        path: of the .npy file.
+        flag: the flag that gave the path; the message begins with it.
+        path: the .npy file's path.
     """
     files.check_writable(flag, path)
     files.check_writable(flag, _note_path(path))
 
 
 def load(path):
-    """The array in a .npy file; pickled objects are never read.
+    """Returns the array in a .npy file; pickled objects are never read.
 
     Raises:
-        InputError: there is no such file, or it holds no plain array.
+        InputError: there is no such file, or it does not hold a plain array.
     """
     try:
         with open(path, "rb") as file:
@@ -75,9 +76,9 @@ def load(path):
 
 
 def load_note(path):
-    """The dict beside an attack file; empty if there is none, or one of another file.
+    """Returns the note beside an attack file as a dict, empty if there is none of this file.
 
-    One that is damaged counts as none, which a line says.
+    A damaged note counts as none, and a printed line says so.
     """
     if not os.path.lexists(_note_path(path)):
         return {}
@@ -96,35 +97,54 @@ def check(x_adv, x_nat, challenge, epsilon):
     """Raises InputError unless `x_adv` obeys the challenge's rules.
 
     Args:
-        x_adv: array of any shape and dtype, as it came from the file.
+        x_adv: array of any shape and dtype, as it came from the file. MNIST images may also have
+            the shape (28, 28) or (28, 28, 1).
         x_nat: float32 images (n, height, width, channels) in the challenge's bounds.
         challenge: a `common.challenge.Challenge`.
-        epsilon: radius of the ball, in pixel units.
+        epsilon: the ball's radius, in pixel units.
 
     Raises:
-        InputError: shape, dtype, NaN, pixel range or distance; with the first bad image.
+        InputError: the shape, dtype, pixel range or distance is wrong, or a pixel is NaN; the
+            message names the first bad image, and hints at what was probably meant.
     """
-    shape = (len(x_nat), *challenge.submission_shape)
-    if x_adv.shape != shape:
-        raise InputError(f"Invalid shape: expected {shape}, found {x_adv.shape}")
+    shape, image_shape = (len(x_nat), *challenge.submission_shape), challenge.image_shape
+    image_shapes = [challenge.submission_shape, image_shape]
+    image_shapes += [image_shape[:2]] * (image_shape[2] == 1)
+    if x_adv.shape[1:] not in image_shapes or len(x_adv) != len(x_nat):
+        hint = ""
+        if x_adv.shape[1:] in image_shapes and 0 < len(x_adv) < len(x_nat):
+            hint = f"; --num_eval_examples={len(x_adv)} takes the first {len(x_adv):,} test images"
+        raise InputError(f"Invalid shape: expected {shape}, found {x_adv.shape}{hint}")
     if not (np.issubdtype(x_adv.dtype, np.floating) or np.issubdtype(x_adv.dtype, np.integer)):
         raise InputError(f"Invalid dtype: expected real numbers, found {x_adv.dtype}")
     low, high = challenge.bounds
     for start in range(0, len(x_nat), _CHUNK):
         part = x_adv[start : start + _CHUNK].astype(np.float64).reshape(-1, *challenge.image_shape)
         distance = np.abs(part - x_nat[start : start + _CHUNK])
-        # Written so that NaN is bad.
+        # NaN fails every comparison, and is bad.
         is_good = (part >= low - TOLERANCE) & (part <= high + TOLERANCE)
         is_good &= distance <= epsilon + TOLERANCE
         is_good = is_good.reshape(len(part), -1).all(axis=1)
         if not is_good.all():
             first = int(np.argmin(is_good))
             fault = _fault(part[first], distance[first], challenge.bounds, epsilon)
-            raise InputError(f"{fault} (image {start + first}, counted from 0)")
+            hint = _hint_at_units(x_adv, x_nat, challenge.bounds)
+            raise InputError(f"{fault} (image {start + first}, counted from 0){hint}")
+
+
+def _hint_at_units(x_adv, x_nat, bounds):
+    """Returns a hint if the pixels of a file seem to be in other units than the challenge's."""
+    (low, high), least, most = bounds, np.min(x_adv), np.max(x_adv)
+    stated = f"pixels are in [{low:g}, {high:g}]"
+    if high == 1 and least >= -TOLERANCE and 2 < most <= 255 + TOLERANCE:
+        return f"; {stated}: divide pixels in [0, 255] by 255"
+    if high == 255 and least >= -TOLERANCE and most <= 1 + TOLERANCE and np.max(x_nat) > 2:
+        return f"; {stated}: multiply pixels in [0, 1] by 255"
+    return ""
 
 
 def _fault(image, distance, bounds, epsilon):
-    """What is wrong with one image that breaks a rule."""
+    """Returns what is wrong with one image that breaks a rule."""
     low, high = bounds
     if np.isnan(image).any():
         return "Invalid pixels: expected numbers, found NaN"

@@ -15,8 +15,8 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common.scripts import app, compare
-from mnist_challenge.challenge import MNIST
+    from common.scripts import app
+    from common.scripts import compare as comparison
+    from mnist_challenge.challenge import MNIST
 
-if __name__ == "__main__":
-    app.run(compare.compare, MNIST, compare.define_flags)
+    app.run(comparison.compare, MNIST, comparison.define_flags, comparison.USES)

@@ -16,8 +16,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common.scripts import app, evaluate
-from mnist_challenge.challenge import MNIST
+    from common.scripts import app, evaluate
+    from mnist_challenge.challenge import MNIST
 
-if __name__ == "__main__":
-    app.run(evaluate.evaluate, MNIST, evaluate.define_eval_flags)
+    app.run(evaluate.evaluate, MNIST, evaluate.define_eval_flags, evaluate.USES)

@@ -15,8 +15,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common.scripts import app, export_model
-from mnist_challenge.challenge import MNIST
+    from common.scripts import app, export_model
+    from mnist_challenge.challenge import MNIST
 
-if __name__ == "__main__":
-    app.run(export_model.export_model, MNIST, export_model.define_flags)
+    app.run(export_model.export_model, MNIST, export_model.define_flags, export_model.USES)

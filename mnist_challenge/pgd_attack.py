@@ -14,9 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common.scripts import app, attack_file
-from common.scripts.flags import define_attack_flags
-from mnist_challenge.challenge import MNIST
+    from common.scripts import app, attack_file, flags
+    from mnist_challenge.challenge import MNIST
 
-if __name__ == "__main__":
-    app.run(attack_file.pgd_attack, MNIST, define_attack_flags)
+    app.run(attack_file.pgd_attack, MNIST, flags.define_attack_flags, attack_file.USES)

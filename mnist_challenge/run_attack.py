@@ -14,8 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from common.scripts import app, attack_file
-from mnist_challenge.challenge import MNIST
+    from common.scripts import app, attack_file
+    from mnist_challenge.challenge import MNIST
 
-if __name__ == "__main__":
-    app.run(attack_file.run_attack, MNIST)
+    app.run(attack_file.run_attack, MNIST, uses=attack_file.SCORING)

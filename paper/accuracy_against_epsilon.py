@@ -37,8 +37,8 @@ from common.attack import PGD, Boundary, maker
 from common.errors import InputError, one_line
 from common.evaluation.presets import make_evaluator
 from common.evaluation.results import Trial, wilson_interval
+from common.evaluation.subject import load_test_images, model_path
 from common.evaluation.suites import with_gradient
-from common.scripts import models
 from common.scripts.flags import define_path, refuse_attack_settings, split
 from paper import challenges
 
@@ -158,11 +158,11 @@ def draw(challenge, config, flag_values):
             raise InputError(f"--epsilons: expected numbers, got {flag_values.epsilons}") from None
         if (np.diff(epsilons) <= 0).any():
             raise InputError(f"--epsilons: expected rising numbers, got {flag_values.epsilons}")
-    images = models.load_test_images(config, challenge)
+    images = load_test_images(config, challenge)
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     count, number = len(images.images), 0
     for model_dir in config.model_dir.split(","):
-        path = models.model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
+        path = model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
         loaded = checkpoints.load_model(challenge, path)
         for attack in names:
             title = f"{pathlib.Path(model_dir).name}, {attack}"

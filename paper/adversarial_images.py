@@ -32,8 +32,8 @@ from absl import flags
 from common import checkpoints, files
 from common.attack import ATTACKS, make_attack
 from common.errors import one_line
+from common.evaluation.subject import model_path
 from common.evaluation.suites import with_gradient
-from common.scripts import models
 from common.scripts.flags import define_path, refuse_unused_settings
 from paper import challenges
 
@@ -51,7 +51,7 @@ def draw(challenge, config, flag_values):
     figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
     panels = figure.subfigures(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names):
-        path = models.model_path(dataclasses.replace(config, model_dir=name), challenge)
+        path = model_path(dataclasses.replace(config, model_dir=name), challenge)
         logits = checkpoints.load_model(challenge, path).logits
         attacked = with_gradient(logits)
         attack = make_attack(flag_values.attack, attacked, config, challenge.bounds)

@@ -30,8 +30,8 @@ from absl import flags
 from common import checkpoints, files
 from common.attack import project, uniform_start, xent_loss
 from common.errors import one_line
+from common.evaluation.subject import model_path
 from common.evaluation.suites import with_gradient
-from common.scripts import models
 from common.scripts.flags import define_path
 from paper import challenges
 
@@ -80,7 +80,7 @@ def draw(challenge, config, flag_values):
     names = config.model_dir.split(",")
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.3), squeeze=False)
     for axis, name in zip(axes[0], names):
-        path = models.model_path(dataclasses.replace(config, model_dir=name), challenge)
+        path = model_path(dataclasses.replace(config, model_dir=name), challenge)
         loaded = checkpoints.load_model(challenge, path)
         model = with_gradient(loaded.logits)
         along = losses_along_pgd(model, x_nat, y, config, challenge.bounds)

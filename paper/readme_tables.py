@@ -19,7 +19,7 @@ from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
 from common.files import read_json, write_atomically
-from common.scripts.app import fail
+from common.scripts import app
 from mnist_challenge.challenge import MNIST
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -257,15 +257,18 @@ def fill_in(path):
     return before
 
 
-def main():
-    """Writes all READMEs, or none if a table cannot be made."""
+def main(words=()):
+    """Writes all READMEs, or none if a table cannot be made.
+
+    Args:
+        words: the command line's words that are not flags.
+    """
+    if words:
+        raise InputError(f"expected no words, got {' '.join(words)!r}")
     texts = {path: fill_in(path) for path in TABLES}
     for path, text in texts.items():
         write_atomically(path, text.encode())
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        fail(error)
+    app.run_words(main)

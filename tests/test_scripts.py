@@ -194,15 +194,16 @@ def test_attack_file_from_making_to_scoring(mnist_dir, tfds_dir, tmp_path):
 
 def test_cifar10_trains_resumes_evaluates_and_is_attacked(tfds_dir, tmp_path):
     folder = ROOT / "cifar10_challenge"
-    few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", *CIFAR10_TINY)
+    few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", "--num_steps=1")
+    tiny = ("--model_dir=run", *CIFAR10_TINY)
     at = {"cwd": tmp_path, "data_dir": tfds_dir}
-    run(folder / "train.py", "--max_num_training_steps=1", *few, **at)
-    out = run(folder / "train.py", "--max_num_training_steps=2", *few, **at)
+    run(folder / "train.py", "--max_num_training_steps=1", *tiny, **at)
+    out = run(folder / "train.py", "--max_num_training_steps=2", *tiny, **at)
     assert "resuming at step 1 of 2" in out
     assert "adversarial: " in run(folder / "eval.py", *few, **at)
     out = run(folder / "pgd_attack.py", *few, **at)
     accuracy = out.split("Accuracy under attack: ")[1].splitlines()[0]
-    assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, **at)
+    assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few[:3], **at)
     assert np.load(tmp_path / "attack.npy").shape == (10, 32, 32, 3)
 
 
@@ -213,7 +214,14 @@ def test_cifar10_trains_resumes_evaluates_and_is_attacked(tfds_dir, tmp_path):
         ("cifar10_challenge/train.py", ("--epsilon=0.03",), "pixels are in [0, 255]"),
         ("mnist_challenge/eval.py", ("--preset=paper",), "--preset: expected one of paper_fgsm"),
         ("mnist_challenge/run_attack.py", (), "cannot read the attack file attack.npy"),
-        ("mnist_challenge/eval.py", ("--num_step=3",), "Unknown command line flag 'num_step'"),
+        ("mnist_challenge/eval.py", ("--num_step=3",), "Did you mean: num_steps"),
+        (
+            "mnist_challenge/eval.py",
+            ("--scale=1",),
+            "--scale: expected a setting that eval.py uses",
+        ),
+        ("cifar10_challenge/train.py", ("--num_restarts=2",), "expected a setting that train.py"),
+        ("cifar10_challenge/eval.py", ("--nobatch_statistics",), "--nobatch_statistics: expected"),
         (
             "mnist_challenge/eval.py",
             ("--watch", "--model_dir=adv_trained"),
@@ -232,8 +240,11 @@ def test_the_readme_command_without_data_or_network(tmp_path):
     out = run(ROOT / "mnist_challenge" / "eval.py", "--num_eval_examples=100", cwd=tmp_path)
     lines = out.splitlines()
     assert "shipped sample: 1,000 images" in out
-    assert float(lines[-4].removeprefix("natural: ").rstrip("%")) > 95
-    assert float(lines[-3].removeprefix("adversarial: ").rstrip("%")) > 80
+    number, _, published = lines[-4].removeprefix("natural: ").partition("% ")
+    assert float(number) > 95 and published == "(paper 98.8, leaderboard 98.53)"
+    number, _, published = lines[-3].removeprefix("adversarial: ").partition("% ")
+    assert float(number) > 80 and published == "(paper 93.2)"
+    assert "preset: paper_pgd_40" in lines
 
 
 def test_a_shipped_name_is_taken_by_every_script(tmp_path):

@@ -25,25 +25,24 @@ from common.interruption import Interrupted, Interruption
 class Evaluator:
     """Evaluates one model under attacks, compiled once and used for any number of checkpoints.
 
-    The random numbers of an example do not depend on `batch_size`. The rounding of float32 may:
-    it can flip the sign of a tiny gradient, and with it single pixels, so that single images come
-    out otherwise with another size.
+    An example's random numbers do not depend on `batch_size`. The rounding of float32 may: it can
+    flip the sign of a tiny gradient, and thereby change single pixels of single images.
 
     Args:
         model: callable from float32 images to logits of any floating dtype.
-        trials: list of `Trial`, run in turn; none leaves natural accuracy.
+        trials: list of `Trial`, run in turn; an empty list leaves natural accuracy.
         to_pixels: function from uint8 images to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
         seed: int within int32, which decides the random numbers.
-        spare_misclassified: an example that the model misclassifies as it is counts as broken, and
-            is not attacked. Otherwise it is, as the original code does, and counts as correct
-            where all attacks happen to correct it.
-        each_alone: give every attack what the others broke too. That changes nothing but the time
-            and `TrialResult.accuracy_alone`.
-        show_progress: a bar with the remaining time, on stderr.
+        spare_misclassified: an example whose natural image is misclassified counts as broken and
+            is not attacked. Otherwise it is attacked, as in the original code, and counts as
+            correct if all attacks happen to correct it.
+        each_alone: give every attack what the others broke, too. This changes only the time and
+            `TrialResult.accuracy_alone`.
+        show_progress: show a bar with the remaining time on stderr.
 
     Raises:
-        InputError: batch_size or seed is not a whole number of its range.
+        InputError: batch_size or seed is not a whole number in its range.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Evaluator:
         def classify(x, y):
             logits = as_logits(model(x), x)
             num_classes = tf.shape(logits)[1]
-            # Whether the labels are classes is only known once this has run.
+            # Only once this has run is it known whether the labels are classes.
             y = tf.minimum(y, num_classes - 1)
             return ~is_misclassified(logits, y), xent_loss(logits, y), num_classes
 
@@ -80,48 +79,61 @@ class Evaluator:
     def run(self, images, labels, state=None, report=None):
         """Evaluates uint8 images (n, height, width, channels).
 
-        An example once broken is not attacked again, and batches stay full for as long as enough
-        examples stand: where one restart runs out of them, the next begins. As an example's random
-        start depends on its number and the restart's, and not on its batch, that changes nothing
-        but the time.
+        An example once broken is not attacked again. Batches stay full as long as enough examples
+        stand: the next restart begins in the batch in which one restart ends. This changes only the
+        time, since an example's random start depends on its number and its restart's number alone.
 
-        With a `state` Ctrl-C and SIGTERM end the evaluation after the batch in hand, and the next
-        call goes on from there to the same result as without a break.
+        With a `state`, Ctrl-C and SIGTERM end the evaluation after the batch in hand, and the next
+        call resumes there, to the same result as without a break.
 
         Args:
             images: the examples.
-            labels: of these, as `common.attack.Attack.perturb` takes them.
+            labels: their labels, as `common.attack.Attack.perturb` takes them.
             state: a `State`, or None to start anew and keep nothing.
             report: function that is called with each attack's `TrialResult` when it is done; after
-                a break with those of before it, too.
+                a break with the earlier ones again.
 
         Returns:
             A `Result`.
 
         Raises:
             InputError: labels are not classes of the model, one for each image; the model does not
-                return logits; `state` is damaged, or another evaluation's; as the attacks.
-            Interrupted: it was ended; `state` is up to date.
+                return logits; `state` is damaged, or another evaluation's; or as the attacks.
+            Interrupted: the evaluation was ended; `state` is up to date.
         """
-        to_labels(labels, len(images), self._num_classes, "labels")
+        given, count = labels, len(images)
+        labels = to_labels(given, count, self._num_classes, "labels")
         found = _Found.nothing(images, len(self.trials))
         if state is not None:
             state.read(found)
         begin = time.perf_counter() - found.seconds
         results = []
-
-        def done(number):
-            results.append(self._trial_result(found, number))
-            if report is not None:
-                report(results[-1])
-
         with contextlib.nullcontext() if state is None else Interruption() as interruption:
-            for _ in self._steps(images, labels, found, done):
+
+            def keep():
+                """Keeps what is found after a batch; ends the evaluation if that is asked for."""
                 found.seconds = time.perf_counter() - begin
                 if state is not None:
                     state.keep(found, at_once=interruption.requested)
                     if interruption.requested:
                         raise Interrupted(interruption.requested)
+
+            with self._progress("natural", initial=found.num_natural, total=count) as progress:
+                for batch in self._batches(np.arange(found.num_natural, count)):
+                    x = tf.convert_to_tensor(self.to_pixels(images[batch]))
+                    correct, losses = self._classify(x, labels[batch])
+                    to_labels(given, count, self._num_classes, "labels")
+                    found.add_natural(batch, x, correct.numpy(), losses, self.spare_misclassified)
+                    progress.update(len(batch))
+                    keep()
+            for number in range(len(self.trials)):
+                if number > found.trial:
+                    found.trial, found.turn = number, 0
+                if number == found.trial:
+                    self._attack(images, labels, found, keep)
+                results.append(self._trial_result(found, number))
+                if report is not None:
+                    report(results[-1])
         return Result(
             found.natural_correct,
             found.adversarial_correct,
@@ -133,65 +145,42 @@ class Evaluator:
             found.seconds,
         )
 
-    def _steps(self, images, labels, found, done):
-        """Updates `found` batch by batch, and yields after each; calls `done(number of trial)`."""
-        count, given = len(images), labels
-        labels = to_labels(given, count, self._num_classes, "labels")
-        with self._progress("natural", initial=found.num_natural, total=count) as progress:
-            for batch in self._batches(np.arange(found.num_natural, count)):
-                x = tf.convert_to_tensor(self.to_pixels(images[batch]))
-                correct, losses = self._classify(x, labels[batch])
-                to_labels(given, count, self._num_classes, "labels")
-                found.natural_correct[batch], found.natural_losses[batch] = correct, losses
-                if self.spare_misclassified:
-                    broken = batch[~correct.numpy()]
-                    found.adversarial_correct[broken] = False
-                    found.adversarial_losses[broken] = found.natural_losses[broken]
-                    found.x_adv[broken] = x.numpy()[~correct.numpy()]
-                found.num_natural += len(batch)
-                progress.update(len(batch))
-                yield
-
-        for number in range(len(self.trials)):
-            if number > found.trial:
-                found.trial, found.turn = number, 0
-            if number == found.trial:
-                yield from self._attack_steps(images, labels, found)
-            done(number)
-
-    def _attack_steps(self, images, labels, found):
-        """The part of `_steps` that is `found.trial`."""
+    def _attack(self, images, labels, found, keep):
+        """Runs the attack `found.trial`, from `found.turn` on; calls `keep()` after each batch."""
         number, count = found.trial, len(images)
-        trial, withstood = self.trials[number], found.withstood[number]
-        standing = self._given(found, number) & withstood
+        trial, attack = self.trials[number], self.trials[number].attack
+        standing = self._given(found, number) & found.withstood[number]
         before = time.perf_counter() - found.trial_seconds[number]
         name = trial.name if len(self.trials) > 1 else "attack"
         with self._progress(name, initial=int(found.num_attacks[number])) as progress:
             for batch, restarts in self._attack_batches(standing, trial.num_restarts, found.turn):
-                x, correct, losses = self._attack(trial, images, labels, batch, restarts)
-                if hasattr(trial.attack, "passes"):
-                    found.passes[number] += trial.attack.passes(len(batch))
-                found.num_undefined[number] += getattr(trial.attack, "num_undefined", 0)
-                # What an earlier attack has broken keeps its image.
-                worse = ~correct | (losses > found.adversarial_losses[batch])
-                worse &= found.adversarial_correct[batch]
-                found.x_adv[batch[worse]] = x[worse]
-                found.adversarial_losses[batch[worse]] = losses[worse]
-                found.adversarial_correct[batch] &= correct
-                standing[batch] = withstood[batch] = correct
-                found.num_attacks[number] += len(batch)
+                x_nat = tf.convert_to_tensor(self.to_pixels(images[batch]))
+                y = tf.constant(labels[batch])
+                seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
+                x = tf.cast(attack.perturb(x_nat, y, seed=seeds, index=batch), tf.float32)
+                is_finite = tf.reduce_all(tf.math.is_finite(x), axis=list(range(1, x.shape.rank)))
+                x = select(is_finite, x, x_nat)
+                if trial.eight_bits:
+                    x = round_to_8_bits(x, x_nat, attack.epsilon, attack.bounds)
+                correct, losses = self._classify(x, y)
+                found.add_attacked(batch, x.numpy(), correct.numpy(), losses.numpy())
+                if hasattr(attack, "passes"):
+                    found.passes[number] += attack.passes(len(batch))
+                found.num_undefined[number] += getattr(attack, "num_undefined", 0)
+                standing[batch] = correct
                 found.turn = int(restarts[-1] * count + batch[-1] + 1)
                 found.trial_seconds[number] = time.perf_counter() - before
                 left = np.count_nonzero(standing) * (trial.num_restarts - 1 - restarts[-1])
                 left += np.count_nonzero(standing[batch[-1] + 1 :])
                 progress.total = found.num_attacks[number] + left
                 progress.update(len(batch))
-                progress.set_postfix(standing=f"{100 * np.mean(found.adversarial_correct):.2f}%")
-                yield
+                accuracy = 100 * np.mean(found.adversarial_correct)
+                progress.set_postfix_str(f"{accuracy:.2f}% of all images still correct")
+                keep()
             progress.total = found.num_attacks[number]
 
     def _given(self, found, number):
-        """bool (n,), which examples a trial is given."""
+        """Returns which examples a trial is given, bool (n,)."""
         given = np.ones_like(found.natural_correct)
         if self.spare_misclassified:
             given &= found.natural_correct
@@ -223,7 +212,7 @@ class Evaluator:
         return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
 
     def _attack_batches(self, standing, num_restarts, first_turn=0):
-        """Yields batches as (examples, the restart of each), for as long as examples stand.
+        """Yields batches as (examples, each one's restart), as long as examples stand.
 
         The turns are the examples of the first restart, then those of the second, and so on.
         """
@@ -239,18 +228,6 @@ class Evaluator:
                 batch[example] = restart
         if batch:
             yield np.array(list(batch)), np.array(list(batch.values()))
-
-    def _attack(self, trial, images, labels, numbers, restarts):
-        x_nat = tf.convert_to_tensor(self.to_pixels(images[numbers]))
-        y = tf.constant(labels[numbers])
-        seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
-        x = tf.cast(trial.attack.perturb(x_nat, y, seed=seeds, index=numbers), tf.float32)
-        is_finite = tf.reduce_all(tf.math.is_finite(x), axis=list(range(1, x.shape.rank)))
-        x = select(is_finite, x, x_nat)
-        if trial.eight_bits:
-            x = round_to_8_bits(x, x_nat, trial.attack.epsilon, trial.attack.bounds)
-        correct, losses = self._classify(x, y)
-        return x.numpy(), correct.numpy(), losses.numpy()
 
     def _classify(self, x, y):
         """Whether images are classified correctly, and their cross-entropy."""

@@ -1,12 +1,12 @@
-"""Warnings of an evaluation that may flatter: that finds a model more robust than it is.
+"""Warnings that an evaluation may find a model more robust than it is.
 
-An attack fails on a robust model, and just as well on one that it cannot see through, or where it
-is too weak. These are the signs of that, each a function to a line of text, or None where all is
-well: those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md), and
-of Athalye et al. 2018 (Sec. 3.1) and Carlini et al. 2019 (arXiv 1902.06705, Sec. 5). AutoAttack's
-check for models that optimise at inference would need to look into the model, and is left out.
+An attack fails on a robust model, but also if it is too weak or cannot see through the model. Each
+function here looks for one sign of that, and returns a line of text, or None if all is well. The
+signs are those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md),
+of Athalye et al. 2018 (Sec. 3.1) and of Carlini et al. 2019 (arXiv 1902.06705, Sec. 5), except
+AutoAttack's check for models that optimise at inference, which needs to look into the model.
 
-A warning proves nothing, nor does it that there is none.
+Neither a warning nor its absence proves anything.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ from common.attack.ball import direction
 from common.attack.gradient import gradient_of, without_nan
 from common.attack.inputs import pixel_range
 
-NUM_IMAGES = 200  # that `check_model` looks at: a small part of any evaluation's time
+NUM_IMAGES = 200  # images that `before` looks at: a small part of any evaluation's time
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
 RANDOM_DIFFERENCE = 1e-4  # AutoAttack's: distance of two normalised vectors of logits
 BLACK_BOX_SHARE = 0.002  # AutoAttack's, of all examples
-ZERO_GRADIENT_SHARE = 0.01  # of images; AutoAttack warns at the first, after the DLR loss
+ZERO_GRADIENT_SHARE = 0.01  # of all images; AutoAttack warns at the first, after the DLR loss
 LARGE_EPSILON_ACCURACY = 5.0  # percent of the images that are classified correctly
 LARGE_EPSILON_STEPS = 10  # enough for 0 on undefended networks
 
@@ -37,7 +37,7 @@ LARGE_EPSILON_STEPS = 10  # enough for 0 on undefended networks
 def softmax_outputs(logits):
     """Whether the outputs are probabilities: within 0 and 1, with sum 1.
 
-    Their logarithm saturates, and with it the gradient of every loss.
+    A probability saturates, and the gradient of every loss with it.
 
     Args:
         logits: float (n, classes), the model's outputs.
@@ -59,7 +59,7 @@ def randomised(first, second):
     Attacks that follow one draw's gradient overestimate such a model; they need its expectation.
 
     Args:
-        first, second: float (n, classes), the outputs of the two calls.
+        first, second: float (n, classes), the two calls' outputs.
     """
     # A class that is ruled out in both calls makes no difference.
     first, second = (
@@ -81,7 +81,7 @@ def zero_gradients(gradients):
     """Whether the loss has no gradient at more than 1 % of the images.
 
     Args:
-        gradients: float (n, height, width, channels), of the cross-entropy of each image.
+        gradients: float (n, height, width, channels), each image's gradient of its cross-entropy.
     """
     gradients = np.asarray(gradients)
     is_zero = ~gradients.reshape(len(gradients), -1).any(axis=1)
@@ -94,9 +94,9 @@ def zero_gradients(gradients):
 
 
 def undefined_gradients(trial):
-    """Whether a gradient was not a number somewhere, as that of a norm at zero.
+    """Whether a gradient was not a number somewhere, such as a norm's gradient at zero.
 
-    An attack takes no step along it.
+    An attack takes no step along such a gradient.
 
     Args:
         trial: a `common.evaluation.TrialResult`.
@@ -115,7 +115,7 @@ def pixel_units(x_nat, epsilon, bounds):
 
     Args:
         x_nat: float32 images, as the attack gets them.
-        epsilon: of the attack.
+        epsilon: the attack's radius.
         bounds: (lowest, highest) pixel value, as stated.
     """
     low, high = bounds
@@ -137,8 +137,8 @@ def short_steps(name, settings):
     """Whether an attack's steps, all together, are shorter than epsilon.
 
     Args:
-        name: of the attack.
-        settings: its `Attack.settings()`. Nothing is said of attacks without fixed steps, nor of
+        name: the attack's name.
+        settings: its `Attack.settings()`. Attacks without fixed steps get no warning, nor does
             Output Diversified Initialisation, whose own steps are as long as epsilon.
     """
     if "step_size" not in settings or settings.get("odi_steps"):
@@ -155,11 +155,11 @@ def short_steps(name, settings):
 def above_natural(natural_accuracy, adversarial_accuracy):
     """Whether attacked images are classified better than the images themselves.
 
-    An attack that raises the loss cannot do that. A network trained on one-step attacks can take
+    An attack that raises the loss cannot do that. A network trained on one-step attacks can read
     the class from them (label leaking, Kurakin et al. 2017).
 
     Args:
-        natural_accuracy, adversarial_accuracy: in percent of the same images.
+        natural_accuracy, adversarial_accuracy: accuracies on the same images, in percent.
     """
     if adversarial_accuracy > natural_accuracy:
         return (
@@ -170,11 +170,11 @@ def above_natural(natural_accuracy, adversarial_accuracy):
 
 
 def large_epsilon(accuracy):
-    """Whether PGD leaves more than 5 % where any image is allowed.
+    """Whether PGD leaves more than 5 % although any image is allowed.
 
     Args:
-        accuracy: in percent of the images that are classified correctly, under PGD with the whole
-            pixel range as epsilon.
+        accuracy: accuracy under PGD with the whole pixel range as epsilon, in percent of the images
+            that are classified correctly.
     """
     if accuracy > LARGE_EPSILON_ACCURACY:
         return (
@@ -184,13 +184,18 @@ def large_epsilon(accuracy):
     return None
 
 
+def undefined_gradients_in(result):
+    """Returns `undefined_gradients` of each attack of a `Result`, as a list of lines."""
+    return _given(undefined_gradients(done) for done in result.trials)
+
+
 def black_box_stronger(name, num_broken, num_examples):
     """Whether an attack without gradients broke over 0.2 % that attacks by gradients had left.
 
     Args:
-        name: of the attack.
-        num_broken: how many examples it broke that the attacks by gradients had left.
-        num_examples: of the evaluation.
+        name: the attack's name.
+        num_broken: number of examples that it broke and the attacks by gradients had left.
+        num_examples: number of examples in the evaluation.
     """
     if num_broken > BLACK_BOX_SHARE * num_examples:
         return (
@@ -201,17 +206,17 @@ def black_box_stronger(name, num_broken, num_examples):
 
 
 def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):
-    """What speaks against the evaluation of a model, before any attack.
+    """Returns what speaks against the evaluation of a model, before any attack.
 
     Args:
         model: callable from float32 images to logits of any floating dtype.
         x_nat: float32 images (n, height, width, channels), the first of those to evaluate.
         y: labels, as `common.attack.Attack.perturb` takes them.
-        epsilon: of the attacks, in the units of `bounds`.
+        epsilon: the attacks' radius, in the units of `bounds`.
         bounds: (lowest, highest) pixel value.
         batch_size: images at a time.
-        norm: of the attacks' ball, "linf" or "l2".
-        seed: of PGD's random start.
+        norm: the attacks' norm, "linf" or "l2".
+        seed: the seed of PGD's random start.
         large: whether to run PGD with the whole pixel range as epsilon, for `large_epsilon`.
 
     Returns:
@@ -241,12 +246,12 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
             logits = logits_of(x)
             to_labels(given, len(x_nat), logits.shape[1])
             loss = tf.reduce_sum(xent_loss(logits, labels))
-        # Rounding, for one, is not differentiable, and TensorFlow gives no gradient at all.
+        # TensorFlow gives no gradient of rounding, for example.
         gradient = gradient_of(tape, loss, x, unconnected_gradients="zero")
         step = epsilon * direction(without_nan(gradient)[0], norm)
         x_fgsm = tf.clip_by_value(x + step, *bounds)
         parts.append((logits, logits_of(x), gradient, correct(x_fgsm, y[batch])))
-    logits, again, gradients, fgsm_correct = map(np.concatenate, zip(*parts))
+    logits, again, gradients, fgsm_correct = map(np.concatenate, zip(*parts, strict=True))
 
     is_correct = ~is_misclassified(logits, y).numpy()
     warnings = [
@@ -270,15 +275,48 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
             x_adv = pgd.perturb(np.clip(x_nat[batch], *bounds), y[batch], seed=seed)
             stand += np.count_nonzero(correct(x_adv, y[batch]) & is_correct[batch])
         warnings.append(large_epsilon(100 * stand / np.count_nonzero(is_correct)))
-    return [warning for warning in warnings if warning is not None]
+    return _given(warnings)
+
+
+def before(challenge, config, images, trials, attacked, large=False):
+    """Returns what speaks against an evaluation before it begins, as a list of lines.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        config: its config.
+        images: the `common.data.Split` to evaluate on; its first 200 images are looked at.
+        trials: list of `Trial`, one or more.
+        attacked: the `LoadedModel` that these attack.
+        large: see `check_model`.
+    """
+    few = images.head(NUM_IMAGES)
+    short = _given(short_steps(trial.name, trial.settings()) for trial in trials)
+    return short + check_model(
+        attacked.logits,
+        challenge.to_pixels(few.images),
+        few.labels,
+        epsilon=trials[0].attack.epsilon,
+        bounds=challenge.bounds,
+        batch_size=config.eval_batch_size,
+        norm=trials[0].attack.norm,
+        seed=config.random_seed,
+        large=large,
+    )
+
+
+def after(result):
+    """Returns what speaks against the `Result` of one attack, as a list of lines."""
+    summary = result.summary()
+    above = above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])
+    return _given([above]) + undefined_gradients_in(result)
 
 
 def check_result(result, trials):
-    """What speaks against an evaluation, after its attacks.
+    """Returns what speaks against an evaluation, after its attacks.
 
     Args:
         result: a `common.evaluation.Result`.
-        trials: its list of `common.evaluation.Trial`.
+        trials: the list of `common.evaluation.Trial` that it is of.
 
     Returns:
         List of warnings, each a line.
@@ -286,10 +324,15 @@ def check_result(result, trials):
     warnings = []
     is_white_box = np.array([trial.attack.num_gradients > 0 for trial in trials], bool)
     for number, trial in enumerate(trials):
-        # Those after it may not have been given what it broke.
+        # Later attacks may not have been given what it broke.
         before = result.withstood[:number][is_white_box[:number]]
         if not is_white_box[number] and len(before):
             left = before.all(axis=0) & result.natural_correct
             broken = int(np.count_nonzero(left & ~result.withstood[number]))
             warnings.append(black_box_stronger(trial.name, broken, len(left)))
+    return _given(warnings)
+
+
+def _given(warnings):
+    """Returns the warnings that are not None, as a list."""
     return [warning for warning in warnings if warning is not None]

@@ -6,17 +6,17 @@ import sys
 
 from common import json_shapes
 from common.errors import InputError, one_line, reason_of
-from common.evaluation import suites
+from common.evaluation import pitfalls, suites
 from common.evaluation.evaluator import Evaluator
-from common.evaluation.report import warn_of_gradients
+from common.evaluation.report import warn
 from common.evaluation.state import State, digest_of
+from common.evaluation.subject import key_of
 from common.files import check_writable, write_json
 from common.json_shapes import ANYTHING, COUNT, NUMBER, Nullable
-from common.provenance import provenance
 
 
 def make_evaluator(challenge, config, trials, loaded, **options):
-    """An `Evaluator` of a `LoadedModel` under `trials`; `options` are further ones of it."""
+    """Returns an `Evaluator` of a `LoadedModel` under `trials`; `options` are further arguments."""
     return Evaluator(
         loaded.logits,
         trials,
@@ -27,33 +27,31 @@ def make_evaluator(challenge, config, trials, loaded, **options):
     )
 
 
-def key_of(config, loaded, images, trials, source=None):
-    """What decides the result of `trials` beside their settings, for the key of a `State`."""
-    depends_on_batch = any(trial.attack.depends_on_batch for trial in trials)
-    return {
-        "model_digest": loaded.digest(),
-        **({} if source is None else {"source_digest": source.digest()}),
-        "seed": config.random_seed,
-        "data_sha256": images.digest(),
-        "num_examples": len(images.images),
-        **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
-    }
-
-
 def run_with_state(evaluator, images, state, name, report=None):
-    """`Evaluator.run`, which goes on from a `State` and says so; `name` is for people.
+    """Runs an `Evaluator`, which resumes from a `State`, and prints that it does.
 
-    All that was found is in the state then, for the caller to remove once a result is written.
+    Afterwards the state holds all that was found; the caller removes it once a result is written.
+
+    Args:
+        evaluator: the `Evaluator`.
+        images: the `common.data.Split` to evaluate on.
+        state: the `State`.
+        name: what is evaluated, for people.
+        report: see `Evaluator.run`.
+
+    Returns:
+        A `Result`.
 
     Raises:
-        KeyboardInterrupt: it was ended.
+        InputError: as `Evaluator.run`.
+        KeyboardInterrupt: the evaluation was ended.
     """
     if state.path.exists():
-        print(one_line(f"{name}: going on with {state.path}"), flush=True)
+        print(one_line(f"{name}: resuming from {state.path}"), flush=True)
     try:
         result = evaluator.run(images.images, images.labels, state, report)
     except KeyboardInterrupt:
-        line = f"stopped; the same command goes on from there, with {state.path}"
+        line = f"stopped; the same command resumes there, from {state.path}"
         print(one_line(line), flush=True)
         raise
     try:
@@ -63,20 +61,6 @@ def run_with_state(evaluator, images, state, name, report=None):
     return result
 
 
-def record_of(config, loaded, images, source=None):
-    """What was evaluated and on what, as a dict for JSON; `source` was attacked in its place."""
-    names = {} if source is None else {"source": source.name, "source_digest": source.digest()}
-    return {
-        "model": loaded.name,
-        "model_digest": loaded.digest(),
-        **names,
-        "step": loaded.step,
-        "data": images.name,
-        "seed": config.random_seed,
-        **provenance(),
-    }
-
-
 _FINISHED = {
     "key": ANYTHING,
     "found": {"accuracy": NUMBER, "attack": Nullable({}), "num_attacks": COUNT, "seconds": NUMBER},
@@ -84,9 +68,9 @@ _FINISHED = {
 
 
 def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, record=None):
-    """A model's accuracy under a preset, taken from `state_dir` where it was finished before.
+    """Returns a model's accuracy under a preset, from `state_dir` if it was finished before.
 
-    Ctrl-C ends it after the batch in hand, and the next call goes on from there.
+    Ctrl-C ends it after the batch in hand, and the next call resumes there.
 
     Args:
         challenge: a `common.challenge.Challenge`.
@@ -94,16 +78,16 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         name: "natural", or a preset of the challenge.
         loaded: a `LoadedModel`.
         images: the `common.data.Split` to evaluate on.
-        state_dir: from `make_state_dir`.
+        state_dir: a directory from `make_state_dir`.
         source: the `LoadedModel` whose examples are tried on `loaded`; None attacks `loaded`.
-        record: function that is called with the row to write it elsewhere, before what was kept of
-            it is removed. None keeps the finished row in `state_dir`.
+        record: function that writes the row elsewhere; it is called with the row before what was
+            kept of it is removed. None keeps the finished row in `state_dir`.
 
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds.
 
     Raises:
-        KeyboardInterrupt: it was ended.
+        KeyboardInterrupt: the evaluation was ended.
     """
     trials, attack = [], None
     if name != "natural":
@@ -123,7 +107,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     if found is None:
         evaluator = make_evaluator(challenge, config, trials, loaded)
         result = run_with_state(evaluator, images, state, name)
-        warn_of_gradients(result)
+        warn(pitfalls.undefined_gradients_in(result))
         summary = result.summary()
         which = "natural_accuracy" if attack is None else "adversarial_accuracy"
         found = {
@@ -136,13 +120,13 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
             write_json(finished, {"key": key, "found": found})
     if record is not None:
         record(found)
-    # It may be there still where a run ended between the two.
+    # A run that ended between the two steps above and this one has left it.
     state.remove()
     return found
 
 
 def make_state_dir(path, flag="--state_dir"):
-    """The directory `path`, made where there is none, for `evaluate_row`.
+    """Returns the directory `path` for `evaluate_row`, and makes it if there is none.
 
     Raises:
         InputError: it cannot be made or written to; the message begins with `flag`.

@@ -3,11 +3,9 @@
 import dataclasses
 import sys
 
-from common.evaluation import pitfalls
-
 
 def line(trial):
-    """What an attack did, in a line; `trial` is a `TrialResult`."""
+    """Returns what an attack did, in a line; `trial` is a `TrialResult`."""
     return (
         f"{trial.name}: {trial.num_broken:,} of {trial.num_given:,} broken in "
         f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% stand"
@@ -15,15 +13,15 @@ def line(trial):
 
 
 def describe(trials, result):
-    """What an evaluation found, as a dict for JSON.
+    """Returns what an evaluation found, as a dict for JSON.
 
     Args:
         trials: list of `Trial`.
-        result: the `Result` of these.
+        result: their `Result`.
 
     Returns:
-        `Result.summary()`; confidence_interval, the 95 % one of the robust accuracy, in percent;
-        attacks, a list with settings and `TrialResult` of each.
+        `Result.summary()`; confidence_interval, the robust accuracy's 95 % interval in percent;
+        attacks, a list with each attack's settings and `TrialResult`.
     """
     return {
         **result.summary(),
@@ -34,13 +32,13 @@ def describe(trials, result):
                 "seconds": round(done.seconds, 2),
                 "attack": trial.settings(),
             }
-            for trial, done in zip(trials, result.trials)
+            for trial, done in zip(trials, result.trials, strict=True)
         ],
     }
 
 
 def table(trials, result):
-    """The numbers of `describe` as aligned lines of text."""
+    """Returns the numbers of `describe` as aligned lines of text."""
     found = describe(trials, result)
     head = ("attack", "given", "broken", "accuracy", "alone", "seconds", "gradients", "queries")
     rows = [head, ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", "", "", "")]
@@ -58,10 +56,10 @@ def table(trials, result):
                 f"{entry['num_queries']:,}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
     low, high = found["confidence_interval"]
     return "\n".join(
@@ -74,11 +72,9 @@ def table(trials, result):
     )
 
 
-def _warn(warnings):
+def warn(warnings):
+    """Prints warnings to stderr, a line each, and returns them as a list."""
+    warnings = list(warnings)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-
-
-def warn_of_gradients(result):
-    """Prints a line for each attack of a `Result` that met gradients that are not numbers."""
-    _warn(pitfalls.undefined_gradients(done) for done in result.trials)
+    return warnings

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.attack import whole_number
+from common.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,15 +15,16 @@ class Trial:
     """An attack as an evaluation runs it.
 
     Attributes:
-        attack: a `common.attack.Attack`; to run it takes `perturb(x_nat, y, seed, index)` alone,
-            and to count what that takes `passes(num_examples)` and `num_undefined`. An image that
-            it returns and that is not finite counts as the natural one.
+        attack: a `common.attack.Attack`, or any object with `perturb(x_nat, y, seed, index)`. Its
+            `passes(num_examples)` and `num_undefined` are counted if it has them. A returned image
+            that is not finite counts as the natural one.
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
-        name: for people.
+        name: the attack's name for people.
 
     Raises:
-        InputError: num_restarts is not a whole number from 1 to 2**31 - 1.
+        InputError: num_restarts is not a whole number from 1 to 2**31 - 1; `eight_bits` is asked
+            for in L2, but rounding stays in L-infinity's ball alone.
     """
 
     attack: Any
@@ -33,9 +35,13 @@ class Trial:
     def __post_init__(self):
         count = whole_number("num_restarts", self.num_restarts, 1)
         object.__setattr__(self, "num_restarts", count)
+        if self.eight_bits and getattr(self.attack, "norm", "linf") != "linf":
+            raise InputError(
+                f"--round_to_8_bits: expected an attack in L-infinity, got {self.name} in L2"
+            )
 
     def settings(self):
-        """The attack and how it is run, as a dict for JSON."""
+        """Returns the attack's settings and how it is run, as a dict for JSON."""
         return {
             **self.attack.settings(),
             "num_restarts": self.num_restarts,
@@ -48,17 +54,17 @@ class TrialResult:
     """What one attack of an evaluation did; accuracies in percent of all examples.
 
     Attributes:
-        name: of the `Trial`.
-        num_given: how many examples it was given.
-        num_broken: how many of these it broke.
-        accuracy: in the worst case over this attack and those before it.
-        accuracy_alone: under this attack alone, or None where it was not given all examples.
-        num_attacks: how many examples it attacked, restarts counted.
-        num_gradients: how many gradients of one example each that took.
-        num_queries: how many forward passes beside those.
-        seconds: the time it took.
-        num_undefined: at how many of those that it attacked, restarts counted, a gradient was not a
-            number, which makes no step.
+        name: the `Trial`'s name.
+        num_given: number of examples that it was given.
+        num_broken: number of these that it broke.
+        accuracy: accuracy in the worst case over this attack and those before it.
+        accuracy_alone: accuracy under this attack alone, or None if it was not given all examples.
+        num_attacks: number of examples that it attacked, restarts counted.
+        num_gradients: number of gradients, of one example each, that this took.
+        num_queries: number of forward passes beside those.
+        seconds: the time that it took.
+        num_undefined: number of attacked examples, restarts counted, with a gradient that was not
+            a number; such a gradient makes no step.
     """
 
     name: str
@@ -82,11 +88,11 @@ class Result:
         adversarial_correct: bool (n,), whether it still is under every attack and restart.
         natural_losses: float32 (n,), cross-entropy of the images.
         adversarial_losses: float32 (n,), cross-entropy of `x_adv`.
-        x_adv: float32 (n, height, width, channels): of each example the first that fooled the
-            model, by attack and restart, else the one with the highest loss.
-        withstood: bool (attacks, n), False where the attack broke the example.
+        x_adv: float32 (n, height, width, channels), each example's first image that fooled the
+            model, by attack and restart, else its image with the highest loss.
+        withstood: bool (attacks, n), False if the attack broke the example.
         trials: a `TrialResult` for each attack.
-        seconds: the time it took.
+        seconds: the time that the evaluation took.
     """
 
     natural_correct: np.ndarray
@@ -100,18 +106,18 @@ class Result:
 
     @property
     def num_attacks(self):
-        """How many examples were attacked, attacks and restarts counted."""
+        """Number of examples that were attacked, attacks and restarts counted."""
         return sum(trial.num_attacks for trial in self.trials)
 
     @property
     def confidence_interval(self):
-        """[low, high], the 95 % one of the accuracy under all attacks, in percent, for JSON."""
+        """The 95 % interval of the accuracy under all attacks, in percent: [low, high]."""
         correct = self.adversarial_correct
         interval = wilson_interval(int(np.count_nonzero(correct)), len(correct))
         return [round(limit, 4) for limit in interval]
 
     def summary(self):
-        """The numbers as a dict: accuracies in percent, mean losses."""
+        """Returns the numbers as a dict: accuracies in percent, mean losses."""
         return {
             "natural_accuracy": 100 * float(np.mean(self.natural_correct)),
             "adversarial_accuracy": 100 * float(np.mean(self.adversarial_correct)),
@@ -124,15 +130,15 @@ class Result:
 
 
 def wilson_interval(num_correct, num_examples):
-    """95 % confidence interval of an accuracy, in percent (Wilson 1927).
+    """Returns the 95 % confidence interval of an accuracy, in percent (Wilson 1927).
 
-    The accuracies that these counts would not surprise, at the normal distribution's 1.96; it
-    stays within 0 and 100 and is not empty where all or no examples are correct. It takes the
-    examples as drawn at random from those that the accuracy is claimed for.
+    These are the accuracies from which the counts deviate by at most 1.96 standard errors. The
+    interval stays within 0 and 100 and is not empty if all or no examples are correct. It assumes
+    that the examples are drawn at random from those that the accuracy is claimed for.
 
     Args:
-        num_correct: of the examples.
-        num_examples: how many, 1 or more.
+        num_correct: number of examples that are correct.
+        num_examples: number of examples, 1 or more.
 
     Returns:
         (low, high).

@@ -18,15 +18,15 @@ SAVE_SECONDS = 60  # between two writings of a `State`
 
 @dataclasses.dataclass
 class _Found:
-    """What an evaluation has found so far: see `Result`, and how far it is.
+    """What an evaluation has found so far, as in `Result`, and how far it is.
 
     Attributes:
-        adversarial_correct: as in `Result`, by what has been run.
-        num_natural: how many of the images themselves have been classified.
-        trial: the attack that is being run.
-        turn: its next of `Evaluator._attack_batches`.
-        num_attacks, num_undefined, trial_seconds: of each attack.
-        passes: int64 (attacks, 2), the gradients and queries of each.
+        adversarial_correct: as in `Result`, under the attacks that have been run.
+        num_natural: how many natural images have been classified.
+        trial: the number of the attack that is being run.
+        turn: its next turn, see `Evaluator._attack_batches`.
+        num_attacks, num_undefined, trial_seconds: each attack's number, as in `TrialResult`.
+        passes: int64 (attacks, 2), each attack's gradients and queries.
     """
 
     natural_correct: np.ndarray
@@ -46,7 +46,7 @@ class _Found:
 
     @classmethod
     def nothing(cls, images, num_trials):
-        """Nothing yet about uint8 `images`."""
+        """Returns what is found before the first batch of uint8 `images`: nothing."""
         count = len(images)
         return cls(
             natural_correct=np.zeros(count, bool),
@@ -61,14 +61,43 @@ class _Found:
             trial_seconds=np.zeros(num_trials),
         )
 
+    def add_natural(self, batch, x, correct, losses, counts_as_broken):
+        """Adds what the model makes of images themselves.
+
+        Args:
+            batch: int (size,), the examples' numbers.
+            x: float32 (size, height, width, channels), their pixels.
+            correct: bool (size,).
+            losses: float32 (size,).
+            counts_as_broken: whether a misclassified image is an adversarial one, too.
+        """
+        self.natural_correct[batch], self.natural_losses[batch] = correct, losses
+        if counts_as_broken:
+            broken = batch[~correct]
+            self.adversarial_correct[broken] = False
+            self.adversarial_losses[broken] = self.natural_losses[broken]
+            self.x_adv[broken] = x.numpy()[~correct]
+        self.num_natural += len(batch)
+
+    def add_attacked(self, batch, x_adv, correct, losses):
+        """Adds what the attack `trial` made of examples, as arrays with one entry for each."""
+        # An example that an earlier attack has broken keeps its image.
+        worse = ~correct | (losses > self.adversarial_losses[batch])
+        worse &= self.adversarial_correct[batch]
+        self.x_adv[batch[worse]] = x_adv[worse]
+        self.adversarial_losses[batch[worse]] = losses[worse]
+        self.adversarial_correct[batch] &= correct
+        self.withstood[self.trial, batch] = correct
+        self.num_attacks[self.trial] += len(batch)
+
 
 class State:
     """A file that keeps what an evaluation has found so far.
 
     Args:
         path: the .npz file; it need not exist.
-        key: dict for JSON, all that decides the result: model, data, attack, seed. The file holds
-            it, so that no evaluation goes on from another's.
+        key: dict for JSON with all that decides the result: model, data, attack, seed. The file
+            holds it, so that no evaluation resumes another one.
     """
 
     def __init__(self, path, key):
@@ -77,11 +106,16 @@ class State:
         self._last = time.monotonic()
         self._found, self._is_written = None, True
 
+    @classmethod
+    def in_directory(cls, directory, key):
+        """Returns the state of the evaluation that `key` describes, named for it."""
+        return cls(pathlib.Path(directory) / f"evaluation-{digest_of(key)}.npz", key)
+
     def read(self, found):
-        """Puts what the file holds into `found`; there need not be a file.
+        """Puts what the file holds into `found`; without a file it changes nothing.
 
         Raises:
-            InputError: it is damaged, or another evaluation's.
+            InputError: the file is damaged, or another evaluation's.
         """
         try:
             with zipfile.ZipFile(self.path) as file:
@@ -112,10 +146,10 @@ class State:
         vars(found).update(values)
 
     def keep(self, found, at_once=False):
-        """Writes `found`, atomically, where `at_once` or when the last time is a minute ago.
+        """Writes `found`, atomically, if `at_once` or if the last writing is a minute ago.
 
         Raises:
-            InputError: it cannot be written; what was kept before is still there.
+            InputError: the file cannot be written; what was kept before is still there.
         """
         self._found, self._is_written = found, False
         if at_once or time.monotonic() - self._last >= SAVE_SECONDS:
@@ -135,10 +169,10 @@ class State:
         self._last, self._is_written = time.monotonic(), True
 
     def remove(self):
-        """Removes the file, if there is one, as its evaluation's result is written.
+        """Removes the file, if there is one, once the evaluation's result is written.
 
         Raises:
-            InputError: it cannot be removed.
+            InputError: the file cannot be removed.
         """
         try:
             self.path.unlink(missing_ok=True)
@@ -147,9 +181,9 @@ class State:
 
     @staticmethod
     def _array(file, name, dtype, shape):
-        """An array in a zip file, or None unless it is of that type and shape.
+        """Returns an array in a zip file, or None unless it has that type and shape.
 
-        What the file says of its size is looked at first, so that it cannot fill the memory.
+        The size that the file states is checked first, so that the array cannot fill the memory.
         """
         with file.open(f"{name}.npy") as member:
             # Later versions only have longer headers.
@@ -163,12 +197,12 @@ class State:
 
     def _unusable(self, reason):
         return InputError(
-            f"cannot go on from {self.path}: {one_line(reason)}; without it all begins anew"
+            f"cannot resume from {self.path}: {one_line(reason)}; without it all begins anew"
         )
 
 
 def digest_of(key):
-    """16 hex digits that tell one `State`'s key from another, for its name."""
+    """Returns 16 hex digits that tell one `State`'s key from another, for its name."""
     return hashlib.sha256(_as_text(key).encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
-"""Suites of attacks, run in turn on what still stands, and the table of what they did.
+"""Attacks as trials: by name, by preset, and in suites that run in turn on what still stands.
 
-Robust accuracy is at most what the strongest attack leaves, and which one that is depends on the
-network and on the example; so the number that counts is the worst case over different attacks
+Robust accuracy is at most what the strongest attack leaves. Which attack that is depends on the
+network and on the example, and therefore the worst case over different attacks is what counts
 (Carlini et al. 2019; Croce and Hein 2020).
 """
 
@@ -11,18 +11,17 @@ import tensorflow as tf
 
 from common import attack as attacks
 from common.attack import FastModel, as_logits
-from common.errors import InputError
 from common.evaluation.results import Trial
 
 SUITES = ("paper", "leaderboard", "standard")
 
 
 def with_gradient(model):
-    """The same logits, with a gradient of zeros for the images where TensorFlow knows none.
+    """Returns the same logits, with a gradient of zeros if TensorFlow knows no gradient.
 
-    It knows none of rounding, say, and an attack by gradients refuses such a model; in an
-    evaluation it finds nothing, which is warned of, and leaves the model to the attacks that need
-    none.
+    TensorFlow has no gradient of rounding, for example, and an attack by gradients refuses such a
+    model. In an evaluation it finds nothing instead, with a warning, and the attacks without
+    gradients follow.
 
     Args:
         model: see `common.attack.Attack`.
@@ -53,7 +52,7 @@ def with_gradient(model):
 
 
 def named_trial(name, model, config, challenge, norm=None):
-    """The `Trial` of an attack by its name, with the config's settings.
+    """Returns the `Trial` of an attack by its name, with the config's settings.
 
     Args:
         name, model, config: see `common.attack.make_attack`.
@@ -61,37 +60,37 @@ def named_trial(name, model, config, challenge, norm=None):
         norm: see `common.attack.norm_of`.
 
     Raises:
-        InputError: as `make_attack`; rounding is asked for, which is L-infinity's, in L2.
+        InputError: as `make_attack` and `Trial`.
     """
     attack = attacks.make_attack(name, model, config, challenge.bounds, norm=norm)
-    return _trial(attack, config, name, config.num_restarts if attack.random_start else 1)
-
-
-def _trial(attack, config, name, num_restarts=1):
-    if config.round_to_8_bits and attack.norm != "linf":
-        raise InputError(f"--round_to_8_bits: expected an attack in L-infinity, got {name} in L2")
+    num_restarts = config.num_restarts if attack.random_start else 1
     return Trial(attack, num_restarts, config.round_to_8_bits, name)
 
 
-def named_trials(names, model, config, challenge, norm=None):
-    """The list of `named_trial` of attacks by their names, apart by commas, for one worst case.
-
-    Raises:
-        InputError: as `named_trial`.
-    """
-    names = [name.strip() for name in names.split(",")]
-    return [named_trial(name, model, config, challenge, norm) for name in names]
-
-
 def preset_trial(name, model, config, challenge):
-    """The `Trial` of a challenge's preset, whose settings replace those of the config."""
+    """Returns the `Trial` of a challenge's preset, whose settings replace those of the config."""
     settings = {"round_to_8_bits": False, **challenge.presets[name]}
     config = dataclasses.replace(config, **settings)
     return dataclasses.replace(named_trial("pgd", model, config, challenge), name=name)
 
 
+def preset_of(trial, challenge):
+    """Returns the name of the challenge's first preset that has a `Trial`'s settings, or None."""
+    return next((name for name in challenge.presets if is_preset(trial, challenge, name)), None)
+
+
+def is_preset(trial, challenge, name):
+    """Returns whether a `Trial` has the settings of a challenge's preset."""
+    plain = {"name": "pgd", "norm": "linf", "odi_steps": 0, "target": None}
+    settings = {**plain, **trial.settings()}
+    if settings["name"] == "fgsm":  # PGD of one step, as the presets have it
+        settings["name"] = "pgd"
+    expected = {**plain, "num_restarts": 1, "round_to_8_bits": False, **challenge.presets[name]}
+    return expected.items() <= settings.items()
+
+
 def suite_trials(suite, model, config, challenge, norm=None):
-    """The list of `Trial` of a suite.
+    """Returns the list of `Trial` of a suite.
 
     Args:
         suite: "paper" or "leaderboard", the challenge's presets of that name, or "standard": the
@@ -99,15 +98,15 @@ def suite_trials(suite, model, config, challenge, norm=None):
         model: see `common.attack.PGD`.
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        norm: of the ball of "standard", "linf" (also None) or "l2"; the presets are in L-infinity.
+        norm: the norm of "standard", "linf" (also None) or "l2"; the presets are in L-infinity.
 
     Raises:
-        InputError: rounding is asked for, which is L-infinity's, in L2.
+        InputError: as `Trial`.
     """
     if suite == "standard":
         named = attacks.standard_suite(
             model, config.epsilon, challenge.bounds, norm or "linf", config.jit_compile
         )
-        return [_trial(attack, config, name) for name, attack in named]
+        return [Trial(attack, 1, config.round_to_8_bits, name) for name, attack in named]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]
     return [preset_trial(name, model, config, challenge) for name in names]

@@ -1,6 +1,8 @@
 """Runs a script: parses its flags, and turns what it cannot do into one line and exit code 1."""
 
 import contextlib
+import dataclasses
+import pathlib
 import signal
 import sys
 
@@ -10,46 +12,53 @@ from absl import app, flags, logging
 from common import startup
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
-from common.scripts.flags import config_from_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_flags, help_text
 
 # What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
 FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
 
 
-def run(main, challenge, define_flags=None):
+def run(main, challenge, define_own_flags=None, uses=None):
     """Calls `main(challenge, config, flag_values)` with what the command line says, then exits.
 
     Args:
         main: the script's work.
-        challenge: a `common.challenge.Challenge`, which has a flag for each of its settings.
-        define_flags: function (challenge, flag_values) that declares the script's further flags.
+        challenge: a `common.challenge.Challenge`.
+        define_own_flags: function (challenge, flag_values) that declares the script's further
+            flags.
+        uses: which settings have a flag, see `flags.define_flags`.
     """
-    define_config_flags(challenge, flags.FLAGS)
-    if define_flags is not None:
-        define_flags(challenge, flags.FLAGS)
+    define_flags(challenge, flags.FLAGS, uses)
+    if define_own_flags is not None:
+        define_own_flags(challenge, flags.FLAGS)
 
     def with_config(words):
         if words:
             raise InputError(f"expected flags only, got {' '.join(words)!r}")
         main(challenge, config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
 
-    run_words(with_config)
+    run_words(with_config, [field.name for field in dataclasses.fields(challenge.config_class)])
 
 
-def run_words(main):
-    """Calls `main(words)` with the command line's words that are no flags, then exits.
+def run_words(main, settings=()):
+    """Calls `main(words)` with the command line's words that are not flags, then exits.
 
     Args:
         main: the work of a script whose flags are declared.
+        settings: names that a config file may hold; one that has no flag here is another script's.
     """
-    for module, declared in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("common."):
-            for flag in declared:  # so that --help shows it
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.define_help_flags()
+    flags.DEFINE_flag(_Help())
 
     def parse(argv):
         try:
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            name = error.flagname
+            if name not in settings and name.removeprefix("no") not in settings:
+                fail(error)
+            script = pathlib.Path(argv[0]).name
+            fail(f"--{name}: expected a setting that {script} uses; a --config file may hold it")
         except flags.Error as error:
             fail(error)
 
@@ -79,8 +88,23 @@ def run_words(main):
         sys.exit(128 + SIGPIPE)
 
 
+class _Help(flags.BooleanFlag):
+    """--help, which lists the script's flags in groups."""
+
+    def __init__(self):
+        super().__init__("help", False, "show this help", short_name="h", allow_override=True)
+
+    def parse(self, argument):
+        """Shows the help and exits, unless the argument is false."""
+        super().parse(argument)
+        if self.value:
+            description = sys.modules["__main__"].__doc__
+            print(help_text(flags.FLAGS, sys.argv[0], description))
+            sys.exit(0)
+
+
 def _described(error):
-    """What went wrong, as text: of which file, or else of which kind it is."""
+    """What went wrong, as text that begins with the file, or else with the error's kind."""
     what, reason = getattr(error, "filename", None), reason_of(error)
     if what is None:
         what = type(error).__name__

@@ -7,29 +7,26 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from common import checkpoints, data, submission
+from common import checkpoints, config, data, submission
 from common.attack import as_logits, is_misclassified
 from common.errors import InputError, one_line
-from common.evaluation.presets import make_evaluator, record_of, run_with_state
+from common.evaluation import pitfalls
+from common.evaluation.presets import make_evaluator, run_with_state
+from common.evaluation.report import warn
+from common.evaluation.state import State
+from common.evaluation.subject import key_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_atomically
-from common.scripts.flags import refuse_unused_settings
-from common.scripts.models import (
-    _check_found,
-    _key_of_one,
-    _make_trial,
-    _state,
-    _store,
-    check,
-    load_test_images,
-    model_path,
-)
+from common.scripts.flags import make_trial, refuse_unused_settings
+
+USES = (config.ATTACK, config.EVALUATION, config.ATTACK_FILE)
+SCORING = (config.SCORING,)
 
 
 def pgd_attack(challenge, config, flag_values):
     """pgd_attack.py: writes adversarial examples for every test image to an attack file.
 
-    Ctrl-C ends it after the batch in hand, and the same command resumes there. What it has found
-    is beside the attack file until that is written.
+    Ctrl-C ends it after the batch in hand, and the same command resumes there. What is found is
+    kept beside the attack file until that is written.
 
     Raises:
         InputError: as `evaluate`; nothing is written then.
@@ -39,18 +36,28 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = _make_trial(challenge, config, flag_values, loaded)
+    trial = make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
-    warnings = check(challenge, config, images, [trial], loaded)
-    state = _state(pathlib.Path(target).parent, _key_of_one(config, loaded, images, trial))
+    warnings = warn(pitfalls.before(challenge, config, images, [trial], loaded))
+    key = {**key_of(config, loaded, images, [trial]), "attack": trial.settings()}
+    state = State.in_directory(pathlib.Path(target).parent, key)
     result = run_with_state(evaluator, images, state, "attack")
     summary = result.summary()
     summary["num_undefined"] = result.trials[0].num_undefined
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
-    note["warnings"] = warnings + _check_found(result)
-    _store(target, result, challenge, note)
+    note["warnings"] = warnings + warn(pitfalls.after(result))
+    store(target, result, challenge, note)
     state.remove()
+
+
+def store(path, result, challenge, note):
+    """Writes the examples of a `Result` to an attack file with its note, and prints that it did."""
+    submission.save(path, result.x_adv, challenge, note)
+    print(one_line(f"Examples stored at {path}, their description at {path}.json"))
+    attack = note.get("attack") or note["attacks"][0]["attack"]
+    if attack.get("norm") == "l2":
+        print("note: these are within an L2 ball, but run_attack.py asks for an L-infinity ball")
 
 
 def run_attack(challenge, config, flag_values):
@@ -74,8 +81,8 @@ class Scored:
 
     Attributes:
         predictions: int64 classes (n,), those of the largest logits.
-        accuracy: in percent; an image of which `common.attack.is_misclassified` says that there is
-            no prediction counts as wrong.
+        accuracy: in percent; an image counts as wrong if it is `common.attack.is_misclassified`,
+            also for a logit that is not a number.
         loaded: the `LoadedModel`.
         images: the `common.data.Split` that the file was checked against.
     """
@@ -93,7 +100,7 @@ def score(challenge, config, path):
         A `Scored`.
 
     Raises:
-        InputError: no model, no data, or the file breaks a rule.
+        InputError: there is no model or no data, or the file breaks a rule.
     """
     x_adv = submission.load(path)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
@@ -101,7 +108,7 @@ def score(challenge, config, path):
     if images.is_sample and len(x_adv) > len(images.images):
         raise InputError(
             f"scoring {len(x_adv):,} images needs the full test set: {images.place}; "
-            "give the place with --data_dir or TFDS_DATA_DIR"
+            "give its place with --data_dir or TFDS_DATA_DIR"
         )
     submission.check(x_adv, challenge.to_pixels(images.images), challenge, config.epsilon)
     note = submission.load_note(path)
@@ -127,6 +134,6 @@ def score(challenge, config, path):
             for i in range(0, len(x_adv), config.eval_batch_size)
         )
     ]
-    predictions, is_correct = map(np.concatenate, zip(*parts))
+    predictions, is_correct = map(np.concatenate, zip(*parts, strict=True))
     accuracy = 100 * float(np.mean(is_correct))
     return Scored(predictions, accuracy, loaded, images)

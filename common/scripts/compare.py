@@ -1,4 +1,4 @@
-"""What compare.py does, in both challenges: our numbers beside the original leaderboards'."""
+"""compare.py: our numbers beside the original leaderboards'."""
 
 import dataclasses
 import math
@@ -9,14 +9,17 @@ from absl import flags
 from common import checkpoints
 from common import config as config_lib
 from common.errors import InputError, one_line
-from common.evaluation import suites
-from common.evaluation.presets import evaluate_row, make_state_dir, record_of
+from common.evaluation import pitfalls, suites
+from common.evaluation.presets import evaluate_row, make_state_dir
+from common.evaluation.report import warn
+from common.evaluation.subject import line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
 from common.leaderboard import rank, read_leaderboard, standing
-from common.scripts import attack_file, models
-from common.scripts.flags import define_path, refuse_attack_settings
+from common.scripts import attack_file
+from common.scripts.flags import EVALUATION, MODEL, define_path
 
-NUM_TEST_IMAGES = 10000  # that the leaderboards count, on MNIST and on CIFAR-10
+USES = (config_lib.EVALUATION,)
+NUM_TEST_IMAGES = 10000  # test images that the leaderboards count, on MNIST and on CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Row:
     Attributes:
         name: "natural", or a preset of the challenge.
         published: accuracy of the original challenge's secret network.
-        accuracy: of the model that is compared.
-        num_examples: the images that `accuracy` counts.
+        accuracy: accuracy of the model that is compared.
+        num_examples: number of images that `accuracy` counts.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Row:
 
     @property
     def difference(self):
-        """Ours less the published accuracy, in points."""
+        """Our accuracy minus the published one, in points."""
         return self.accuracy - self.published
 
     @property
@@ -52,7 +55,7 @@ class Row:
         return abs(self.difference) > 2 * self.sampling_error
 
     def to_dict(self):
-        """The row for JSON."""
+        """Returns the row as a dict for JSON."""
         return {
             "row": self.name,
             "published": self.published,
@@ -71,38 +74,46 @@ def define_flags(challenge, flag_values):
         None,
         f"rows to compare, in place of all but the long ones: {', '.join(challenge.published)}",
         flag_values,
+        module_name=EVALUATION,
     )
     flags.DEFINE_bool(
-        "long", False, f"the long rows too: {', '.join(long_rows(challenge))}", flag_values
+        "long",
+        False,
+        f"compare the long rows, too: {', '.join(long_rows(challenge))}",
+        flag_values,
+        module_name=EVALUATION,
     )
     define_path(
-        "attack_file", None, "score this attack file, and rank it on the leaderboards", flag_values
+        "attack_file",
+        None,
+        "score this attack file, and rank it on the leaderboards",
+        flag_values,
+        MODEL,
     )
     define_path(
         "output_json",
         "comparison.json",
-        "file to write the result to; that of an attack file is written only where this is given",
+        "file to write the result to; an attack file's result is written only if this is given",
         flag_values,
+        EVALUATION,
     )
     define_path(
         "state_dir",
         None,
-        "directory that an interrupted comparison goes on from (default: OUTPUT_JSON.state)",
+        "directory that an interrupted comparison resumes from (default: OUTPUT_JSON.state)",
         flag_values,
+        EVALUATION,
     )
 
 
 def compare(challenge, config, flag_values):
     """compare.py: a model under the leaderboard's own attacks, or an attack file on a model.
 
-    Ctrl-C ends it after the batch in hand, and the same command goes on from there.
+    Ctrl-C ends it after the batch in hand, and the same command resumes there.
 
     Raises:
-        InputError: no model, no data, no such row, or an attack file that breaks a rule.
+        InputError: there is no model, no data or no such row, or the attack file breaks a rule.
     """
-    refuse_attack_settings(
-        flag_values, "the leaderboard's own attacks are compared; eval.py evaluates any attack"
-    )
     if flag_values.attack_file is None:
         _compare_rows(challenge, config, flag_values)
         return
@@ -113,7 +124,7 @@ def compare(challenge, config, flag_values):
 
 
 def long_rows(challenge):
-    """Names of the rows that take hours on a CPU: those with restarts."""
+    """Returns the names of the rows that take hours on a CPU: those with restarts."""
     return [
         name
         for name in challenge.published
@@ -122,12 +133,12 @@ def long_rows(challenge):
 
 
 def choose_rows(challenge, names, long):
-    """The rows to compare, in the order of `challenge.published`.
+    """Returns the rows to compare, in the order of `challenge.published`.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        names: names apart by commas, or None for all but the long ones.
-        long: whether None means the long ones too.
+        names: names with commas between them, or None for all but the long rows.
+        long: whether None means the long rows, too.
 
     Raises:
         InputError: there is no row of such a name.
@@ -148,15 +159,15 @@ def _compare_rows(challenge, config, flag_values):
     names = choose_rows(challenge, flag_values.rows, flag_values.long)
     output = pathlib.Path(flag_values.output_json)
     check_writable("--output_json", output)
-    loaded = checkpoints.load_model(challenge, models.model_path(config, challenge))
-    images = models.load_test_images(config, challenge)
+    loaded = checkpoints.load_model(challenge, model_path(config, challenge))
+    images = load_test_images(config, challenge)
     state_dir = make_state_dir(flag_values.state_dir or f"{output}.state")
     record = record_of(config, loaded, images)
-    step = "" if loaded.step is None else f", step {loaded.step}"
-    print(one_line(f"model: {loaded.path}{step}"))
+    print(f"model: {line_of(loaded)}")
     attacks = [name for name in names if name != "natural"]
     trials = [suites.preset_trial(name, loaded.logits, config, challenge) for name in attacks]
-    warnings = models.check(challenge, config, images, trials, loaded) if trials else []
+    warnings = pitfalls.before(challenge, config, images, trials, loaded) if trials else []
+    warn(warnings)
     width = max(map(len, names))
     print(f"{'row':{width}}  published   ours  difference  sampling error")
     rows = []
@@ -186,7 +197,7 @@ def _rank_attack_file(challenge, config, flag_values):
     is_asked = flag_values["output_json"].present
     if is_asked:
         check_writable("--output_json", flag_values.output_json)
-    # The leaderboard's radius, whatever a --config says.
+    # The leaderboard's radius counts, whatever a --config says.
     config = dataclasses.replace(config, epsilon=config_lib.make_config(challenge).epsilon)
     scored = attack_file.score(challenge, config, flag_values.attack_file)
     accuracy, count = scored.accuracy, len(scored.predictions)

@@ -1,33 +1,33 @@
 """eval.py: natural accuracy, and accuracy in the worst case over attacks."""
 
+import pathlib
+
 from absl import flags
 
-from common import checkpoints, submission
+from common import cards, checkpoints, config, submission
 from common.errors import InputError
 from common.evaluation import pitfalls, suites
-from common.evaluation.presets import key_of, make_evaluator, record_of, run_with_state
-from common.evaluation.report import _warn, describe, line, table
-from common.files import check_writable
+from common.evaluation.presets import make_evaluator, run_with_state
+from common.evaluation.report import describe, line, table, warn
+from common.evaluation.state import State
+from common.evaluation.subject import key_of, line_of, load_test_images, model_path, record_of
+from common.files import check_writable, write_json
+from common.scripts import watch
+from common.scripts.attack_file import store
 from common.scripts.flags import (
+    ATTACK,
+    EVALUATION,
+    MODEL,
     define_attack_flags,
     define_path,
+    make_trial,
     refuse_attack_settings,
     refuse_unused_restarts,
     refuse_unused_settings,
+    split,
 )
-from common.scripts.models import (
-    _evaluate_once,
-    _load_source,
-    _make_trial,
-    _print_model,
-    _state,
-    _state_dir,
-    _write,
-    check,
-    load_test_images,
-    model_path,
-)
-from common.scripts.watch import _watch
+
+USES = (config.ATTACK, config.EVALUATION, config.ATTACK_FILE)
 
 
 def define_eval_flags(challenge, flag_values):
@@ -37,39 +37,49 @@ def define_eval_flags(challenge, flag_values):
         "suite",
         None,
         "the worst case over many attacks: paper or leaderboard, the presets of that name, or "
-        "standard, AutoAttack's; --attack=NAME,NAME does the same for these",
+        "standard, AutoAttack's; --attack=NAME,NAME does the same for the named attacks",
         flag_values,
+        module_name=ATTACK,
     )
     define_path(
         "source",
         None,
-        "model to attack in place of --model_dir, which the examples are then tried on (transfer)",
+        "model to attack in place of --model_dir, on which the examples are then tried (transfer)",
         flag_values,
+        MODEL,
     )
     flags.DEFINE_bool(
         "each_alone",
         False,
-        "with several attacks: give each what the others broke too, for its accuracy alone",
+        "several attacks: give each what the others broke, too, for its accuracy alone",
         flag_values,
+        module_name=EVALUATION,
     )
-    define_path("output_json", None, "file to write the result to", flag_values)
+    define_path("output_json", None, "file to write the result to", flag_values, EVALUATION)
     define_path(
         "state_dir",
         None,
-        "directory of the file that an interrupted evaluation goes on from (default: that of "
-        "--output_json, or the working directory)",
+        "directory of the file that an interrupted evaluation resumes from (default: the directory "
+        "of --output_json, or the working directory)",
         flag_values,
+        EVALUATION,
     )
-    flags.DEFINE_bool("watch", False, "go on with each new checkpoint of a training", flag_values)
+    flags.DEFINE_bool(
+        "watch",
+        False,
+        "evaluate each new checkpoint of a training, until Ctrl-C",
+        flag_values,
+        module_name=EVALUATION,
+    )
 
 
 def evaluate(challenge, config, flag_values):
     """eval.py: accuracy and mean loss over every image, natural and in the worst case over attacks.
 
-    One attack is evaluated as the original code does, on every image; several, or a suite, on
-    those that the model classifies correctly. With --source they attack that model instead. Ctrl-C
-    ends it after the batch in hand, and the same command goes on from there. The examples are
-    written where --store_adv_path asks for it.
+    One attack is evaluated on every image, as in the original code; several, or a suite, on the
+    images that the model classifies correctly. With --source they attack that model instead. Ctrl-C
+    ends it after the batch in hand, and the same command resumes there. The examples are written
+    if --store_adv_path asks for it.
 
     Raises:
         InputError: no model, no data, no such suite or attack, or one that is out of range.
@@ -85,13 +95,13 @@ def evaluate(challenge, config, flag_values):
     if is_suite:
         _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
         return
-    trial = _make_trial(challenge, config, flag_values, source or loaded)
+    trial = make_trial(challenge, config, flag_values, source or loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
-    _evaluate_once(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
+    _evaluate_one(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
 
 
 def _check_eval_flags(flag_values):
-    """Whether several attacks are asked for; raises InputError where the flags do not fit."""
+    """Returns whether several attacks are asked for; raises InputError if the flags do not fit."""
     if flag_values.output_json:
         check_writable("--output_json", flag_values.output_json)
     if flag_values["store_adv_path"].present:
@@ -119,12 +129,83 @@ def _check_eval_flags(flag_values):
     return is_suite
 
 
+def _state_dir(flag_values):
+    output = flag_values.output_json
+    place = flag_values.state_dir or (pathlib.Path(output).parent if output else pathlib.Path())
+    check_writable("--state_dir", pathlib.Path(place) / "evaluation.npz")
+    return pathlib.Path(place)
+
+
+def _load_source(challenge, name):
+    if name is None:
+        return None
+    try:
+        return checkpoints.load_model(challenge, name)
+    except InputError as error:
+        raise InputError(str(error).replace("--model_dir", "--source", 1)) from None
+
+
+def _evaluate_one(
+    challenge, config, flag_values, loaded, images, evaluator, state_dir=None, source=None
+):
+    """Runs one attack and prints its numbers beside the published ones; returns them as a dict."""
+    (trial,) = evaluator.trials
+    record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
+    _print_models(loaded, source)
+    preset, natural, adversarial = flag_values.preset, "", ""
+    if preset is None or not suites.is_preset(trial, challenge, preset):
+        preset = suites.preset_of(trial, challenge)
+    if preset is not None:
+        print(f"preset: {preset}")
+        natural = _published(challenge, "natural", loaded)
+        adversarial = _published(challenge, preset, loaded, source)
+    print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    warnings = warn(pitfalls.before(challenge, config, images, [trial], source or loaded))
+    state = None
+    if state_dir is None:
+        result = evaluator.run(images.images, images.labels)
+    else:
+        key = {**key_of(config, loaded, images, [trial], source), "attack": trial.settings()}
+        state = State.in_directory(state_dir, key)
+        result = run_with_state(evaluator, images, state, "attack")
+    summary = result.summary()
+    (done,) = result.trials
+    low, high = result.confidence_interval
+    print(
+        f"{summary['num_examples']:,} images, {done.num_gradients:,} gradients; 95% confidence "
+        f"interval of the adversarial accuracy: {low:.2f}% to {high:.2f}%"
+    )
+    print(f"natural: {summary['natural_accuracy']:.2f}%{natural}")
+    print(f"adversarial: {summary['adversarial_accuracy']:.2f}%{adversarial}")
+    print(f"avg nat loss: {summary['natural_loss']:.4f}")
+    print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
+    warnings += warn(pitfalls.after(result))
+    summary |= {
+        "confidence_interval": result.confidence_interval,
+        "num_gradients": done.num_gradients,
+        "num_queries": done.num_queries,
+        "warnings": warnings,
+        "num_undefined": done.num_undefined,
+    }
+    _write(flag_values, challenge, result, {**record, **summary}, state)
+    return summary
+
+
+def _published(challenge, row, loaded, source=None):
+    """Returns the published numbers of a row in brackets, or "" if there are none."""
+    words = cards.published(challenge, row, loaded.path, source and source.path)
+    return f" ({words})" if words else ""
+
+
 def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source):
     """Runs several attacks in turn and prints a table; checks whether it may flatter."""
     name, attacked = flag_values.suite, suites.with_gradient((source or loaded).logits)
     if name is None:
         name = flag_values.attack
-        trials = suites.named_trials(name, attacked, config, challenge, flag_values.norm)
+        trials = [
+            suites.named_trial(one, attacked, config, challenge, flag_values.norm)
+            for one in split(name)
+        ]
         refuse_unused_restarts(flag_values, trials)
     else:
         trials = suites.suite_trials(name, attacked, config, challenge, flag_values.norm)
@@ -135,12 +216,14 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         "attacks": attacks,
         "each_alone": flag_values.each_alone,
     }
-    state = _state(state_dir, key)
-    _print_model(loaded, source)
+    state = State.in_directory(state_dir, key)
+    _print_models(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
     count = min(pitfalls.NUM_IMAGES, len(images.images))
     print(f"checking the model on {count} images", flush=True)
-    warnings = check(challenge, config, images, trials, source or loaded, large=True)
+    warnings = warn(
+        pitfalls.before(challenge, config, images, trials, source or loaded, large=True)
+    )
     evaluator = make_evaluator(
         challenge,
         config,
@@ -153,9 +236,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         evaluator, images, state, name, lambda trial: print(line(trial), flush=True)
     )
     late = pitfalls.check_result(result, trials) if source is None else []
-    undefined = [pitfalls.undefined_gradients(done) for done in result.trials]
-    late += [warning for warning in undefined if warning is not None]
-    _warn(late)
+    late = warn(late + pitfalls.undefined_gradients_in(result))
     print(table(trials, result), flush=True)
     described = {
         "suite": flag_values.suite,
@@ -164,3 +245,33 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
         "warnings": warnings + late,
     }
     _write(flag_values, challenge, result, {**record, **described}, state)
+
+
+def _watch(challenge, config, flag_values):
+    """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
+    path = watch.training_directory(challenge, config.model_dir)
+    images = load_test_images(config, challenge)
+    loaded, evaluator, writer, seen = None, None, None, set()
+    while True:
+        before, loaded = loaded, watch.wait_for_checkpoint(challenge, path, loaded, seen)
+        if before is None or loaded.model is not before.model:
+            trial = make_trial(challenge, config, flag_values, loaded)
+            evaluator = make_evaluator(challenge, config, [trial], loaded)
+        summary = _evaluate_one(challenge, config, flag_values, loaded, images, evaluator)
+        writer = watch.write_events(path / "eval", writer, loaded.step, summary)
+
+
+def _print_models(loaded, source):
+    print(f"model: {line_of(loaded)}")
+    if source is not None:
+        print(f"attacked in its place: {line_of(source)}")
+
+
+def _write(flag_values, challenge, result, record, state):
+    """Writes what is asked for, and only then removes the state."""
+    if flag_values.output_json:
+        write_json(flag_values.output_json, record)
+    if flag_values["store_adv_path"].present:
+        store(flag_values.store_adv_path, result, challenge, record)
+    if state is not None:
+        state.remove()

@@ -5,21 +5,14 @@ import pathlib
 
 from absl import flags
 
-from common import checkpoints, json_shapes
-from common.cards import (
-    _SHAPE,
-    CARD,
-    _read_card,
-    _runs_of,
-    describe,
-    full_title,
-    load_source,
-    write,
-)
+from common import cards, checkpoints, config, json_shapes
+from common.cards import CARD
 from common.errors import InputError, one_line
-from common.evaluation.presets import evaluate_row, make_state_dir, record_of
-from common.scripts import models
-from common.scripts.flags import define_path
+from common.evaluation.presets import evaluate_row, make_state_dir
+from common.evaluation.subject import load_test_images, record_of
+from common.scripts.flags import EVALUATION, define_path
+
+USES = (config.EVALUATION,)
 
 
 def define_flags(challenge, flag_values):
@@ -29,21 +22,28 @@ def define_flags(challenge, flag_values):
         None,
         "directory of the model, such as models/mine; none adds rows to the card of --model_dir",
         flag_values,
+        EVALUATION,
     )
     flags.DEFINE_list(
         "rows",
         list(challenge.card_rows),
-        f"what to evaluate, of natural, {', '.join(challenge.presets)}",
+        f"what to evaluate, some of natural, {', '.join(challenge.presets)}",
         flag_values,
+        module_name=EVALUATION,
     )
     flags.DEFINE_list(
-        "sources", [], "models whose examples are tried on this one (transfer)", flag_values
+        "sources",
+        [],
+        "models whose examples are tried on this one (transfer)",
+        flag_values,
+        module_name=EVALUATION,
     )
     flags.DEFINE_list(
         "transfer_rows",
         list(challenge.transfer_rows),
         "what to evaluate with the examples of --sources",
         flag_values,
+        module_name=EVALUATION,
     )
 
 
@@ -52,11 +52,11 @@ def export_model(challenge, config, flag_values):
 
     Without --output_dir, --model_dir is a model that has a card, which gets more rows. A row that
     the card holds for as many images, or more, is not evaluated again. Ctrl-C ends an evaluation
-    after the batch in hand, and the same command goes on from there.
+    after the batch in hand, and the same command resumes there.
 
     Raises:
-        InputError: no training, no card to add to, no data, no such row or source, or another model
-            in the directory.
+        InputError: there is no training, no card to add to, no data, no such row or source, or
+            there is another model in the directory.
     """
     known = ("natural", *challenge.presets)
     for flag in ("rows", "transfer_rows"):
@@ -67,14 +67,14 @@ def export_model(challenge, config, flag_values):
     loaded = checkpoints.load_model(challenge, path)
     is_new = flag_values.output_dir is not None
     card = None if is_new else _own_card(path, loaded)
-    sources = [load_source(challenge, name) for name in flag_values.sources]
-    images = models.load_test_images(config, challenge)
+    sources = [cards.load_source(challenge, name) for name in flag_values.sources]
+    images = load_test_images(config, challenge)
     if images.is_sample:
         raise InputError("a card needs the full test set; give its place with TFDS_DATA_DIR")
     output = pathlib.Path(flag_values.output_dir) if is_new else path
     if is_new:
         card = _export(challenge, path, loaded, output)
-    # Of the start: the first row that is written into a clone makes it differ from its commit.
+    # Taken before any row is written, which makes a clone differ from its commit.
     record = record_of(config, loaded, images)
     names = ("data", "seed", "command", "commit", "hardware", "versions")
     of_all = {name: record[name] for name in names}
@@ -82,7 +82,7 @@ def export_model(challenge, config, flag_values):
     state_dir = make_state_dir(output / "rows", "--output_dir" if is_new else "--model_dir")
 
     def in_order(entry):
-        row = entry["row"]  # one that is not known is of another version, and comes last
+        row = entry["row"]  # a row that is not known is another version's, and comes last
         return entry["source"] or "", known.index(row) if row in known else len(known)
 
     tasks = [(row, None, None) for row in flag_values.rows]
@@ -103,24 +103,28 @@ def export_model(challenge, config, flag_values):
             if source_card is not None:
                 entry["source_adversary"] = source_card["training"]["config"]["adversary"]
             entry.update(of_all)
-            others = [old for old in card["results"] if {**old, **place} != old]
+            others = [
+                old
+                for old in card["results"]
+                if (old["row"], old["source"]) != tuple(place.values())
+            ]
             card["results"] = sorted([*others, entry], key=in_order)
-            write(challenge, output, card)
+            cards.write(challenge, output, card)
 
         evaluate_row(challenge, config, row, loaded, images, state_dir, source, put_in)
-        print(one_line(f"{full_title(entry)}: {entry['accuracy']:.2f}%"), flush=True)
+        print(one_line(f"{cards.full_title(entry)}: {entry['accuracy']:.2f}%"), flush=True)
     with contextlib.suppress(OSError):  # another command's row may be there, interrupted
         state_dir.rmdir()
     print(one_line(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}"))
 
 
 def _export(challenge, training, loaded, output):
-    """Writes a training's SavedModel and its card, with the results of one that is there.
+    """Writes a training's SavedModel and its card, which keeps the results of an earlier card.
 
     Raises:
-        InputError: it is no training, or there is another model at `output`.
+        InputError: `training` is not a training, or there is another model at `output`.
     """
-    if not _runs_of(training):
+    if not cards.runs_of(training):
         raise InputError(
             f"--model_dir: expected a training directory with runs.json, got {training}"
         )
@@ -132,10 +136,10 @@ def _export(challenge, training, loaded, output):
             )
     else:
         checkpoints.export(loaded.model, output)
-    described = describe(challenge, training, loaded)
+    described = cards.describe(challenge, training, loaded)
     before = json_shapes.read_or_keep_aside(
         output / CARD,
-        _SHAPE,
+        cards.SHAPE,
         "its rows are evaluated anew",
         lambda card: card["weights_digest"] == loaded.digest(),
     )
@@ -144,17 +148,17 @@ def _export(challenge, training, loaded, output):
         **described,
         "results": [] if before is None else before["results"],
     }
-    write(challenge, output, card)
+    cards.write(challenge, output, card)
     return card
 
 
 def _own_card(path, loaded):
-    """The card of the model at `path`, to add rows to.
+    """Returns the card of the model at `path`, to add rows to.
 
     Raises:
-        InputError: it has none, or one that is damaged or of other weights.
+        InputError: there is no card, or it is damaged or of other weights.
     """
-    card = _read_card(path)
+    card = cards.find_card(path)
     if card is None:
         raise InputError(
             "--output_dir: expected the directory to write the model to, got none; only a model "

@@ -6,7 +6,7 @@ import sys
 from absl import flags
 
 from common.errors import InputError
-from common.fetching import _default_directory, fetch
+from common.fetching import default_directory, fetch
 from common.scripts import app
 from common.scripts.flags import define_path
 
@@ -20,36 +20,36 @@ def run_script(challenge, published):
     """
     flags.DEFINE_bool("all", False, f"fetch all of them: {', '.join(published)}")
     define_path(
-        "from_file", None, "an archive already at hand, such as adv_trained.zip: no download"
+        "from_file", None, "archive that is already at hand, such as adv_trained.zip: no download"
     )
     define_path(
-        "models_dir", None, f"where NAME/ is written (default: {_default_directory(challenge)})"
+        "models_dir", None, f"where NAME/ is written (default: {default_directory(challenge)})"
     )
 
     def main(words):
         from_file = flags.FLAGS.from_file
         names = chosen(words, published, flags.FLAGS.all, from_file)
-        models_dir = flags.FLAGS.models_dir or _default_directory(challenge)
+        models_dir = flags.FLAGS.models_dir or default_directory(challenge)
         try:
             for name in names:
                 fetch(challenge, name, published[name], models_dir, from_file)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from there", file=sys.stderr)
+            print("interrupted; the same command resumes there", file=sys.stderr)
             sys.exit(130)
 
     app.run_words(main)
 
 
 def chosen(words, published, fetch_all, from_file):
-    """The names of the models that a command line asks for.
+    """Returns the names of the models that a command line asks for.
 
     Args:
-        words: those of the command line that are no flags.
+        words: the command line's words that are not flags.
         published: dict with the known names.
-        fetch_all, from_file: the flags.
+        fetch_all, from_file: the flags' values.
 
     Raises:
-        InputError: none is asked for, or one that is not known, or more than `from_file` can be.
+        InputError: no model is asked for, an unknown one, or more than one for `from_file`.
     """
     if from_file is not None:
         names = words or [pathlib.Path(from_file).stem]

@@ -1,6 +1,7 @@
-"""The flags that scripts share, and the config that a command line asks for."""
+"""The flags that scripts share, their --help, and the config that a command line asks for."""
 
 import dataclasses
+import inspect
 import json
 import pathlib
 
@@ -8,8 +9,12 @@ from absl import flags
 
 from common import files
 from common.attack import ATTACKS, NORMS, maker, norm_of
-from common.config import make_config, path, path_or_null, read_json
+from common.config import GROUPS, make_config, path, path_or_null, read_json
 from common.errors import InputError
+from common.evaluation import suites
+
+MODEL, ATTACK, EVALUATION, TRAINING = GROUPS.values()  # for `define_path` and absl's module_name
+_OWN = "This script"  # what --help lists a script's other flags under
 
 
 def split(names):
@@ -17,33 +22,106 @@ def split(names):
     return [name.strip() for name in names.split(",")]
 
 
-def define_config_flags(challenge, flag_values):
-    """Declares --config and a flag for every key of the challenge's config."""
-    own = read_json(challenge.directory / "config.json")
-    define_path("config", None, "config file, ours or an original's", flag_values)
-    for field in dataclasses.fields(challenge.config_class):
-        text = f"{field.metadata['help']} (default: {json.dumps(own[field.name])})"
-        if isinstance(own[field.name], bool):
-            flags.DEFINE_bool(field.name, None, text, flag_values)
-        elif field.metadata["parse"] in (path, path_or_null):
-            define_path(field.name, None, text, flag_values)
-        else:
-            flags.DEFINE_string(field.name, None, text, flag_values)
+class _SettingParser(flags.ArgumentParser):
+    """Takes the text of a setting, which the config parses.
+
+    Args:
+        form: what --help shows behind the flag.
+    """
+
+    def __init__(self, form):
+        self.form = form
 
 
-class _PathParser(flags.ArgumentParser):
+class _PathParser(_SettingParser):
     """Parses a flag's path as a config file's are."""
 
-    syntactic_help = "a path, in which a leading ~ is the home directory"
+    def __init__(self):
+        super().__init__("PATH")
 
     def parse(self, argument):
         """The path, or ValueError."""
         return files.expand_path(argument)
 
 
-def define_path(name, default, help, flag_values=flags.FLAGS):
-    """Declares a flag that is a path; see `files.expand_path`."""
-    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
+def define_path(name, default, help, flag_values=flags.FLAGS, group=_OWN):
+    """Declares a flag that is a path; see `files.expand_path`. --help lists it under `group`."""
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE(_PathParser(), name, default, help, flag_values, serializer, module_name=group)
+
+
+def define_flags(challenge, flag_values, uses=None):
+    """Declares --config, and a flag for every setting that a script uses.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        flag_values: absl's FlagValues.
+        uses: what the script does, as `common.config.key` has it; None declares every setting.
+    """
+    own = read_json(challenge.directory / "config.json")
+    text = "config file, ours or an original's, which may hold the settings of every script"
+    define_path("config", None, text, flag_values, MODEL)
+    for field in dataclasses.fields(challenge.config_class):
+        name, setting = field.name, field.metadata
+        if uses is not None and not set(uses) & set(setting["used_by"]):
+            continue
+        text = f"{setting['help']} (default: {json.dumps(own[name])})"
+        group, parse = GROUPS[setting["group"]], setting["parse"]
+        if isinstance(own[name], bool):
+            flags.DEFINE_bool(name, None, text, flag_values, module_name=group)
+        elif parse in (path, path_or_null):
+            define_path(name, None, text, flag_values, group)
+        else:
+            parser, serializer = _SettingParser(parse.form), flags.ArgumentSerializer()
+            flags.DEFINE(parser, name, None, text, flag_values, serializer, module_name=group)
+
+
+def help_text(flag_values, script, description):
+    """What --help shows: the script's description, and its flags in groups.
+
+    Args:
+        flag_values: absl's FlagValues.
+        script: path of the script, under which absl keeps the flags that it declares itself.
+        description: the script's docstring.
+    """
+    lines = [inspect.cleandoc(description or "")]
+    declared = flag_values.flags_by_module_dict()
+    for group in (*GROUPS.values(), _OWN):
+        # A script and the modules that it calls may declare flags without a group.
+        modules = [group] if group != _OWN else [group, script, "__main__", *_own_modules(declared)]
+        found = [flag for module in modules for flag in declared.get(module, ())]
+        found = [flag for flag in found if flag.name != "help"]
+        lines += ["", f"{group}:"] * bool(found)
+        for flag in found:
+            default = "" if flag.default in (None, False, []) else f" (default: {_as_text(flag)})"
+            text = flag.help.partition(">: ")[2] if flag.help.startswith("<") else flag.help
+            lines.append(f"  {_form(flag)}")
+            lines.append(flags.text_wrap(text + default, 100, " " * 6))
+    return "\n".join([*lines, "", "--helpfull shows absl's and TensorFlow's flags, too."])
+
+
+def _own_modules(declared):
+    return [name for name in declared if name.startswith(("common.", "paper.", "benchmarks."))]
+
+
+def _as_text(flag):
+    value = flag.default
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _form(flag):
+    """A flag as it is written on a command line."""
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    forms = {flags.ListParser: "A,B,...", flags.IntegerParser: "N", flags.FloatParser: "X"}
+    parser = flag.parser
+    if isinstance(parser, flags.EnumParser):
+        form = "|".join(parser.enum_values)
+    elif isinstance(parser, _SettingParser):
+        form = parser.form
+    else:
+        form = next((form for kind, form in forms.items() if isinstance(parser, kind)), "TEXT")
+    return f"--{flag.name}={form}"
 
 
 def config_from_flags(challenge, flag_values):
@@ -53,8 +131,8 @@ def config_from_flags(challenge, flag_values):
     file to that file.
 
     Raises:
-        InputError: as `make_config`; an unknown preset or attack; attacks of different norms, so
-            that there is no worst case over them; an L2 ball without a radius of its own.
+        InputError: as `make_config`; a preset or attack is unknown; the attacks have different
+            norms, so that there is no worst case over them; an L2 ball has no radius of its own.
     """
     layers = []
     places = dict.fromkeys(("model_dir", "data_dir"), challenge.directory)
@@ -71,7 +149,7 @@ def config_from_flags(challenge, flag_values):
             )
         layers.append((f"--preset={flag_values.preset}", challenge.presets[flag_values.preset]))
     names = [field.name for field in dataclasses.fields(challenge.config_class)]
-    given = {name: flag_values[name].value for name in names}
+    given = {name: flag_values[name].value for name in names if name in flag_values}
     given = {name: value for name, value in given.items() if value is not None}
     layers.append(("command line", given))
     norm = _norm(flag_values, layers)
@@ -118,26 +196,44 @@ ATTACK_SETTINGS = (
 def define_attack_flags(challenge, flag_values):
     """Declares --preset, --attack and --norm."""
     flags.DEFINE_string(
-        "preset", None, "settings of a published row: " + ", ".join(challenge.presets), flag_values
+        "preset",
+        None,
+        f"settings of a published row, one of {', '.join(challenge.presets)}",
+        flag_values,
+        module_name=ATTACK,
     )
     flags.DEFINE_string(
         "attack",
         "pgd",
-        f"one of {', '.join(ATTACKS)}; eval.py takes several, apart by commas",
+        f"one of {', '.join(ATTACKS)}; eval.py takes several with commas between them",
         flag_values,
+        module_name=ATTACK,
     )
     flags.DEFINE_enum(
         "norm",
         None,
         NORMS,
-        "of the ball, of --attack or --suite=standard (default: linf, for pgd_l2 and boundary l2); "
-        "l2 wants an --epsilon and, for pgd, a --step_size of its own",
+        "the ball's norm, for --attack and --suite=standard (default: linf, but l2 for pgd_l2 and "
+        "boundary); l2 wants an --epsilon and, for pgd, a --step_size of its own",
         flag_values=flag_values,
+        module_name=ATTACK,
     )
 
 
+def make_trial(challenge, config, flag_values, attacked):
+    """The `Trial` that --attack, --norm and the config ask for, on a `LoadedModel`.
+
+    Raises:
+        InputError: as `suites.named_trial`; restarts are asked for that would all be the same.
+    """
+    model = suites.with_gradient(attacked.logits)
+    trial = suites.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
+    refuse_unused_restarts(flag_values, [trial])
+    return trial
+
+
 def refuse_unused_settings(flag_values):
-    """Raises InputError where the command line has settings that none of --attack takes."""
+    """Raises InputError if the command line has settings that none of --attack takes."""
     taken = [setting for name in split(flag_values.attack) for setting in maker(name).settings]
     if not taken and "preset" in flag_values and flag_values.preset is not None:
         raise InputError(f"--preset: expected none, as --attack={flag_values.attack} takes none")
@@ -149,7 +245,7 @@ def refuse_unused_settings(flag_values):
 
 
 def refuse_unused_restarts(flag_values, trials):
-    """Raises InputError where the command line asks for restarts that would all be the same."""
+    """Raises InputError if the command line asks for restarts that would all be the same."""
     given = int(flag_values.num_restarts or 1)
     if given > 1 and not any(trial.attack.random_start for trial in trials):
         raise InputError(
@@ -159,7 +255,7 @@ def refuse_unused_restarts(flag_values, trials):
 
 
 def refuse_attack_settings(flag_values, reason, allowed=()):
-    """Raises InputError where the command line has settings of an attack, but for `allowed`."""
+    """Raises InputError if the command line has settings of an attack other than `allowed`."""
     for name in ATTACK_SETTINGS:
         if name in flag_values and flag_values[name].present and name not in allowed:
             raise InputError(f"--{name}: expected none, as {reason}, got {flag_values[name].value}")

@@ -4,9 +4,10 @@ import pathlib
 
 from absl import flags
 
-from common import checkpoints
+from common import checkpoints, config
 from common.errors import one_line
 from common.scripts import app
+from common.scripts.flags import TRAINING
 
 
 def run_script(train, challenge):
@@ -14,7 +15,11 @@ def run_script(train, challenge):
 
     def define_flags(challenge, flag_values):
         flags.DEFINE_bool(
-            "export", False, "only write saved_model/ from the newest checkpoint", flag_values
+            "export",
+            False,
+            "only write saved_model/ from the newest checkpoint",
+            flag_values,
+            module_name=TRAINING,
         )
 
     def main(challenge, config, flag_values):
@@ -23,7 +28,7 @@ def run_script(train, challenge):
         else:
             train(config)
 
-    app.run(main, challenge, define_flags)
+    app.run(main, challenge, define_flags, (config.TRAINING,))
 
 
 def export_newest(config, challenge):

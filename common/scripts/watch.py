@@ -1,4 +1,4 @@
-"""eval.py --watch: each checkpoint of a training, evaluated as it appears."""
+"""eval.py --watch: waits for each checkpoint of a training, and writes its numbers."""
 
 import contextlib
 import pathlib
@@ -9,38 +9,32 @@ import tensorflow as tf
 
 from common import checkpoint_files, checkpoints
 from common.errors import InputError, one_line, reason_of
-from common.evaluation.presets import make_evaluator
 from common.original_checkpoints import is_original
-from common.scripts.models import _evaluate_once, _make_trial, load_test_images
 
 POLL_SECONDS = 10
 
 
-def _watch(challenge, config, flag_values):
-    """Evaluates each checkpoint of a training as it appears, until Ctrl-C."""
-    path = pathlib.Path(config.model_dir)
+def training_directory(challenge, model_dir):
+    """Returns the path of a training that may be yet to begin.
+
+    Raises:
+        InputError: `model_dir` is a finished model.
+    """
+    path = pathlib.Path(model_dir)
     with contextlib.suppress(InputError):  # it may be yet to be made
         path = checkpoints.find_model(challenge, path)
     if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
         raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
-    images = load_test_images(config, challenge)
-    loaded, evaluator, writer, seen = None, None, None, set()
-    while True:
-        before, loaded = loaded, _wait_for_checkpoint(challenge, path, loaded, seen)
-        if before is None or loaded.model is not before.model:
-            trial = _make_trial(challenge, config, flag_values, loaded)
-            evaluator = make_evaluator(challenge, config, [trial], loaded)
-        summary = _evaluate_once(challenge, config, flag_values, loaded, images, evaluator)
-        writer = _write_events(path / "eval", writer, loaded.step, summary)
+    return path
 
 
-def _write_events(directory, writer, step, summary):
+def write_events(directory, writer, step, summary):
     """Writes the numbers of a checkpoint for TensorBoard, and says so if that fails.
 
     Args:
-        directory: where to.
+        directory: path of the directory to write to.
         writer: what the last call returned, or None.
-        step: of the checkpoint.
+        step: the checkpoint's step.
         summary: dict of its numbers.
 
     Returns:
@@ -71,25 +65,24 @@ def _write_events(directory, writer, step, summary):
         return None
 
 
-def _wait_for_checkpoint(challenge, path, loaded, seen):
+def wait_for_checkpoint(challenge, path, loaded, seen):
     """Waits for the next checkpoint of a training, and loads it.
 
-    A directory that is gone for a while, and a checkpoint that is not whole, are waited for: the
-    training may be begun anew, and the files be on another machine's disk.
+    It also waits for a directory that is gone and for a checkpoint that is not whole: somebody may
+    begin the training anew, and the files may be on another machine's disk.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        path: of the training's directory, which need not be there yet.
+        path: the training's directory, which need not exist yet.
         loaded: the `LoadedModel` of the last checkpoint, or None.
-        seen: set of the checkpoints that there were so far, which are not taken again; it is
-            updated.
+        seen: set of the earlier checkpoints, which are not taken again; it is updated.
 
     Returns:
-        A `LoadedModel`: `loaded` with other weights, or a new one if the directory has come to
-        hold another network.
+        A `LoadedModel`: `loaded` with other weights, or a new one if the directory now holds
+        another network.
 
     Raises:
-        InputError: a checkpoint that is whole cannot be loaded, at the second try either.
+        InputError: a checkpoint that is whole cannot be loaded, not even at the second try.
     """
     said = failed = None
     while True:
@@ -126,7 +119,7 @@ def _load_newest(challenge, path, loaded):
 
 
 def _checkpoints(path):
-    """The checkpoints in a directory, as pairs of their step and of what tells another's file."""
+    """Returns a directory's checkpoints as pairs: the step, and what tells it from another file."""
     found = []
     # A file may be removed meanwhile, and a disk be out of reach for a while.
     with contextlib.suppress(InputError, OSError):

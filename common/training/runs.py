@@ -3,13 +3,14 @@
 import pathlib
 import time
 
+from common import json_shapes
 from common.errors import one_line
 from common.files import write_json
+from common.json_shapes import NUMBER
 from common.provenance import provenance
-from common.training import records
 
 FILE = "runs.json"
-NUMBERS = ("seconds",)
+_SHAPE = [{"seconds": NUMBER}]
 
 
 class Runs:
@@ -27,7 +28,8 @@ class Runs:
 
     def __init__(self, directory, step, data):
         self._path = pathlib.Path(directory) / FILE
-        self._runs = records.read_or_keep_aside(self._path, NUMBERS)
+        consequence = "a new one is begun"
+        self._runs = json_shapes.read_or_keep_aside(self._path, _SHAPE, consequence) or []
         before = self._runs[-1].get("versions") if self._runs else None
         self._earlier = sum(run["seconds"] for run in self._runs)
         self._begin = time.monotonic()
@@ -53,4 +55,5 @@ def read(directory):
     Raises:
         InputError: the file is damaged.
     """
-    return records.read(pathlib.Path(directory) / FILE, NUMBERS)
+    path = pathlib.Path(directory) / FILE
+    return json_shapes.read(path, _SHAPE) if path.exists() else []

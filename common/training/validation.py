@@ -7,16 +7,18 @@ leaking, sudden collapse); an attack of many small steps shows it.
 import dataclasses
 import pathlib
 
+from common import json_shapes
 from common.attack import make_attack
 from common.checkpoints import fast_model
 from common.evaluation.evaluator import Evaluator
 from common.evaluation.results import Trial
 from common.files import write_json
-from common.training import records
+from common.json_shapes import NUMBER
 
 NUM_EXAMPLES = 500
 FILE = "validation.json"
-NUMBERS = ("step", "seconds", "natural_accuracy", "adversarial_accuracy")
+_NUMBERS = ("step", "seconds", "natural_accuracy", "adversarial_accuracy")
+_SHAPE = [dict.fromkeys(_NUMBERS, NUMBER)]
 
 
 class Validation:
@@ -48,7 +50,8 @@ class Validation:
             show_progress=False,
         )
         self._path = pathlib.Path(directory) / FILE
-        self._entries = records.read_or_keep_aside(self._path, NUMBERS)
+        consequence = "a new one is begun"
+        self._entries = json_shapes.read_or_keep_aside(self._path, _SHAPE, consequence) or []
 
     def run(self, step, seconds):
         """Evaluates the network after `step` steps, and adds the result to validation.json.
@@ -87,4 +90,5 @@ def read(directory):
     Raises:
         InputError: the file is damaged.
     """
-    return records.read(pathlib.Path(directory) / FILE, NUMBERS)
+    path = pathlib.Path(directory) / FILE
+    return json_shapes.read(path, _SHAPE) if path.exists() else []

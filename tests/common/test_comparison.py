@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.leaderboard import Entry, rank, read_leaderboard, standing
 from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
-from common.scripts.flags import config_from_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run, start
 
@@ -161,7 +161,7 @@ def compare(tmp_path, monkeypatch, capsys):
 
     def compare(*arguments, challenge=MNIST):
         flag_values = flags.FlagValues()
-        define_config_flags(challenge, flag_values)
+        define_flags(challenge, flag_values)
         compare_lib.define_flags(challenge, flag_values)
         flag_values(["compare.py", *arguments])
         settings = config_from_flags(challenge, flag_values)
@@ -190,7 +190,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(tmp_path, compare)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.endswith("interrupted\n")
-    assert "stopped; the same command goes on from there" in out
+    assert "stopped; the same command resumes there" in out
     state = tmp_path / "parts" / "comparison.json.state"
     (npz,) = state.glob("*.npz")
     with np.load(npz, allow_pickle=False) as file:
@@ -200,8 +200,8 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(tmp_path, compare)
     assert not (tmp_path / "parts" / "comparison.json").exists()
 
     out = run(*command, cwd=tmp_path / "parts")
-    assert f"{LONG}: going on with comparison.json.state" in out
-    assert "going on" not in compare(*settings)
+    assert f"{LONG}: resuming from comparison.json.state" in out
+    assert "resuming from" not in compare(*settings)
     parts, whole = tmp_path / "parts" / "comparison.json", tmp_path / "comparison.json"
     assert rows_of(parts) == rows_of(whole)
     assert [row["row"] for row in rows_of(whole)] == ["natural", LONG]
@@ -280,7 +280,6 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
 @pytest.mark.parametrize(
     ("challenge", "settings", "message"),
     [
-        (CIFAR10, ("--num_steps=3",), "--num_steps: expected none, as the leaderboard's own"),
         (MNIST, ("--long", "--attack_file=a.npy"), "--long: expected none beside --attack_file"),
         (MNIST, ("--attack_file=a.npy",), "cannot read the attack file a.npy"),
         (MNIST, ("--output_json=no/r.json",), "--output_json: cannot write no/r.json"),
@@ -297,6 +296,12 @@ def test_an_unknown_row_is_one_line_and_exit_code_1(tmp_path):
     err = run(ROOT / "cifar10_challenge" / "compare.py", "--rows=fgsm", cwd=tmp_path, code=1)
     expected = "error: --rows: expected some of natural, leaderboard_fgsm_xent, "
     assert error_line(err).startswith(expected) and error_line(err).endswith("got 'fgsm'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_an_attack_are_refused_as_the_rows_have_their_own(tmp_path):
+    err = run(COMPARE, "--num_steps=3", cwd=tmp_path, code=1)
+    assert error_line(err).startswith("error: --num_steps: expected a setting that compare.py uses")
     assert list(tmp_path.iterdir()) == []
 
 

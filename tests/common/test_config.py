@@ -15,7 +15,7 @@ from common.attack import make_attack
 from common.errors import InputError
 from common.scripts import compare as compare_lib
 from common.scripts import evaluate, export_model
-from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from paper import accuracy_against_epsilon, adversarial_images, loss_along_pgd, training_curve
 
@@ -90,7 +90,7 @@ def make(challenge, **values):
 def parse(challenge, *argv):
     """The config of a command line."""
     flag_values = flags.FlagValues()
-    define_config_flags(challenge, flag_values)
+    define_flags(challenge, flag_values)
     define_attack_flags(challenge, flag_values)
     flag_values(["script.py", *argv])
     return config_from_flags(challenge, flag_values)

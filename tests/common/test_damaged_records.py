@@ -107,7 +107,7 @@ def write_card(directory, content):
 def test_a_damaged_card_is_named(content, tmp_path):
     write_card(tmp_path, content)
     assert str(tmp_path / "card.json") in refusal(cards.read_from, tmp_path)
-    assert str(tmp_path / "card.json") in refusal(cards._read_card, tmp_path)
+    assert str(tmp_path / "card.json") in refusal(cards.find_card, tmp_path)
 
 
 def places_in(value, place=()):

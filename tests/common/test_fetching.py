@@ -620,7 +620,7 @@ def test_ctrl_c_keeps_the_part_and_the_same_command_goes_on(server, original, ar
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; the same command goes on from there"
+    assert err.splitlines()[-1] == "interrupted; the same command resumes there"
     assert "Traceback" not in err
     size = part.stat().st_size
     assert 0 < size < len(archive) and part.read_bytes() == archive[:size]

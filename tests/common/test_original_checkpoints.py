@@ -18,7 +18,7 @@ from common.config import make_config
 from common.errors import InputError
 from common.original_checkpoints import is_original, load_original, save_original
 from common.scripts import evaluate
-from common.scripts.flags import define_config_flags
+from common.scripts.flags import define_flags
 from common.scripts.train import export_newest
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
@@ -511,7 +511,7 @@ def test_what_else_the_scripts_do_with_it(tmp_path, capsys):
     write_checkpoint(tmp_path, mnist_shapes(scale=1), step=99900)
     config = make_config(MNIST, ("test", {"model_dir": str(tmp_path)}))
     watch = flags.FlagValues()
-    define_config_flags(MNIST, watch)
+    define_flags(MNIST, watch)
     evaluate.define_eval_flags(MNIST, watch)
     watch(["eval.py", "--watch"])
     refused("--watch: expected a training directory", evaluate.evaluate, MNIST, config, watch)

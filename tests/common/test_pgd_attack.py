@@ -11,10 +11,10 @@ import pytest
 from absl import flags
 
 from common import files, submission
+from common.attack import PGD
 from common.errors import InputError
-from common.evaluation import evaluator
 from common.scripts import attack_file, evaluate
-from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME, ROOT, run, start
 
@@ -30,7 +30,7 @@ def attack(tmp_path, monkeypatch, capsys):
 
     def attack(*arguments, command=attack_file.pgd_attack):
         flag_values = flags.FlagValues()
-        define_config_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
         is_eval = command is evaluate.evaluate
         define = evaluate.define_eval_flags if is_eval else define_attack_flags
         define(MNIST, flag_values)
@@ -48,24 +48,29 @@ def no_attacks(monkeypatch):
     """Makes every further attack fail the test."""
 
     def forbid():
-        monkeypatch.setattr(
-            evaluator.Evaluator, "_attack", lambda *args: pytest.fail("attacks again")
-        )
+        own = PGD.perturb
+
+        def perturb(self, *args, **options):
+            if self.epsilon != 1:  # not that of the check before several attacks
+                pytest.fail("attacks again")
+            return own(self, *args, **options)
+
+        monkeypatch.setattr(PGD, "perturb", perturb)
 
     return forbid
 
 
 def interrupt_after(monkeypatch, count):
     """Ctrl-C while the `count`-th batch is attacked."""
-    own, calls = evaluator.Evaluator._attack, []
+    own, calls = PGD.perturb, []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(args)
         if len(calls) == count:
             signal.raise_signal(signal.SIGINT)
-        return own(*args)
+        return own(*args, **options)
 
-    monkeypatch.setattr(evaluator.Evaluator, "_attack", interrupted)
+    monkeypatch.setattr(PGD, "perturb", interrupted)
 
 
 def names():
@@ -98,11 +103,11 @@ def test_an_interrupted_attack_resumes_to_the_same_file(attack, monkeypatch, cap
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(patch, 1)
             attack("--store_adv_path=to/parts.npy")
-        line = f"stopped; the same command goes on from there, with {the_state('to')}"
+        line = f"stopped; the same command resumes there, from {the_state('to')}"
         assert line in capsys.readouterr().out
         assert [path.name for path in pathlib.Path("to").iterdir()] == [the_state("to").name]
     out = attack("--store_adv_path=to/parts.npy")
-    assert "attack: going on with to/evaluation-" in out
+    assert "attack: resuming from to/evaluation-" in out
     assert sorted(os.listdir("to")) == ["parts.npy", "parts.npy.json"]
     assert pathlib.Path("to/parts.npy").read_bytes() == pathlib.Path("whole.npy").read_bytes()
     np.testing.assert_array_equal(submission.load("to/parts.npy"), whole)
@@ -116,7 +121,7 @@ def test_other_settings_do_not_resume_it(attack, monkeypatch):
         interrupt_after(patch, 1)
         attack()
     state = the_state().read_bytes()
-    assert "going on" not in attack("--num_steps=1")
+    assert "resuming from" not in attack("--num_steps=1")
     assert the_state().read_bytes() == state
 
 
@@ -125,7 +130,7 @@ def test_a_damaged_state_is_one_line(attack, monkeypatch):
         interrupt_after(patch, 1)
         attack()
     the_state().write_bytes(the_state().read_bytes()[:-1])
-    with pytest.raises(InputError, match="cannot go on from evaluation-.*without it all begins"):
+    with pytest.raises(InputError, match="cannot resume from evaluation-.*without it all begins"):
         attack()
     assert names() == [the_state().name]
 
@@ -154,7 +159,7 @@ def test_what_cannot_be_written_is_written_later_without_an_attack(
         assert not pathlib.Path("attack.npy.json").exists()
     assert the_state().exists()
     no_attacks()
-    assert "attack: going on with evaluation-" in attack()
+    assert "attack: resuming from evaluation-" in attack()
     assert pathlib.Path("attack.npy").read_bytes() == whole
     assert submission.load_note("attack.npy")["attack"]["num_steps"] == 2
     assert names() == ["attack.npy", "attack.npy.json", "whole.npy", "whole.npy.json"]
@@ -179,7 +184,7 @@ def test_a_result_of_eval_that_cannot_be_written_is_written_later(
     assert the_state().exists()
     no_attacks()
     out = attack(*command, command=evaluate.evaluate)
-    assert "going on with evaluation-" in out
+    assert "resuming from evaluation-" in out
     result = json.loads(pathlib.Path("r.json").read_text())
     assert submission.load_note("attack.npy")["model_digest"] == result["model_digest"]
     assert names() == ["attack.npy", "attack.npy.json", "r.json"]
@@ -234,9 +239,9 @@ def test_ctrl_c_of_the_script(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.endswith("interrupted\n") and "Traceback" not in err
-    assert f"the same command goes on from there, with {the_state(tmp_path).name}\n" in out
+    assert f"the same command resumes there, from {the_state(tmp_path).name}\n" in out
     with np.load(the_state(tmp_path)) as state:
         assert 0 < state["num_attacks"].sum() < 40
     out = run(script, *few, "--num_steps=100", cwd=tmp_path)
-    assert "attack: going on with evaluation-" in out
+    assert "attack: resuming from evaluation-" in out
     assert sorted(os.listdir(tmp_path)) == ["attack.npy", "attack.npy.json"]

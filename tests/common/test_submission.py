@@ -220,7 +220,13 @@ def test_images_are_counted_through_a_long_file():
     "x_adv, expected",
     [
         (np.zeros((2, 784)), r"Invalid shape: expected \(3, 784\), found \(2, 784\)"),
-        (np.zeros((3, 28, 28, 1)), r"Invalid shape: expected \(3, 784\), found \(3, 28, 28, 1\)"),
+        (np.zeros((3, 28, 1, 28)), r"Invalid shape: expected \(3, 784\), found \(3, 28, 1, 28\)"),
+        (np.zeros((0, 784)), r"Invalid shape: expected \(3, 784\), found \(0, 784\)$"),
+        (np.zeros((5, 784)), r"Invalid shape: expected \(3, 784\), found \(5, 784\)$"),
+        (
+            np.zeros((2, 28, 28)),
+            r"found \(2, 28, 28\); --num_eval_examples=2 takes the first 2 test images$",
+        ),
         (np.float32(0), r"Invalid shape: expected \(3, 784\), found \(\)"),
         (np.zeros((3, 784), complex), "Invalid dtype: expected real numbers, found complex128"),
         (np.zeros((3, 784), bool), "Invalid dtype: expected real numbers, found bool"),
@@ -231,6 +237,41 @@ def test_images_are_counted_through_a_long_file():
 def test_wrong_shapes_and_dtypes_are_refused(x_adv, expected):
     with pytest.raises(InputError, match=expected):
         submission.check(x_adv, grey(MNIST)[0], MNIST, 0.3)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 28, 28, 1)])
+def test_mnist_images_in_rows_and_columns_are_taken(shape):
+    x_nat, x_adv = grey(MNIST)
+    x_adv[1, 30] += 0.2  # row 1, column 2
+    submission.check(x_adv.reshape(shape), x_nat, MNIST, 0.3)
+    x_adv[1, 30] += 0.2
+    with pytest.raises(InputError, match=r"found 0.4 \(image 1, counted from 0\)$"):
+        submission.check(x_adv.reshape(shape), x_nat, MNIST, 0.3)
+
+
+def test_cifar10_images_as_rows_are_refused_as_their_order_is_not_known():
+    with pytest.raises(InputError, match=r"Invalid shape: expected .*, found \(3, 3072\)$"):
+        submission.check(np.zeros((3, 3072)), grey(CIFAR10)[0], CIFAR10, 8.0)
+
+
+@BOTH
+def test_pixels_in_other_units_get_a_hint(challenge, epsilon):
+    x_nat, x_adv = grey(challenge)
+    high = challenge.bounds[1]
+    if challenge is MNIST:
+        x_adv, hint = x_adv * 255, r"; pixels are in \[0, 1\]: divide pixels in \[0, 255\] by 255$"
+    else:
+        x_adv, hint = (
+            x_adv / 255,
+            r"; pixels are in \[0, 255\]: multiply pixels in \[0, 1\] by 255$",
+        )
+    with pytest.raises(InputError, match=r"\(image 0, counted from 0\)" + hint):
+        submission.check(x_adv, x_nat, challenge, epsilon)
+    # A single pixel, or dark images, are no other units.
+    x_nat, x_adv = grey(challenge)
+    x_adv[0].flat[0] = high * 1.5
+    with pytest.raises(InputError, match=r"counted from 0\)$"):
+        submission.check(x_adv, x_nat, challenge, epsilon)
 
 
 # The originals' own check, in NumPy.

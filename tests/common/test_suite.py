@@ -21,7 +21,7 @@ from common.evaluation.report import table
 from common.evaluation.results import Result, Trial, TrialResult
 from common.scripts import attack_file
 from common.scripts import evaluate as evaluate_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.common.training.test_resume import run as train
 from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
@@ -59,7 +59,7 @@ def evaluate(tiny, tmp_path, monkeypatch, capsys):
 
     def evaluate(*arguments):
         flag_values = flags.FlagValues()
-        define_config_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
         evaluate_lib.define_eval_flags(MNIST, flag_values)
         flag_values(["eval.py", f"--model_dir={tiny}", *arguments])
         settings = config_from_flags(MNIST, flag_values)
@@ -161,7 +161,7 @@ def test_an_interrupted_suite_goes_on_to_the_same_result(evaluate, tmp_path, mon
     evaluate(*command, "--random_seed=1")
     assert state.exists()
     out = evaluate(*command, "--output_json=parts.json").out
-    assert f"fgsm,pgd: going on with {state.name}" in out and "\nfgsm: " in out
+    assert f"fgsm,pgd: resuming from {state.name}" in out and "\nfgsm: " in out
     assert timeless(tmp_path / "parts.json") == timeless(tmp_path / "whole.json")
     np.testing.assert_array_equal(np.load("a.npy"), examples)
     assert not state.exists()
@@ -187,7 +187,9 @@ def test_one_attack_goes_on_too(evaluate, tmp_path, monkeypatch):
             evaluate(*command, "--state_dir=states")
     assert [p.name for p in tmp_path.iterdir()] == ["states"]
     out = evaluate(*command, "--state_dir=states").out
-    assert out.replace(next(x for x in out.splitlines() if "going on" in x) + "\n", "") == whole
+    assert (
+        out.replace(next(x for x in out.splitlines() if "resuming from" in x) + "\n", "") == whole
+    )
     assert list((tmp_path / "states").iterdir()) == []
 
 
@@ -313,7 +315,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
         assert found["num_undefined"] == given > 0
 
     flag_values = flags.FlagValues()
-    define_config_flags(MNIST, flag_values)
+    define_flags(MNIST, flag_values)
     define_attack_flags(MNIST, flag_values)
     flag_values(["x", f"--model_dir={tiny}", "--num_steps=1", "--store_adv_path=a.npy", *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
@@ -445,7 +447,7 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
 
 def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values = flags.FlagValues()
-    define_config_flags(MNIST, flag_values)
+    define_flags(MNIST, flag_values)
     define_attack_flags(MNIST, flag_values)
     size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])

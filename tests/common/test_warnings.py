@@ -13,7 +13,7 @@ from common.checkpoints import load_model
 from common.evaluation import pitfalls, suites
 from common.scripts import attack_file, evaluate
 from common.scripts import compare as compare_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME
 
@@ -64,10 +64,10 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
 
-    def run(main, define_flags, *arguments):
+    def run(main, define_own_flags, *arguments):
         flag_values = flags.FlagValues()
-        define_config_flags(MNIST, flag_values)
         define_flags(MNIST, flag_values)
+        define_own_flags(MNIST, flag_values)
         flag_values(["script.py", f"--num_eval_examples={FEW_IMAGES}", *arguments])
         capsys.readouterr()
         main(MNIST, config_from_flags(MNIST, flag_values), flag_values)

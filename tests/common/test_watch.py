@@ -15,7 +15,7 @@ from common.checkpoints import TrainingRun
 from common.errors import InputError
 from common.scripts import evaluate
 from common.scripts import watch as watch_lib
-from common.scripts.flags import config_from_flags, define_config_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.test_scripts import EMPTY_HOME
 
@@ -68,7 +68,7 @@ def at_each_poll(monkeypatch):
 
 
 def wait(training, loaded, seen):
-    return watch_lib._wait_for_checkpoint(MNIST, training.directory, loaded, seen)
+    return watch_lib.wait_for_checkpoint(MNIST, training.directory, loaded, seen)
 
 
 def nothing():
@@ -226,7 +226,7 @@ def watch(training, monkeypatch, capsys):
 
     def watch():
         flag_values = flags.FlagValues()
-        define_config_flags(MNIST, flag_values)
+        define_flags(MNIST, flag_values)
         evaluate.define_eval_flags(MNIST, flag_values)
         few = ("--num_eval_examples=20", "--num_steps=1", f"--model_dir={training.directory}")
         flag_values(["eval.py", "--watch", *few])

@@ -1,0 +1,68 @@
+"""What is evaluated: the model and the images that a config names, and what identifies them."""
+
+import pathlib
+
+from common.config import read_json
+from common.errors import one_line
+from common.provenance import provenance
+
+
+def model_path(config, challenge):
+    """Returns the configured model's path, or the shipped model's if there is nothing at config's.
+
+    The shipped model, which a printed line names, takes the place of config.json's model alone.
+    """
+    own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
+    shipped = challenge.directory / "models" / challenge.shipped
+    if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
+        print(one_line(f"no model of your own in {own}: taking the shipped {challenge.shipped}"))
+        return shipped
+    return config.model_dir
+
+
+def load_test_images(config, challenge):
+    """Returns the first `num_eval_examples` test images, or sample images; prints which."""
+    images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
+    images = images.head(config.num_eval_examples)
+    print(one_line(images.source))
+    return images
+
+
+def line_of(loaded):
+    """Returns the words for a `LoadedModel`: its path, and its step if it is a checkpoint."""
+    return one_line(f"{loaded.path}" + ("" if loaded.step is None else f", step {loaded.step}"))
+
+
+def key_of(config, loaded, images, trials, source=None):
+    """Returns what decides the result of `trials` beside their settings, for a `State`'s key.
+
+    Args:
+        config: the challenge's config.
+        loaded: the `LoadedModel` under evaluation.
+        images: the `common.data.Split` to evaluate on.
+        trials: list of `Trial`.
+        source: the `LoadedModel` that is attacked in its place, or None.
+    """
+    depends_on_batch = any(trial.attack.depends_on_batch for trial in trials)
+    return {
+        "model_digest": loaded.digest(),
+        **({} if source is None else {"source_digest": source.digest()}),
+        "seed": config.random_seed,
+        "data_sha256": images.digest(),
+        "num_examples": len(images.images),
+        **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
+    }
+
+
+def record_of(config, loaded, images, source=None):
+    """Returns what was evaluated and on what, as a dict for JSON; arguments as in `key_of`."""
+    names = {} if source is None else {"source": source.name, "source_digest": source.digest()}
+    return {
+        "model": loaded.name,
+        "model_digest": loaded.digest(),
+        **names,
+        "step": loaded.step,
+        "data": images.name,
+        "seed": config.random_seed,
+        **provenance(),
+    }
