@@ -11,7 +11,7 @@ CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}
 
 
 def run(main, define_flags):
-    """`common.app.run` for the challenge that the first word names."""
+    """`common.scripts.app.run` for the challenge that the first word names."""
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
     if name not in CHALLENGES:
         app.fail(InputError(f"expected {' or '.join(CHALLENGES)} as the first word, got {name!r}"))
