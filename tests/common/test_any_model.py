@@ -62,7 +62,7 @@ def what_it_does(challenge, folder, **options):
     if options:
         model = build_cifar10("simple", seed=config.random_seed, **options)
     before = model(x, training=False).numpy()
-    rate = optimizers.PiecewiseSchedule(((0, 0.01),))
+    rate = optimizers.learning_rate(((0, 0.01),))
     if challenge is MNIST:
         optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
     else:

@@ -171,7 +171,7 @@ def test_a_training_of_damaged_checkpoints_alone_is_refused_and_kept(tmp_path):
     assert (tmp_path / "checkpoint-1.index").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path):
     with pytest.raises(InputError, match="the loss became (nan|inf).*smaller rates"):
         run(MNIST, tmp_path, scale=1, step_size_schedule=[[0, 1e30]])
 
@@ -263,7 +263,7 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     assert f"natural {at_6['natural_accuracy']:.2f}%, paper_pgd_40" in capsys.readouterr().out
 
 
-def test_validation_beyond_the_checkpoint_that_a_training_goes_on_from_is_replaced(tmp_path):
+def test_validation_beyond_the_checkpoint_that_a_training_resumes_from_is_replaced(tmp_path):
     run(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
     (entry,) = json.loads((tmp_path / "validation.json").read_text())
     lost = [entry, {**entry, "step": 6, "natural_accuracy": -1}, {**entry, "step": 9}]
