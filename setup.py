@@ -12,7 +12,7 @@ MODELS = [
 
 setuptools.setup(
     name="madry-challenges",
-    version="0.8.0",
+    version="0.9.0",
     description=(
         "Towards Deep Learning Models Resistant to Adversarial Attacks (Madry et al.) and its "
         "MNIST and CIFAR-10 challenges, in TensorFlow 2 / Keras 3"
@@ -25,6 +25,7 @@ setuptools.setup(
         "Intended Audience :: Science/Research",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Security",
+        "Private :: Do Not Upload",  # a checkout, not a distribution
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
@@ -32,7 +33,7 @@ setuptools.setup(
     ],
     python_requires=">=3.10,<3.14",
     packages=setuptools.find_packages(
-        include=["common", "common.*", "mnist_challenge", "cifar10_challenge", "paper"]
+        include=["common", "common.*", "mnist_challenge", "cifar10_challenge"]
     ),
     package_data={
         "common": ["samples/*"],

@@ -32,3 +32,4 @@ def test_it_holds_every_shipped_model_and_no_training(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True)
     for challenge in ("mnist_challenge", "cifar10_challenge"):
         assert files_in(tmp_path / "built" / challenge / "models") == models
+    assert not (tmp_path / "built" / "paper").exists()
