@@ -1,4 +1,4 @@
-"""What the scripts need to know of a challenge; each challenge folder defines one."""
+"""What the scripts need to know about a challenge; each challenge folder defines one."""
 
 import dataclasses
 import pathlib
@@ -15,27 +15,29 @@ class Challenge:
         config_class: the dataclass of its settings.
         bounds: (lowest, highest) pixel value.
         image_shape: (height, width, channels).
-        class_names: what its ten classes are, in the order of the labels.
+        class_names: the names of its ten classes, in the order of the labels.
         submission_shape: shape of one image in an attack file.
         load: function (split, *, data_dir, allow_sample) to a `common.data.Split`.
         to_pixels: function from uint8 images to float32 pixels in `bounds`.
         build_model: function (config) to a new keras.Model.
-        size_of: function from the shapes of a network's weights, in keras's order, to the settings
-            of its size as a dict, or None where they are another network's.
+        size_of: function from the shapes of a network's weights, in Keras's order, to the settings
+            of its size as a dict, or None if they are another network's.
         original_names: function (keras.Model) to the names of its weights in the original's
             checkpoints, in the order of `weights`.
         fast_logits: function (keras.Model) to its logits as a CPU runs them fastest, see
             `common.attack.FastModel`.
-        shipped: the model that is evaluated where none is named and none was trained.
-        presets: published rows: name to the settings that give it.
-        validation_preset: the preset that trainings are watched under, see `common.validation`.
-        card_rows: what a shipped model is evaluated under, "natural" and presets.
+        shipped: the model that is evaluated if none is named and none was trained.
+        presets: the published rows, a dict from their names to the settings that give them.
+        validation_preset: the preset that trainings are watched under, see
+            `common.training.validation`.
+        card_rows: the rows that a shipped model is evaluated under, "natural" and presets.
         transfer_rows: presets whose examples, made on another model, are tried on it.
-        paper: function from a training's settings, as a dict, to the paper's accuracies in percent
-            of a network trained so: a dict by (row, `Config.adversary` of the network that the
-            examples were made on, or None for the same network).
-        published: accuracy in percent of the original challenge's secret network: of "natural", the
-            images themselves, and of presets.
+        paper: function from a training's settings, as a dict, to the paper's accuracies of a
+            network trained this way, in percent. They are a dict; its keys are pairs of the row and
+            the `Config.adversary` of the network that the examples were made on, or None for the
+            same network.
+        published: accuracies of the original challenge's secret network in percent, by row:
+            "natural" is the images themselves, the others are presets.
     """
 
     name: str
