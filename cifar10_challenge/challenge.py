@@ -80,8 +80,10 @@ class Config(config.Config):
     """The common settings, and those of the residual networks and their optimizer."""
 
     width: str = config.key("network: " + " or ".join(WIDTHS), config.one_of(*WIDTHS))
-    weight_decay: float = config.key("on kernels, half-square form", config.number(0))
-    momentum: float = config.key("of the optimizer", config.number(0, 1))
+    weight_decay: float = config.key(
+        "factor of half the squared kernels in the loss", config.number(0)
+    )
+    momentum: float = config.key("momentum of the optimizer", config.number(0, 1))
     batch_statistics: bool = config.key(
         "training: attack the network in training mode, as the original does", config.boolean
     )

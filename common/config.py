@@ -191,7 +191,7 @@ class Config:
     """
 
     model_dir: str = key(
-        "training directory (an original's too), SavedModel, .keras file or shipped model",
+        "training directory (ours or an original's), SavedModel, .keras file or shipped model",
         path,
         "model",
         _ALL,
@@ -200,18 +200,22 @@ class Config:
         "TFDS directory, or one with the original data files", path_or_null, "model", _ALL
     )
     random_seed: int = key(
-        "decides weights, data order, augmentation, random starts",
+        "seed of weights, data order, augmentation, random starts",
         integer(0),
         "model",
         (TRAINING, ATTACK, EVALUATION),
     )
-    adversary: str = key("what training defends against", one_of("pgd", "fgsm", "none"))
+    adversary: str = key(
+        "adversary that the training defends against", one_of("pgd", "fgsm", "none")
+    )
     max_num_training_steps: int = key("training ends after this many steps", integer(1))
     num_output_steps: int = key("steps between printed accuracies", integer(1))
     num_summary_steps: int = key("steps between TensorBoard summaries", integer(1))
-    num_checkpoint_steps: int = key("steps between checkpoints, three are kept", integer(1))
+    num_checkpoint_steps: int = key(
+        "steps between checkpoints, of which three are kept", integer(1)
+    )
     num_validation_steps: int = key(
-        "steps between evaluations on 500 images under a strong PGD (CIFAR-10: of the test set), "
+        "steps between evaluations on 500 images (CIFAR-10: test images) under a strong PGD, "
         "0 for none",
         integer(0),
     )
@@ -222,8 +226,8 @@ class Config:
         one_of("constant", "linear"),
     )
     average_decay: float = key(
-        "the weights that count are an average over the training, which keeps this part of itself "
-        "in each step; 0: the last ones",
+        "the result's weights are an average over the training, which keeps this share of itself "
+        "in each step; 0: the last weights",
         number(0, 1),
     )
     epsilon_warmup_steps: int = key(

@@ -11,18 +11,20 @@ LONGEST_LINE = 2000  # characters
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line: what was expected, what came."""
+    """The user's input cannot be used; the message says in one line what was expected and came."""
 
-    __init__ = Exception.__init__  # by which AutoGraph knows that it can raise another of its kind
+    __init__ = (
+        Exception.__init__
+    )  # AutoGraph takes it as a sign that it can raise another of its kind
 
 
 def one_line(text):
-    """`text` as one line that a terminal shows as it stands.
+    """Returns `text` as one line that a terminal shows unchanged.
 
     Args:
-        text: str or exception. Runs of white space become one space; control characters and others
-            that cannot be printed become escapes such as \\x1b; the middle of text that is longer
-            than `LONGEST_LINE` is left out.
+        text: str or exception. A run of white space becomes one space; a character that cannot be
+            printed becomes an escape such as \\x1b; text longer than `LONGEST_LINE` loses its
+            middle.
 
     Returns:
         str.
@@ -39,7 +41,7 @@ def one_line(text):
 
 
 def reason_of(error):
-    """Why an exception came, as one line: the operating system's words if it has any.
+    """Returns the reason for an exception as one line: the operating system's words if any.
 
     Args:
         error: an exception.

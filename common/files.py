@@ -24,7 +24,7 @@ def write_json(path, values):
     Numbers that are not finite become null, as JSON has no other word for them.
 
     Args:
-        path: of the file.
+        path: the file's path.
         values: dicts with text as keys, lists, tuples, text, numbers, bools and None.
 
     Raises:
@@ -38,11 +38,11 @@ def write_atomically(path, data):
     """Writes bytes to a file so that it is there whole or not at all.
 
     Args:
-        path: of the file; one that is there is replaced.
+        path: the file's path; an earlier file is replaced.
         data: bytes.
 
     Raises:
-        InputError: the file cannot be written; one that was there is as before.
+        InputError: the file cannot be written; an earlier one is as before.
     """
     path = pathlib.Path(path)
     try:
@@ -55,12 +55,12 @@ def write_atomically(path, data):
         except BaseException:
             os.unlink(scratch)
             raise
-    except (OSError, RuntimeError) as error:  # resolve() tells of a loop of links by the latter
+    except (OSError, RuntimeError) as error:  # RuntimeError is resolve()'s word for a loop of links
         raise InputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 def expand_path(path):
-    """A path as somebody named it, with the home directory in the place of a leading `~`.
+    """Returns a path that somebody named, with the home directory in place of a leading `~`.
 
     Args:
         path: text or os.PathLike.
@@ -69,8 +69,8 @@ def expand_path(path):
         str.
 
     Raises:
-        InputError: it is empty, cannot be a path (it holds NUL, or bytes that are not UTF-8, which
-            TensorFlow refuses), or begins with `~` if the home directory is not known.
+        InputError: the path is empty, cannot be a path (it holds NUL, or bytes that are not UTF-8,
+            which TensorFlow refuses), or begins with `~` and the home directory is not known.
     """
     text = os.fspath(path)
     try:
@@ -87,17 +87,17 @@ def expand_path(path):
 
 
 def read_json(path, repeatable=()):
-    """What a JSON file holds.
+    """Returns what a JSON file holds.
 
     Args:
-        path: of the file; a byte order mark before the text is skipped.
-        repeatable: names that an object may give more than once, of which the last one counts.
+        path: the file's path; a byte order mark before the text is skipped.
+        repeatable: names that an object may give more than once; the last one counts.
 
     Returns:
         A dict, list, str, float, int, bool or None.
 
     Raises:
-        InputError: it cannot be read, is not JSON, or gives a name twice in one object.
+        InputError: the file cannot be read, is not JSON, or gives a name twice in one object.
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
@@ -114,13 +114,13 @@ def keep_aside(path):
     """Renames a damaged file so that a new one can be written in its place.
 
     Args:
-        path: of the file.
+        path: the file's path.
 
     Returns:
         The new pathlib.Path: NAME.damaged, or NAME.damaged-2 and so on if that is taken.
 
     Raises:
-        InputError: it cannot be renamed.
+        InputError: the file cannot be renamed.
     """
     path, number = pathlib.Path(path), 1
     while True:
@@ -139,8 +139,8 @@ def check_writable(name, path):
     """Raises InputError, before any work is done, if a file could not be written.
 
     Args:
-        name: of the flag or argument that gave the path; the message begins with it.
-        path: of the file.
+        name: the flag or argument that gave the path; the message begins with it.
+        path: the file's path.
     """
     path = pathlib.Path(path)
     try:
@@ -155,10 +155,10 @@ def check_writable(name, path):
 
 @contextlib.contextmanager
 def plain_path(directory):
-    """A path to `directory` that TensorFlow cannot take for a pattern; valid within the context.
+    """Gives a path to `directory` that TensorFlow cannot take for a pattern, within the context.
 
-    TensorFlow matches the paths of checkpoints and SavedModels like a shell, so that it does not
-    find `run[1]` and takes the files of `run1` for its own. Such a directory is reached by a link.
+    TensorFlow matches the paths of checkpoints and SavedModels as a shell does: it does not find
+    `run[1]`, and takes the files of `run1` for its files. A link leads to such a directory.
 
     Args:
         directory: path of a directory or file.
@@ -167,7 +167,7 @@ def plain_path(directory):
         pathlib.Path, the absolute path itself if it holds none of * ? [ ] and backslash.
 
     Raises:
-        InputError: no link can be made.
+        InputError: the link cannot be made.
     """
     directory = pathlib.Path(os.path.abspath(directory))
     if not _PATTERN.search(str(directory)):
@@ -193,7 +193,7 @@ class Lock:
 
     Args:
         directory: path of the directory, which is made if need be.
-        what: what the directory is to the user, for the message.
+        what: the user's word for the directory, with which the message begins.
 
     Raises:
         InputError: on entering, another process holds the lock, or the directory cannot be

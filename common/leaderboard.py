@@ -8,7 +8,7 @@ from common.errors import InputError, one_line, reason_of
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of an original leaderboard; `accuracy` in percent, `links` apart by spaces."""
+    """A line of an original leaderboard; `accuracy` is in percent, spaces separate `links`."""
 
     board: str
     attack: str
@@ -23,7 +23,7 @@ class Entry:
 
 
 def read_leaderboard(challenge):
-    """The original challenge's boards: name to its entries, lowest accuracy first.
+    """Returns the original challenge's boards, a dict from names to entries, lowest accuracy first.
 
     Raises:
         InputError: leaderboard.csv cannot be read, or is damaged.
@@ -50,17 +50,17 @@ def read_leaderboard(challenge):
 
 
 def rank(entries, accuracy):
-    """The place on a board, from 1; lower accuracy is better, and of equals the older stands first.
+    """Returns the place on a board, from 1; lower is better, and the older of two equals is first.
 
     Args:
         entries: list of `Entry`, lowest accuracy first.
-        accuracy: in percent; as on the boards, two decimals count.
+        accuracy: the accuracy in percent; two decimals count, as on the boards.
     """
     return 1 + sum(entry.accuracy <= round(accuracy, 2) for entry in entries)
 
 
 def standing(board, entries, accuracy):
-    """The place on a board in words."""
+    """Returns the place on a board in words."""
     place = rank(entries, accuracy)
     text = f"would be {_ordinal(place)} of {len(entries) + 1} on the {board} board"
     if place > 1:

@@ -1,54 +1,17 @@
 """The scripts as users run them, on real images: train, resume, evaluate, attack, score."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.common.training.test_resume import checkpoint_arrays
+from tests.helpers import ROOT, checkpoint_arrays, error_line, run, start
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-EMPTY_HOME = tempfile.mkdtemp()  # so that no data set of the user is found
 MNIST_TINY = ("--scale=1", "--num_steps=2", "--step_size=0.1", "--training_batch_size=10")
 CIFAR10_TINY = ("--width=simple", "--num_steps=1", "--training_batch_size=4")
-
-
-def start(*command, cwd, data_dir=None):
-    environment = {**os.environ, "PYTHONPATH": "", "HOME": EMPTY_HOME}
-    environment.pop("TFDS_DATA_DIR", None)
-    if data_dir is not None:
-        environment["TFDS_DATA_DIR"] = data_dir
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell's background jobs, such as these tests may be, ignore Ctrl-C and pass that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def run(*command, cwd, data_dir=None, code=0):
-    """Runs a script to its end; returns what it printed (stderr if it was to fail)."""
-    process = start(*command, cwd=cwd, data_dir=data_dir)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return err if code else out
-
-
-def error_line(stderr):
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 @pytest.fixture(scope="module")

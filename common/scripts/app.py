@@ -104,7 +104,7 @@ class _Help(flags.BooleanFlag):
 
 
 def _described(error):
-    """What went wrong, as text that begins with the file, or else with the error's kind."""
+    """Returns what went wrong, as text that begins with the file, or else with the error's kind."""
     what, reason = getattr(error, "filename", None), reason_of(error)
     if what is None:
         what = type(error).__name__

@@ -82,7 +82,8 @@ def evaluate(challenge, config, flag_values):
     if --store_adv_path asks for it.
 
     Raises:
-        InputError: no model, no data, no such suite or attack, or one that is out of range.
+        InputError: there is no model, no data, no such suite or attack, or a setting is out of
+            range.
     """
     is_suite = _check_eval_flags(flag_values)
     if flag_values.watch:

@@ -18,7 +18,7 @@ _OWN = "This script"  # what --help lists a script's other flags under
 
 
 def split(names):
-    """The names in a text that has commas between them."""
+    """Returns the names in a text that has commas between them."""
     return [name.strip() for name in names.split(",")]
 
 
@@ -40,7 +40,7 @@ class _PathParser(_SettingParser):
         super().__init__("PATH")
 
     def parse(self, argument):
-        """The path, or ValueError."""
+        """Returns the path; raises ValueError if it cannot be one."""
         return files.expand_path(argument)
 
 
@@ -77,7 +77,7 @@ def define_flags(challenge, flag_values, uses=None):
 
 
 def help_text(flag_values, script, description):
-    """What --help shows: the script's description, and its flags in groups.
+    """Returns what --help shows: the script's description, and its flags in groups.
 
     Args:
         flag_values: absl's FlagValues.
@@ -110,7 +110,7 @@ def _as_text(flag):
 
 
 def _form(flag):
-    """A flag as it is written on a command line."""
+    """Returns a flag as a command line has it, such as --num_steps=N."""
     if flag.boolean:
         return f"--[no]{flag.name}"
     forms = {flags.ListParser: "A,B,...", flags.IntegerParser: "N", flags.FloatParser: "X"}
@@ -125,7 +125,7 @@ def _form(flag):
 
 
 def config_from_flags(challenge, flag_values):
-    """The config that the command line asks for.
+    """Returns the config that the command line asks for.
 
     A relative model_dir or data_dir of a flag is relative to the working directory, one of a config
     file to that file.
@@ -162,7 +162,7 @@ def config_from_flags(challenge, flag_values):
 
 
 def _norm(flag_values, layers):
-    """The norm that --attack and --norm ask for; `layers` are the settings that are given."""
+    """Returns the norm that --attack and --norm ask for; `layers` are the given settings."""
     if "attack" not in flag_values:
         return "linf"
     asked = flag_values.norm if "norm" in flag_values else None
@@ -221,7 +221,7 @@ def define_attack_flags(challenge, flag_values):
 
 
 def make_trial(challenge, config, flag_values, attacked):
-    """The `Trial` that --attack, --norm and the config ask for, on a `LoadedModel`.
+    """Returns the `Trial` that --attack, --norm and the config ask for, on a `LoadedModel`.
 
     Raises:
         InputError: as `suites.named_trial`; restarts are asked for that would all be the same.

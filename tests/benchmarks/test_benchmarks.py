@@ -19,8 +19,7 @@ from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
-from tests.cifar10_challenge.test_model import pictures
-from tests.mnist_challenge.test_model import digits
+from tests.helpers import digits, pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,7 @@ from cifar10_challenge.model import build_model
 from cifar10_challenge.winograd import WinogradConv
 from common.attack import PGD
 from common.checkpoints import fast_model
-from tests.cifar10_challenge.test_model import pictures
-from tests.mnist_challenge.test_model import input_gradient
+from tests.helpers import input_gradient, pictures
 
 
 def network(width, dtype="float32"):

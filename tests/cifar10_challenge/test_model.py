@@ -1,5 +1,3 @@
-import pathlib
-
 import keras
 import numpy as np
 import pytest
@@ -7,16 +5,9 @@ import tensorflow as tf
 
 from cifar10_challenge.model import build_model
 from cifar10_challenge.train import augment
-from common import data
-from tests.mnist_challenge.test_model import input_gradient, sum_xent
+from tests.helpers import input_gradient, pictures, sum_xent
 
 tf1 = tf.compat.v1
-
-
-def pictures(count):
-    """Images of the shipped sample, as float32 pixels, and their labels."""
-    with np.load(pathlib.Path(data.__file__).parent / "samples" / "cifar10.npz") as sample:
-        return data.cifar10_pixels(sample["images"][:count]), sample["labels"][:count].astype("i4")
 
 
 def weights_by_path(model):

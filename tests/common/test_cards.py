@@ -12,7 +12,7 @@ from common.config import make_config, read_json
 from common.evaluation import suites
 from common.evaluation.presets import make_evaluator
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import error_line, run
+from tests.helpers import error_line, run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = [
@@ -56,6 +56,27 @@ def test_a_card_tells_how_every_number_came_about(challenge, directory):
                     name: value for name, value in expected.items() if name in entry["attack"]
                 }.items()
             )
+
+
+@pytest.mark.parametrize(
+    "challenge, row, model, source, expected",
+    [
+        (MNIST, "natural", "adv_trained", None, "paper 98.8, leaderboard 98.53"),
+        (MNIST, "paper_pgd_40", "adv_trained", None, "paper 93.2"),
+        (MNIST, "paper_pgd_100", "adv_trained", None, "paper 91.8, leaderboard 92.52"),
+        (MNIST, "leaderboard_pgd_100_cw", "adv_trained", None, "leaderboard 93.04"),
+        (MNIST, "paper_pgd_40", "adv_trained", "adv_trained_b", "paper 96.0"),
+        (MNIST, "paper_pgd_40", "natural", None, "paper 0.0"),
+        (MNIST, "leaderboard_pgd_100_cw", "natural", None, ""),
+        (CIFAR10, "paper_pgd_20", "simple_adv_trained", None, "paper 43.7"),
+        (MNIST, "natural", "of_nobody", None, ""),
+        (MNIST, "paper_pgd_40", "adv_trained", "of_nobody", ""),
+    ],
+)
+def test_published_numbers_are_those_of_the_same_training(challenge, row, model, source, expected):
+    models = challenge.directory / "models"
+    found = cards.published(challenge, row, models / model, source and models / source)
+    assert found == expected
 
 
 @pytest.mark.slow

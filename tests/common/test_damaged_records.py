@@ -16,7 +16,7 @@ from common.evaluation.presets import make_state_dir
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Optional
 from mnist_challenge.challenge import MNIST
 from paper import readme_tables
-from tests.common.test_comparison import compare, rows_of  # noqa: F401 (a fixture)
+from tests.common.scripts.test_compare import compare, rows_of  # noqa: F401 (a fixture)
 
 DAMAGED = {
     "empty": b"",

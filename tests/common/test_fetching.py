@@ -24,7 +24,7 @@ from common.original_checkpoints import load_original
 from common.scripts import fetch_model
 from mnist_challenge.challenge import MNIST
 from tests.common.test_original_checkpoints import MNIST_CONFIG, content, original_mnist, refused
-from tests.test_scripts import ROOT, error_line, run, start
+from tests.helpers import ROOT, error_line, run, start
 
 tf1 = tf.compat.v1
 
@@ -604,9 +604,10 @@ def test_wrong_use_is_one_line_and_help_is_of_use(tmp_path):
 def test_ctrl_c_keeps_the_part_and_the_same_command_goes_on(server, original, archive, tmp_path):
     # What fetch_model.py does, but for the address.
     program = (
-        "from common import fetching; from mnist_challenge.challenge import MNIST; "
+        "from common import fetching; from common.scripts import fetch_model; "
+        "from mnist_challenge.challenge import MNIST; "
         f"source = fetching.Source(url={server.url!r}, max_bytes=10_000_000); "
-        "fetching.run_script(MNIST, {'adv_trained': source})"
+        "fetch_model.run_script(MNIST, {'adv_trained': source})"
     )
     models_dir = tmp_path / "models"
     command = ("-c", program, "adv_trained", f"--models_dir={models_dir}")

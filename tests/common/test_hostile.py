@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from common.scripts import app
 from mnist_challenge.model import build_model
-from tests.test_scripts import EMPTY_HOME, ROOT
+from tests.helpers import EMPTY_HOME, ROOT
 
 # Runs each command line in a fork of one process, so that TensorFlow is loaded once. What it
 # prints goes to NUMBER.out and NUMBER.err.

@@ -23,11 +23,9 @@ from common.scripts.train import export_newest
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
 from tests.cifar10_challenge import test_model as cifar10
-from tests.common.training.test_resume import run as train
+from tests.helpers import ROOT, digits, input_gradient, pictures, sum_xent, train
+from tests.helpers import run as run_script
 from tests.mnist_challenge import test_model as mnist
-from tests.mnist_challenge.test_model import input_gradient, sum_xent
-from tests.test_scripts import ROOT
-from tests.test_scripts import run as run_script
 
 tf1 = tf.compat.v1
 
@@ -182,7 +180,7 @@ CASES = {
         lambda: original_mnist(scale=2),
         lambda **options: build_mnist(scale=2, seed=4, **options),
         {"scale": 2},
-        lambda: mnist.digits(8),
+        lambda: digits(8),
         {"epsilon": 0.3, "step_size": 0.05, "bounds": (0.0, 1.0)},
     ),
     "cifar10": Case(
@@ -190,7 +188,7 @@ CASES = {
         lambda: original_cifar10((16, 16, 32, 64)),
         lambda **options: build_cifar10("simple", seed=4, **options),
         {"width": "simple"},
-        lambda: cifar10.pictures(4),
+        lambda: pictures(4),
         {"epsilon": 8.0, "step_size": 2.0, "bounds": (0.0, 255.0)},
     ),
 }
@@ -335,7 +333,7 @@ def test_an_older_checkpoint_by_its_number(trained):
 
 @pytest.mark.parametrize("scale", [1, 16])
 def test_the_scale_of_an_mnist_network_is_found(tmp_path, scale):
-    x, _ = mnist.digits(3)
+    x, _ = digits(3)
     with tf.Graph().as_default(), tf1.Session() as session:
         original = original_mnist(scale)
         session.run(tf1.global_variables_initializer())
@@ -350,7 +348,7 @@ def test_the_scale_of_an_mnist_network_is_found(tmp_path, scale):
 
 
 def test_the_wide_cifar10_network(tmp_path):
-    x, y = cifar10.pictures(1)
+    x, y = pictures(1)
     with tf.Graph().as_default(), tf1.Session() as session:
         variables = original_cifar10_variables((16, 160, 320, 640))
         logits, _ = cifar10.original_logits(tf.constant(x), variables, training=False)

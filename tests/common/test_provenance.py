@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from common import provenance
-from tests.test_scripts import ROOT
+from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from common import checkpoints, config, submission
 from common.errors import InputError
 from common.scripts import attack_file
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import ROOT, run
+from tests.helpers import ROOT, run
 
 BOTH = pytest.mark.parametrize(
     "challenge, epsilon", [(MNIST, 0.3), (CIFAR10, 8.0)], ids=["mnist", "cifar10"]

@@ -8,7 +8,7 @@ from common.checkpoints import fast_model, load_model
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.fast_model import _live_filters
 from mnist_challenge.model import build_model
-from tests.mnist_challenge.test_model import digits, input_gradient
+from tests.helpers import digits, input_gradient
 
 # Black backgrounds are full of equal pixels, where pooling must choose the first as TensorFlow
 # does; noise leaves none.

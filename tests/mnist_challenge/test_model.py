@@ -1,20 +1,11 @@
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import data
 from mnist_challenge.model import build_model
+from tests.helpers import digits, input_gradient, sum_xent
 
 tf1 = tf.compat.v1
-
-
-def digits(count):
-    """Digits of the shipped sample, as float32 pixels, and their labels."""
-    with np.load(pathlib.Path(data.__file__).parent / "samples" / "mnist.npz") as sample:
-        images, labels = sample["images"][:count, ..., None], sample["labels"][:count]
-    return data.mnist_pixels(images), labels.astype(np.int32)
 
 
 def original_logits(x, variables):
@@ -37,18 +28,6 @@ def original_variables(weights):
     names = ["Variable", *(f"Variable_{i}" for i in range(1, 8))]
     assert [variable.op.name for variable in variables] == names
     return variables
-
-
-def sum_xent(logits, y):
-    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
-
-
-def input_gradient(logits_of, x, y):
-    """The gradient of the summed cross-entropy with respect to `x`."""
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = sum_xent(logits_of(x), y)
-    return tape.gradient(loss, x)
 
 
 @pytest.mark.parametrize(

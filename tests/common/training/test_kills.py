@@ -21,7 +21,8 @@ from common.files import Lock
 from common.training import optimizers
 from common.training.directory import check
 from mnist_challenge.challenge import MNIST
-from tests.common.training.test_resume import TINY, checkpoint_arrays, run
+from tests import helpers
+from tests.helpers import TINY, checkpoint_arrays
 
 SETTINGS = {
     "scale": 1,
@@ -36,7 +37,7 @@ OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmo
 
 
 def train(directory, **settings):
-    run(MNIST, directory, **{**SETTINGS, **settings})
+    helpers.train(MNIST, directory, **{**SETTINGS, **settings})
 
 
 class Hook:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,51 +14,9 @@ from common.config import make_config
 from common.errors import InputError
 from common.evaluation import suites
 from common.evaluation.presets import make_evaluator
-from common.training import loop, optimizers, runs, steps
+from common.training import runs, steps
 from mnist_challenge.challenge import MNIST
-
-TINY = {
-    "max_num_training_steps": 6,
-    "training_batch_size": 7,
-    "num_steps": 2,
-    "num_output_steps": 2,
-    "num_summary_steps": 3,
-    "num_checkpoint_steps": 2,
-    "epsilon_warmup_steps": 4,
-    "num_validation_steps": 3,
-}
-TINY_CIFAR10 = {"width": "simple", "training_batch_size": 4, "num_steps": 1}
-
-
-def run(challenge, model_dir, watched=False, **settings):
-    """Trains on the shipped sample with the optimizers of the challenges' train.py."""
-    config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
-    sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
-
-    rate = optimizers.learning_rate(config.step_size_schedule)
-    if challenge is CIFAR10:
-        optimizer = optimizers.Momentum(rate, momentum=0.9)
-    else:
-        optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
-    return loop.train(
-        config,
-        challenge,
-        sample,
-        optimizer=optimizer,
-        reduce_loss=tf.reduce_sum,
-        model=cifar10_train.mixed_precision_model(config) if challenge is CIFAR10 else None,
-        augment=cifar10_train.augment if challenge is CIFAR10 else None,
-        batch_statistics=challenge is CIFAR10,
-        validation_images=sample if watched else None,
-    )
-
-
-def checkpoint_arrays(directory):
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(directory)))
-    names = reader.get_variable_to_shape_map()
-    # save_counter counts the checkpoints written, of which a stop adds one.
-    skipped = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
-    return {name: reader.get_tensor(name) for name in names if name not in skipped}
+from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
 
 
 @pytest.mark.parametrize(
@@ -72,9 +29,9 @@ def checkpoint_arrays(directory):
     ids=["mnist", "mnist averaged", "cifar10 mixed"],
 )
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, tmp_path, capsys):
-    run(challenge, tmp_path / "whole", **settings)
-    run(challenge, tmp_path / "parts", **settings, max_num_training_steps=3)
-    run(challenge, tmp_path / "parts", **settings)
+    train(challenge, tmp_path / "whole", **settings)
+    train(challenge, tmp_path / "parts", **settings, max_num_training_steps=3)
+    train(challenge, tmp_path / "parts", **settings)
     assert "resuming at step 3 of 6" in capsys.readouterr().out
     whole, parts = (checkpoint_arrays(tmp_path / name) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -84,7 +41,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, t
 
 
 def test_what_a_training_leaves_behind(tmp_path, capsys):
-    model = run(MNIST, tmp_path, watched=True, scale=1)
+    model = train(MNIST, tmp_path, scale=1)
     printed = capsys.readouterr().out
     assert printed.count("training nat accuracy") == printed.count("training adv accuracy") == 3
     # Three checkpoints are kept, the last one after the last step.
@@ -119,23 +76,23 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
 
 
 def test_other_settings_in_the_same_directory_are_refused(tmp_path):
-    run(MNIST, tmp_path, scale=1, max_num_training_steps=1)
+    train(MNIST, tmp_path, scale=1, max_num_training_steps=1)
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(InputError, match=r"epsilon \(0.3 there, 0.2 now\).*another directory"):
-        run(MNIST, tmp_path, scale=1, epsilon=0.2)
+        train(MNIST, tmp_path, scale=1, epsilon=0.2)
     assert (tmp_path / "config.json").read_text() == before
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="holds other files"):
-        run(MNIST, tmp_path, scale=1)
+        train(MNIST, tmp_path, scale=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_loss_falls(tmp_path):
     x = MNIST.load("test", data_dir=None, allow_sample=True)
-    model = run(
+    model = train(
         MNIST,
         tmp_path,
         scale=2,
@@ -152,36 +109,36 @@ def test_the_loss_falls(tmp_path):
 
 def test_a_training_that_ended_before_its_first_checkpoint_does_not_block(tmp_path):
     with pytest.raises(InputError, match="batch size from 1 to 50"):
-        run(MNIST, tmp_path / "new", scale=1, training_batch_size=51)
+        train(MNIST, tmp_path / "new", scale=1, training_batch_size=51)
     assert not (tmp_path / "new" / "config.json").exists()
     (tmp_path / "new" / "eval").mkdir(parents=True, exist_ok=True)  # of eval.py --watch
-    run(MNIST, tmp_path / "new", scale=1, max_num_training_steps=1)
+    train(MNIST, tmp_path / "new", scale=1, max_num_training_steps=1)
 
 
 def test_a_training_of_damaged_checkpoints_alone_is_refused_and_kept(tmp_path):
-    run(MNIST, tmp_path, scale=1, max_num_training_steps=1)
+    train(MNIST, tmp_path, scale=1, max_num_training_steps=1)
     for step in (0, 1):
         data_file = tmp_path / f"checkpoint-{step}.data-00000-of-00001"
         data_file.write_bytes(data_file.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot load the checkpoint in .*damaged"):
-        run(MNIST, tmp_path, scale=1)
+        train(MNIST, tmp_path, scale=1)
     (tmp_path / "checkpoint").unlink()
     with pytest.raises(InputError, match="cannot load the checkpoint in .*damaged"):
-        run(MNIST, tmp_path, scale=1)
+        train(MNIST, tmp_path, scale=1)
     assert (tmp_path / "checkpoint-1.index").exists()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path):
     with pytest.raises(InputError, match="the loss became (nan|inf).*smaller rates"):
-        run(MNIST, tmp_path, scale=1, step_size_schedule=[[0, 1e30]])
+        train(MNIST, tmp_path, scale=1, step_size_schedule=[[0, 1e30]])
 
 
 def test_saved_config_reproduces_the_run(tmp_path):
-    run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
+    train(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model_dir"] == "." and saved["scale"] == 1
     starts = json.loads((tmp_path / "run" / "runs.json").read_text())
-    run(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
+    train(MNIST, tmp_path / "run", scale=1, max_num_training_steps=1)
     assert len(json.loads((tmp_path / "run" / "runs.json").read_text())) == len(starts) + 1
 
 
@@ -200,7 +157,7 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
 
     first = MNIST.build_model(make_config(MNIST, ("test", {"scale": 1}))).get_weights()
     monkeypatch.setattr(steps, "make_update", recorded)
-    model = run(MNIST, tmp_path, scale=1, average_decay=0.3)
+    model = train(MNIST, tmp_path, scale=1, average_decay=0.3)
     expected = first
     for t, weights in enumerate(seen, start=1):
         d = min(0.3, (1 + t) / (10 + t))
@@ -225,7 +182,7 @@ def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
         lambda *a, **k: trained.append(build_model(*a, **k)) or trained[-1],
     )
     settings = {**TINY_CIFAR10, "precision": "mixed_bfloat16", "max_num_training_steps": 2}
-    model = run(CIFAR10, tmp_path, **settings)
+    model = train(CIFAR10, tmp_path, **settings)
     assert trained[0].get_layer("stem").compute_dtype == "bfloat16"
     before = CIFAR10.build_model(make_config(CIFAR10, ("test", settings))).get_weights()
     for weight, its, start in zip(model.weights, trained[0].weights, before, strict=True):
@@ -237,8 +194,8 @@ def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
 
 
 def test_runs_add_up(tmp_path):
-    run(MNIST, tmp_path, scale=1, max_num_training_steps=4)
-    run(MNIST, tmp_path, scale=1)
+    train(MNIST, tmp_path, scale=1, max_num_training_steps=4)
+    train(MNIST, tmp_path, scale=1)
     first, second = json.loads((tmp_path / "runs.json").read_text())
     assert [first["first_step"], first["last_step"]] == [0, 4]
     assert [second["first_step"], second["last_step"]] == [4, 6]
@@ -248,8 +205,8 @@ def test_runs_add_up(tmp_path):
 
 
 def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, capsys):
-    run(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
-    run(MNIST, tmp_path, watched=True, scale=1)
+    train(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
+    train(MNIST, tmp_path, watched=True, scale=1)
     at_3, at_6 = json.loads((tmp_path / "validation.json").read_text())
     assert (at_3["step"], at_6["step"]) == (3, 6) and 0 < at_3["seconds"] < at_6["seconds"]
     loaded = load_model(MNIST, tmp_path)
@@ -263,18 +220,18 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     assert f"natural {at_6['natural_accuracy']:.2f}%, paper_pgd_40" in capsys.readouterr().out
 
 
-def test_validation_beyond_the_checkpoint_that_a_training_resumes_from_is_replaced(tmp_path):
-    run(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
+def test_validation_beyond_the_checkpoint_that_a_training_goes_on_from_is_replaced(tmp_path):
+    train(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
     (entry,) = json.loads((tmp_path / "validation.json").read_text())
     lost = [entry, {**entry, "step": 6, "natural_accuracy": -1}, {**entry, "step": 9}]
     (tmp_path / "validation.json").write_text(json.dumps(lost))
-    run(MNIST, tmp_path, watched=True, scale=1)
+    train(MNIST, tmp_path, watched=True, scale=1)
     entries = json.loads((tmp_path / "validation.json").read_text())
     assert [entry["step"] for entry in entries] == [3, 6] and entries[1]["natural_accuracy"] >= 0
 
 
 def test_natural_training_names_its_numbers_so(tmp_path, capsys):
-    run(MNIST, tmp_path, scale=1, max_num_training_steps=1, adversary="none")
+    train(MNIST, tmp_path, scale=1, max_num_training_steps=1, adversary="none")
     printed = capsys.readouterr().out
     assert "training nat loss" in printed and "adv" not in printed
 
@@ -284,5 +241,5 @@ def test_a_training_and_its_validation_run_outside_the_main_thread(tmp_path):
     and https://github.com/apache/superset/issues/10677."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         settings = {"scale": 1, "max_num_training_steps": 1, "num_validation_steps": 1}
-        pool.submit(run, MNIST, tmp_path, watched=True, **settings).result()
+        pool.submit(train, MNIST, tmp_path, watched=True, **settings).result()
     assert load_model(MNIST, tmp_path).step == 1

@@ -15,13 +15,8 @@ from common import data
 from common.config import make_config
 from common.training import loop, optimizers, steps
 from mnist_challenge.challenge import MNIST
-from tests.cifar10_challenge.test_model import pictures
-from tests.mnist_challenge.test_model import (
-    digits,
-    original_logits,
-    original_variables,
-    sum_xent,
-)
+from tests.helpers import digits, pictures, sum_xent
+from tests.mnist_challenge.test_model import original_logits, original_variables
 
 tf1 = tf.compat.v1
 

@@ -23,8 +23,7 @@ from common.scripts import attack_file
 from common.scripts import evaluate as evaluate_lib
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.common.training.test_resume import run as train
-from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run
+from tests.helpers import EMPTY_HOME, ROOT, error_line, run, train
 
 FEW_IMAGES = 32
 FEW = (f"--num_eval_examples={FEW_IMAGES}", "--eval_batch_size=8")

@@ -15,7 +15,7 @@ from common.scripts import attack_file, evaluate
 from common.scripts import compare as compare_lib
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import EMPTY_HOME
+from tests.helpers import EMPTY_HOME
 
 FEW_IMAGES = 20
 KERNEL = np.random.default_rng(0).normal(size=(784, 10)).astype(np.float32)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from absl import flags
 
-from common import files, submission
+from common import submission
 from common.attack import PGD
 from common.errors import InputError
+from common.evaluation import state
 from common.scripts import attack_file, evaluate
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import EMPTY_HOME, ROOT, run, start
+from tests.helpers import EMPTY_HOME, ROOT, run, start
 
 FEW = ("--model_dir=adv_trained", "--num_eval_examples=12", "--eval_batch_size=4", "--num_steps=2")
 
@@ -120,9 +121,9 @@ def test_other_settings_do_not_resume_it(attack, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, 1)
         attack()
-    state = the_state().read_bytes()
+    before = the_state().read_bytes()
     assert "resuming from" not in attack("--num_steps=1")
-    assert the_state().read_bytes() == state
+    assert the_state().read_bytes() == before
 
 
 def test_a_damaged_state_is_one_line(attack, monkeypatch):
@@ -191,7 +192,7 @@ def test_a_result_of_eval_that_cannot_be_written_is_written_later(
 
 
 def test_a_state_that_cannot_be_kept_does_not_cost_the_result(attack, monkeypatch, capsys):
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr(state, "write_atomically", full)
     attack()
     assert names() == ["attack.npy", "attack.npy.json"]
 

@@ -14,7 +14,7 @@ from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
 from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import EMPTY_HOME, ROOT, error_line, run, start
+from tests.helpers import EMPTY_HOME, ROOT, error_line, run, start
 
 COMPARE = ROOT / "mnist_challenge" / "compare.py"
 BOTH = pytest.mark.parametrize("challenge", [MNIST, CIFAR10], ids=["mnist", "cifar10"])

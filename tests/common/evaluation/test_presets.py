@@ -4,10 +4,11 @@ import os
 
 import pytest
 
-from common import checkpoints, files
+from common import checkpoints
 from common.attack import PGD
 from common.config import make_config
 from common.errors import InputError
+from common.evaluation import presets
 from common.evaluation.presets import evaluate_row
 from mnist_challenge.challenge import MNIST
 
@@ -59,7 +60,7 @@ def test_a_finished_row_that_cannot_be_kept_is_kept_later_without_an_attack(
 ):
     arguments = (MNIST, config, "paper_fgsm", loaded, images, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left on device"):
-        patch.setattr(files, "write_json", full)
+        patch.setattr(presets, "write_json", full)
         evaluate_row(*arguments)
     no_attacks(monkeypatch)
     found = evaluate_row(*arguments)

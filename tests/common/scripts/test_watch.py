@@ -17,7 +17,7 @@ from common.scripts import evaluate
 from common.scripts import watch as watch_lib
 from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.test_scripts import EMPTY_HOME
+from tests.helpers import EMPTY_HOME
 
 
 class Training:

@@ -1,0 +1,127 @@
+"""What several tests need: scripts run as users run them, tiny trainings, images, gradients."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar10_challenge import train as cifar10_train
+from cifar10_challenge.challenge import CIFAR10
+from common import data
+from common.config import make_config
+from common.training import loop, optimizers
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+EMPTY_HOME = tempfile.mkdtemp()  # so that no data set of the user is found
+TINY = {
+    "max_num_training_steps": 6,
+    "training_batch_size": 7,
+    "num_steps": 2,
+    "num_output_steps": 2,
+    "num_summary_steps": 3,
+    "num_checkpoint_steps": 2,
+    "epsilon_warmup_steps": 4,
+    "num_validation_steps": 3,
+}
+TINY_CIFAR10 = {"width": "simple", "training_batch_size": 4, "num_steps": 1}
+
+
+# Scripts.
+
+
+def start(*command, cwd, data_dir=None):
+    environment = {**os.environ, "PYTHONPATH": "", "HOME": EMPTY_HOME}
+    environment.pop("TFDS_DATA_DIR", None)
+    if data_dir is not None:
+        environment["TFDS_DATA_DIR"] = data_dir
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs, such as these tests may be, ignore Ctrl-C and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(*command, cwd, data_dir=None, code=0):
+    """Runs a script to its end; returns what it printed (stderr if it was to fail)."""
+    process = start(*command, cwd=cwd, data_dir=data_dir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return err if code else out
+
+
+def error_line(stderr):
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+# Trainings.
+
+
+def train(challenge, model_dir, watched=False, **settings):
+    """Trains on the shipped sample with the optimizers of the challenges' train.py."""
+    config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
+    sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
+
+    rate = optimizers.learning_rate(config.step_size_schedule)
+    if challenge is CIFAR10:
+        optimizer = optimizers.Momentum(rate, momentum=0.9)
+    else:
+        optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
+    return loop.train(
+        config,
+        challenge,
+        sample,
+        optimizer=optimizer,
+        reduce_loss=tf.reduce_sum,
+        model=cifar10_train.mixed_precision_model(config) if challenge is CIFAR10 else None,
+        augment=cifar10_train.augment if challenge is CIFAR10 else None,
+        batch_statistics=challenge is CIFAR10,
+        validation_images=sample if watched else None,
+    )
+
+
+def checkpoint_arrays(directory):
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(directory)))
+    names = reader.get_variable_to_shape_map()
+    # save_counter counts the checkpoints written, of which a stop adds one.
+    skipped = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
+    return {name: reader.get_tensor(name) for name in names if name not in skipped}
+
+
+# Images, and gradients with respect to them.
+
+
+def digits(count):
+    """Digits of the shipped sample, as float32 pixels, and their labels."""
+    with np.load(pathlib.Path(data.__file__).parent / "samples" / "mnist.npz") as sample:
+        images, labels = sample["images"][:count, ..., None], sample["labels"][:count]
+    return data.mnist_pixels(images), labels.astype(np.int32)
+
+
+def pictures(count):
+    """Images of the shipped sample, as float32 pixels, and their labels."""
+    with np.load(pathlib.Path(data.__file__).parent / "samples" / "cifar10.npz") as sample:
+        return data.cifar10_pixels(sample["images"][:count]), sample["labels"][:count].astype("i4")
+
+
+def sum_xent(logits, y):
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
+
+
+def input_gradient(logits_of, x, y):
+    """The gradient of the summed cross-entropy with respect to `x`."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = sum_xent(logits_of(x), y)
+    return tape.gradient(loss, x)
