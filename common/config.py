@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from common import files
-from common.attack import check_radius
+from common.attack.ball import check_radius
 from common.errors import InputError, one_line
 
 # The original code's names, and what they are called here.
@@ -98,6 +98,16 @@ def one_of(*choices):
         return value if value in choices else _fail(f"one of {', '.join(choices)}", value)
 
     return parse
+
+
+def boolean_or_auto(value, pixel_range):
+    """Parses true, false, yes, no or auto."""
+    if value == "auto":
+        return value
+    try:
+        return boolean(value, pixel_range)
+    except ValueError:
+        return _fail("one of auto, yes, no", value)
 
 
 def path(value, pixel_range):
@@ -190,9 +200,9 @@ class Config:
     loss_func: str = key("loss that the attack maximises", one_of("xent", "cw"))
     kappa: float = key("confidence of cw: 50 is the paper's CW+, 0 its CW", number())
     round_to_8_bits: bool = key("round adversarial images to 256 levels a pixel", boolean)
-    jit_compile: str = key(
-        "XLA for the whole attack and training step; auto: on a GPU or TPU",
-        one_of("auto", "yes", "no"),
+    jit_compile: bool | str = key(
+        "XLA for the whole attack and training step: yes, no or auto, on a GPU or TPU",
+        boolean_or_auto,
     )
     store_adv_path: str = key("attack file that is written or scored", path)
 

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from common import checkpoints, data, submission
-from common.attack import as_logits, is_misclassified
+from common.attack import is_misclassified
+from common.attack.gradient import as_logits
 from common.errors import InputError, one_line
 from common.evaluation.presets import make_evaluator, record_of, run_with_state
 from common.files import check_writable, write_atomically

@@ -5,7 +5,8 @@ import dataclasses
 import tensorflow as tf
 
 from common import checkpoints
-from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
+from common.attack import is_misclassified, make_attack, xent_loss
+from common.attack.fast import compiles_with_xla
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
