@@ -1,10 +1,12 @@
 """The CIFAR-10 networks as a CPU runs them fastest, for attacks; `model.py` says what they compute.
 
-Same weights, same logits, same gradients to rounding (of float32, in mixed precision of bfloat16),
-in inference mode, where batch norm is a multiplication and an addition. What differs is the way:
+They have the same weights, logits and gradients, to rounding (to float32, or in mixed precision to
+bfloat16), in inference mode, in which batch norm is a multiplication and an addition. They compute
+them another way:
 
-- A normalisation between two convolutions is folded into the first one's kernel and bias; the
-  other one's multiplication, on the way back, into the kernel of the convolution after it.
+- A normalisation between two convolutions is folded into the kernel and bias of the first. In the
+  gradient the multiplication of the other normalisation is folded into the kernel of the
+  convolution after it.
 - Bias, activation and the addition of the shortcut happen as a convolution writes its results.
 - A shortcut that changes its number of channels is a convolution with a fixed kernel.
 - The wide network's convolutions are Winograd's, in float32.
@@ -16,7 +18,7 @@ from cifar10_challenge.model import SLOPE
 from cifar10_challenge.winograd import WinogradConv
 from common.attack.fast import fused
 
-WINOGRAD_CHANNELS = 128  # from here on it is faster than a direct convolution
+WINOGRAD_CHANNELS = 128  # from so many on it is faster than a direct convolution
 
 
 def fast_logits(model):
@@ -30,7 +32,7 @@ def fast_logits(model):
     Returns:
         A function from float32 images (batch, 32, 32, 3) to float32 logits (batch, 10), with a
         gradient for the images and none for the weights. In between it computes in the precision
-        in which the model's convolutions do.
+        of the model's convolutions.
     """
     dtype = tf.as_dtype(model.get_layer("stem").compute_dtype)
     units = [
@@ -67,10 +69,10 @@ def _residual_unit(model, name, dtype):
     conv2_back = _conv_back(tf.cast(kernel2, dtype))
     resize = _shortcut_kernel(*kernel1.shape[2:], stride, dtype)
     scale1, offset2 = tf.cast(scale1, dtype), tf.cast(offset2, dtype)
-    # TensorFlow joins an addition to a convolution behind a bias only, and drops a bias that it
-    # can tell is zero; of this one it cannot.
+    # TensorFlow joins an addition to a convolution only after a bias, and drops a bias that it can
+    # tell is zero; it cannot tell that this one is.
     no_bias = tf.minimum(tf.abs(offset2), 0.0)
-    # Only the network's first unit does.
+    # Only the network's first unit activates before its shortcut.
     activates_before_shortcut = name == "unit1_0"
 
     @tf.custom_gradient
@@ -105,8 +107,8 @@ def _normalise(scale, offset, dtype):
     if scale.shape[0] >= WINOGRAD_CHANNELS:
         forward = _scale_bias_activate
     else:
-        # TensorFlow joins a bias and an activation to a convolution only, so that is what the
-        # multiplication is here: one pass instead of three.
+        # TensorFlow joins a bias and an activation only to a convolution, so the multiplication is
+        # one here: one pass instead of three.
         diagonal = tf.linalg.diag(scale)[None, None]
 
         def forward(x, scale, offset):
@@ -128,7 +130,7 @@ def _conv(kernel, stride=1):
 
 
 def _conv_back(kernel, stride=1):
-    """A function (x, d, then, *args) to `then(gradient for x, *args)`; d is its result's."""
+    """A function (x, d, then, *args) to `then(gradient for x, *args)`, with d the result's."""
     if _is_for_winograd(kernel, stride):
         conv = WinogradConv(tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2)))
         return lambda x, d, then, *args: conv(d, then, *args)
@@ -136,7 +138,7 @@ def _conv_back(kernel, stride=1):
 
 
 def _is_for_winograd(kernel, stride):
-    # Its transforms would lose too many of bfloat16's 8 bits.
+    # Winograd's transforms would lose too many of bfloat16's 8 bits.
     is_wide = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
     return stride == 1 and is_wide and kernel.dtype != tf.bfloat16
 
@@ -152,7 +154,7 @@ def _back(shape_of, kernel, stride, d):
 
 
 def _shortcut_kernel(channels, filters, stride, dtype):
-    """The average pool of a shortcut and its channels of zeros, or None where it has neither."""
+    """A shortcut's average pool and channels of zeros as a kernel, or None if it has neither."""
     if channels == filters and stride == 1:
         return None
     before = (filters - channels) // 2
@@ -161,7 +163,7 @@ def _shortcut_kernel(channels, filters, stride, dtype):
     return tf.tile(kernel[None, None], (stride, stride, 1, 1))
 
 
-# What happens to a convolution's results as they are written.
+# Functions that a convolution's results go through as they are written.
 
 
 def _bias_activate(x, bias):
@@ -191,7 +193,7 @@ def _scale_bias_activate(x, scale, bias):
 
 @tf.custom_gradient
 def _standardise(image):
-    """Each image less its mean, over its deviation; see `layers.Standardise`."""
+    """Each image minus its mean, divided by its deviation; see `layers.Standardise`."""
     x, deviation, is_deviation = _standardise_forward(image)
     return x, lambda d: _standardise_gradient(d, x, deviation, is_deviation)
 

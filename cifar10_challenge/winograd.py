@@ -1,7 +1,7 @@
 """3x3 convolutions with a quarter of the multiplications (Lavin and Gray 2016, F(4x4, 3x3)).
 
-A tile of 4x4 results comes from 6x6 pixels: both the tile and the kernel are transformed to 36
-numbers, multiplied there, and the products transformed back. Over channels each of the 36 is a
+A tile of 4x4 results comes from 6x6 pixels: pixels and kernel are transformed to 36 numbers each,
+which are multiplied, and the products are transformed back. Over the channels each of the 36 is a
 matrix product. From about 100 channels on, that is faster on a CPU than the direct convolution.
 """
 
@@ -61,9 +61,9 @@ class WinogradConv:
         Args:
             x: float32 (batch, height, width, channels in), height and width multiples of 4.
             then: function of tensors, elementwise; it is compiled into the last transform.
-            *args: its further arguments.
+            *args: further arguments of `then`.
         """
-        products = [a @ b for a, b in zip(_transform_pixels(x), self.kernels)]
+        products = [a @ b for a, b in zip(_transform_pixels(x), self.kernels, strict=True)]
         return _transform_back(then, x.shape[1], x.shape[2])(products, *args)
 
 
@@ -102,5 +102,5 @@ def _transform_back(then, height, width):
 
 
 def _combine(matrix, parts):
-    """The matrix times the vector of `parts`, which are tensors, without its zeros."""
-    return [sum(float(a) * part for a, part in zip(row, parts) if a) for row in matrix]
+    """The matrix times the vector of `parts`, which are tensors; its zeros cost nothing."""
+    return [sum(float(a) * part for a, part in zip(row, parts, strict=True) if a) for row in matrix]

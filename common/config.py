@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from common import files
-from common.attack import check_radius
+from common.attack.ball import check_radius
 from common.errors import InputError, one_line
 
 # The original code's names, and today's.
@@ -134,6 +134,17 @@ def one_of(*choices):
         return value if value in choices else _fail(f"one of {', '.join(choices)}", value)
 
     return parse
+
+
+@_with_form("auto|yes|no")
+def boolean_or_auto(value, pixel_range):
+    """Parses true, false, yes, no or auto."""
+    if value == "auto":
+        return value
+    try:
+        return boolean(value, pixel_range)
+    except ValueError:
+        return _fail("one of auto, yes, no", value)
 
 
 @_with_form("PATH")
@@ -266,9 +277,9 @@ class Config:
     round_to_8_bits: bool = key(
         "round adversarial images to 256 levels a pixel", boolean, ATTACK, (ATTACK,)
     )
-    jit_compile: str = key(
-        "XLA for the whole attack and training step; auto: on a GPU or TPU",
-        one_of("auto", "yes", "no"),
+    jit_compile: bool | str = key(
+        "XLA for the whole attack and training step: yes, no or auto, on a GPU or TPU",
+        boolean_or_auto,
         ATTACK,
         (TRAINING, ATTACK, EVALUATION),
     )

@@ -1,6 +1,6 @@
 """The MNIST network as a CPU runs it fastest, for attacks; `model.py` says what it computes.
 
-Same weights, same logits, same gradients to float32 rounding. What differs is the way:
+It has the same weights, logits and gradients, to float32 rounding, and computes them another way:
 
 - The first convolution's gradient has one channel to fill, and vector units have sixteen lanes.
   Here the gradient of each 2x2 block of pixels is four channels, and the three blocks of a row
@@ -9,7 +9,7 @@ Same weights, same logits, same gradients to float32 rounding. What differs is t
   that its gradient goes to.
 - The dense layer's kernel is transposed once an attack instead of once a step.
 - Filters of the first convolution that no image brings above zero are left out. Adversarial
-  training leaves few others: of the 32 of `adv_trained` 13 (paper, Sec. C has 3).
+  training leaves few others: 13 of the 32 of `adv_trained` (3 in the paper, Sec. C).
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from common.attack.fast import fused
 
-CLOSED = 4  # in place of a position: the ReLU lets no gradient through
-ROUNDING = 1e-5  # more than the sum over a filter's 26 terms can be off by, relative to them
+CLOSED = 4  # stands for a position if the ReLU lets no gradient through
+ROUNDING = 1e-5  # more than the relative error of a sum over a filter's 26 terms
 
 
 def fast_logits(model):
@@ -73,7 +73,7 @@ def fast_logits(model):
 
 
 def _live_filters(kernel, bias):
-    """The filters that pixels in [0, 1] can bring above zero; where none can, the nearest one.
+    """The filters that pixels in [0, 1] can bring above zero; if none can, the nearest one.
 
     Args:
         kernel: float (height, width, 1, filters).
@@ -95,7 +95,7 @@ def _pool_relu(x):
 
     Returns:
         The result, and int8 of its shape: which of the window's four elements it came from, the
-        first of equal ones as in TensorFlow's max_pool, or CLOSED.
+        first among equals as in TensorFlow's max_pool, or CLOSED.
     """
     a, b, c, d = _windows(x)
     y = tf.nn.relu(tf.maximum(tf.maximum(a, b), tf.maximum(c, d)))
@@ -122,7 +122,7 @@ def _to_windows(position, dy):
 
 @fused
 def _to_blocks(position, dy):
-    """The same with a window's elements as channels: (batch, height, width, 4 channels)."""
+    """`_to_windows` with a window's elements as channels: (batch, height, width, 4 channels)."""
     batch, height, width, channels = _shape(dy)
     place = _int8([[0], [1], [2], [3]])
     dx = tf.where(position[:, :, :, None, :] == place, dy[:, :, :, None, :], 0.0)
@@ -165,7 +165,7 @@ def _fold(x):
 
 
 def _shape(x):
-    """Batch and channels are known only as it runs."""
+    """The shape of `x`, with tensors for batch and channels, which are known as the graph runs."""
     return tf.shape(x)[0], *x.shape[1:3], tf.shape(x)[3]
 
 

@@ -33,7 +33,8 @@ from absl import flags
 from tqdm import tqdm
 
 from common import checkpoints, files
-from common.attack import PGD, Boundary, maker
+from common.attack import PGD, Boundary
+from common.attack.registry import maker
 from common.errors import InputError, one_line
 from common.evaluation.presets import make_evaluator
 from common.evaluation.results import Trial, wilson_interval

@@ -28,7 +28,8 @@ import tensorflow as tf
 from absl import flags
 
 from common import checkpoints, files
-from common.attack import project, uniform_start, xent_loss
+from common.attack import step, xent_loss
+from common.attack.ball import uniform_start
 from common.errors import one_line
 from common.evaluation.subject import model_path
 from common.evaluation.suites import with_gradient
@@ -55,8 +56,8 @@ def losses_along_pgd(model, x_nat, y, config, bounds):
         with tf.GradientTape() as tape:
             tape.watch(x)
             losses = xent_loss(model(x), y)
-        x = x + config.step_size * tf.sign(tape.gradient(losses, x))
-        return losses, project(x, x_nat, config.epsilon, bounds)
+        gradient = tape.gradient(losses, x)
+        return losses, step(x, gradient, x_nat, config.epsilon, config.step_size, bounds)
 
     seed = tf.constant([config.random_seed, 0])
     x = uniform_start(x_nat, config.epsilon, bounds, seed, tf.range(len(y)))

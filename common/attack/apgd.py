@@ -5,25 +5,20 @@ parameter-free attacks", Sec. 3 and 4.
 """
 
 import functools
+import itertools
 
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import direction, per_image, project, select
-from common.attack.base import Attack, where
+from common.attack.attacked_model import compiled, drawing
+from common.attack.ball import per_image, project, select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
-from common.attack.losses import (
-    dlr_loss,
-    is_misclassified,
-    likely_wrong_classes,
-    targeted_dlr_loss,
-    xent_loss,
-)
+from common.attack.losses import LOSSES, TARGETED_LOSSES, is_misclassified
+from common.attack.staged import StagedAttack, where
 from common.errors import InputError
 
-LOSSES = {"xent": xent_loss, "dlr": dlr_loss, "targeted_dlr": targeted_dlr_loss}
-FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}
+FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}  # by the names of `loss_func`
 
 MOMENTUM = 0.75  # the paper's alpha: the share of the new step
 LEAST_INCREASES = 0.75  # the paper's rho
@@ -31,7 +26,7 @@ LEAST_INCREASES = 0.75  # the paper's rho
 EARLY = (3, 10)
 
 
-def checkpoints(num_steps):
+def halving_steps(num_steps):
     """The steps after which the step size may be halved: ceil(p_j num_steps), from 0 on.
 
     p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
@@ -48,45 +43,47 @@ def checkpoints(num_steps):
 
 
 def segments(num_steps):
-    """What a climb runs at a time: between checkpoints, and between those of `EARLY` before.
+    """What a climb runs at a time: between `halving_steps`, and between those of `EARLY` before.
 
     Returns:
-        List of (first, last, num_since): steps `first` to below `last`; where `first` is a
-        checkpoint after 0, `num_since` is the number of steps since the one before, else 0.
+        List of (first, last, num_since): steps `first` to below `last`; if `first` is one of
+        `halving_steps` after 0, `num_since` is the number of steps since the one before, else 0.
     """
-    found = checkpoints(num_steps)
-    num_since = {last: last - first for first, last in zip(found, found[1:])}
+    found = halving_steps(num_steps)
+    num_since = {last: last - first for first, last in itertools.pairwise(found)}
     firsts = sorted({*found, *(step for step in EARLY if step < num_steps)})
     return [
         (first, last, num_since.get(first, 0))
-        for first, last in zip(firsts, [*firsts[1:], num_steps])
+        for first, last in zip(firsts, [*firsts[1:], num_steps], strict=True)
     ]
 
 
-class APGD(Attack):
+class APGD(StagedAttack):
     """Auto-PGD (Croce & Hein 2020, Sec. 3): no step size to choose.
 
         z <- project(x + step_size * direction(gradient))
         x <- project(x + 0.75 (z - x) + 0.25 (x - x_previous))
 
-    Steps start at 2 epsilon. At each of the `checkpoints` an example's step is halved, and it goes
-    back to the point of its highest loss, where the loss rose in fewer than 75 % of the steps
-    since the last checkpoint, or where neither step nor highest loss changed since.
+    Steps start at 2 epsilon. At each of the `halving_steps` an example's step is halved, and it
+    returns to the point of its highest loss, if the loss rose in fewer than 75 % of the steps since
+    the last of them, or if neither step nor highest loss changed since.
 
-    An example comes back as the first point that is misclassified, else as that of the highest
+    An example is returned as the first point that is misclassified, else as that of the highest
     loss. Examples that are broken leave the batch after each of `segments`.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
-        num_steps: number of steps, one gradient each, of each climb.
+        num_steps: number of steps of each climb, one gradient each.
         loss_func: "xent"; "dlr"; or "targeted_dlr", which climbs `targeted_dlr_loss` towards the
             likeliest wrong classes in turn, each from a random start of its own.
         num_targets: how many classes "targeted_dlr" takes.
-        random_start: start at a uniform point of the ball; False starts at the image.
+        random_start: True starts at a uniform point of the ball, False at the image.
 
     Raises:
         InputError: a number is out of range; the model has too few classes for the loss.
     """
+
+    SETTINGS = ("num_steps", "loss_func", "random_start", "num_targets")
 
     def __init__(
         self,
@@ -100,25 +97,26 @@ class APGD(Attack):
         **kwargs,
     ):
         super().__init__(model, epsilon=epsilon, **kwargs)
-        if loss_func not in LOSSES:
-            raise InputError(f"loss_func: expected one of {', '.join(LOSSES)}, got {loss_func!r}")
+        if loss_func not in FEWEST_CLASSES:
+            raise InputError(
+                f"loss_func: expected one of {', '.join(FEWEST_CLASSES)}, got {loss_func!r}"
+            )
         self.num_steps = whole_number("num_steps", num_steps, 1)
         self.loss_func = loss_func
         self.is_targeted = loss_func == "targeted_dlr"
-        self.num_targets = whole_number("num_targets", num_targets, 1)
+        num_targets = whole_number("num_targets", num_targets, 1)
+        self.num_targets = num_targets if self.is_targeted else 0
         self.random_start = bool(random_start)
         self.name = "apgd_targeted" if self.is_targeted else f"apgd_{loss_func}"
-        num_climbs = self.num_targets if self.is_targeted else 1
+        num_climbs = self.num_targets or 1
         self.num_gradients = num_climbs * self.num_steps
         self.num_queries = num_climbs
-        self._start = self._compiled(self._start_, has_random_numbers=True)
-        self._climb = self._compiled(self._climb_)
-        self._finish = self._compiled(self._finish_)
 
     def settings(self):
-        names = ["num_steps", "loss_func", "random_start"]
-        names += ["num_targets"] if self.is_targeted else []
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+        settings = super().settings()
+        if not self.is_targeted:
+            del settings["num_targets"]
+        return settings
 
     def _begin(self, state, logits):
         num_classes, fewest = logits.shape[-1], FEWEST_CLASSES[self.loss_func]
@@ -127,29 +125,27 @@ class APGD(Attack):
                 f"loss_func: {self.loss_func} expects {fewest} classes or more, "
                 f"the model has {num_classes}"
             )
-        y = state["y"]
-        state = {**state, "highest_of_all": tf.fill(tf.shape(y), -np.inf), "target": y}
-        if self.is_targeted:
-            count = min(self.num_targets, num_classes - 1)
-            state["targets"] = likely_wrong_classes(logits, y, count)
-        return state
+        return {**state, "highest_of_all": tf.fill(tf.shape(state["y"]), -np.inf)}
 
     def _stages(self, num_classes):
-        for rank in range(min(self.num_targets, num_classes - 1) if self.is_targeted else 1):
+        for rank in self._ranks(num_classes) if self.is_targeted else [0]:
             yield functools.partial(self._start, rank=tf.constant(rank))
             for segment in segments(self.num_steps):
                 first, last, num_since = (tf.constant(number) for number in segment)
                 yield functools.partial(self._climb, first=first, last=last, num_since=num_since)
             yield self._finish
 
-    def _start_(self, state, rank):
-        x = self._start_of(state, rank, self.epsilon)
+    @drawing
+    def _start(self, state, rank):
+        """The state at the start of a climb: the iterate and the climb's best point."""
         if self.is_targeted:
-            state = {**state, "target": tf.gather(state["targets"], rank, axis=1)}
+            state = self._towards(state, rank)
+        else:
+            state = {**state, "x": self._start_of(state, rank, self.epsilon)}
+        x = state["x"]
         lowest = tf.fill(tf.shape(state["y"]), -np.inf)
         return {
             **state,
-            "x": x,
             "x_previous": x,
             "loss": lowest,
             "x_best": x,
@@ -157,18 +153,20 @@ class APGD(Attack):
             "loss_best": lowest,
             "step_size": tf.fill(tf.shape(state["y"]), 2.0 * self.epsilon),
             "num_increases": tf.zeros_like(state["y"]),
-            # At the last checkpoint.
+            # At the last of `halving_steps`.
             "was_halved": tf.zeros_like(state["broken"]),
             "loss_best_before": lowest,
         }
 
     def _loss(self, logits, state):
-        targets = [state["target"]] if self.is_targeted else []
-        return LOSSES[self.loss_func](logits, state["y"], *targets)
+        if self.is_targeted:
+            return TARGETED_LOSSES["dlr"](logits, state["y"], state["target"])
+        return LOSSES[self.loss_func](logits, state["y"])
 
-    def _climb_(self, state, first, last, num_since):
-        """One of `segments`."""
-        logits = self._prepare()
+    @compiled
+    def _climb(self, state, first, last, num_since):
+        """Climbs for one of `segments`."""
+        logits = self._model.prepare()
 
         def climb(i, state):
             z, loss, gradient, undefined = value_and_gradient(
@@ -177,7 +175,7 @@ class APGD(Attack):
             state = self._evaluated(state, z, loss, gradient)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}
-            # A climb begins with what a checkpoint does for the next one, and halves nothing.
+            # The first step prepares for the next of `halving_steps`, and halves nothing.
             halves = (i == first) & (num_since > 0)
             state, gradient = self._halved(state, gradient, halves, num_since)
             state = where(
@@ -188,10 +186,10 @@ class APGD(Attack):
             )
             return self._stepped(state, gradient, tf.where(i > 0, MOMENTUM, 1.0))
 
-        return self._iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
+        return self._model.iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
 
     def _evaluated(self, state, logits, loss, gradient):
-        """Takes note of the logits, loss and gradient at x."""
+        """Records the logits, loss and gradient at x."""
         broken = is_misclassified(logits, state["y"]) & ~state["broken"]
         state = where(broken, state, x_adv=state["x"], broken=broken)
         state = {
@@ -208,7 +206,7 @@ class APGD(Attack):
         )
 
     def _halved(self, state, gradient, halves, num_steps):
-        """Where `halves`: halves the steps of examples that got on badly for `num_steps`."""
+        """Halves the steps of examples that gained little in `num_steps`, if `halves`."""
         least = LEAST_INCREASES * tf.cast(num_steps, tf.float32)
         condition_1 = tf.cast(state["num_increases"], tf.float32) < least
         condition_2 = ~state["was_halved"] & (state["loss_best"] == state["loss_best_before"])
@@ -227,15 +225,16 @@ class APGD(Attack):
 
     def _stepped(self, state, gradient, momentum):
         x, x_nat = state["x"], state["x_nat"]
-        step = per_image(state["step_size"], x) * direction(gradient, self.norm)
-        z = project(x + step, x_nat, self.epsilon, self.bounds, self.norm)
+        step_size = per_image(state["step_size"], x)
+        z = step(x, gradient, x_nat, self.epsilon, step_size, self.bounds, self.norm)
         moved = x + momentum * (z - x) + (1.0 - momentum) * (x - state["x_previous"])
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
         return {**state, "x": moved, "x_previous": x}
 
-    def _finish_(self, state):
-        """Takes note of the last point, and of the climb's best."""
-        logits = self._prepare()
+    @compiled
+    def _finish(self, state):
+        """Records the last point, and the climb's best."""
+        logits = self._model.prepare()
 
         def finish(_, state):
             z = logits(state["x"])
@@ -243,4 +242,4 @@ class APGD(Attack):
             is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
             return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
 
-        return self._iterate(finish, state, 0, 1, passes=(0, 1))
+        return self._model.iterate(finish, state, 0, 1, passes=(0, 1))

@@ -1,7 +1,7 @@
 """The balls that attacks stay in: projection, random start, direction of a step, radius.
 
 L-infinity: max|delta| <= epsilon. L2: the root of the sum of delta**2 over an image's pixels and
-channels <= epsilon. Both within the pixel range, which the images themselves lie in.
+channels <= epsilon. Both end at the pixel range, in which the images lie.
 """
 
 import numpy as np
@@ -13,10 +13,28 @@ from common.errors import InputError
 NORMS = ("linf", "l2")
 
 
+def step(x, gradient, x_nat, epsilon, step_size, bounds, norm="linf"):
+    """One step of projected gradient ascent (paper, Sec. 2.1).
+
+        x <- project(x + step_size * direction(gradient))
+
+    Args:
+        x, x_nat, epsilon, bounds, norm: see `project`.
+        gradient: float32, the shape of `x`.
+        step_size: length of the step, in the units of `bounds`; float, or a tensor that multiplies
+            images.
+
+    Returns:
+        float32, the shape of `x`.
+    """
+    x = x + step_size * direction(gradient, norm)
+    return project(x, x_nat, epsilon, bounds, norm)
+
+
 def project(x, x_nat, epsilon, bounds, norm="linf"):
     """Projects `x` onto {x : |x - x_nat| <= epsilon} within `bounds` (paper, Sec. 2.1).
 
-    In L2 onto the ball and then onto the pixel range, which does not lead out of the ball.
+    In L2 it projects onto the ball and then onto the pixel range, which stays in the ball.
 
     Args:
         x, x_nat: float32 images (batch, height, width, channels), `x_nat` within `bounds`.
@@ -52,8 +70,8 @@ def direction(gradient, norm):
         norm: "linf" or "l2".
 
     Returns:
-        float32, the shape of `gradient`, each example of norm 1, or 0 where the gradient is. That
-        of an infinite gradient is along its infinite pixels.
+        float32, the shape of `gradient`, each example of norm 1, or 0 if its gradient is 0. An
+        infinite gradient has the direction of its infinite pixels.
     """
     if norm == "linf":
         return tf.sign(gradient)
@@ -69,9 +87,11 @@ def per_image(values, x):
 
 
 def select(condition, x, y):
-    """`x` where `condition`, else `y`: a bool, or (batch,), and tensors (batch, ...) of one shape.
+    """`x` where `condition` holds, else `y`; it copies whole images, `tf.where` pixel by pixel.
 
-    It copies whole images; `tf.where`, which broadcasts, would go through them pixel by pixel.
+    Args:
+        condition: bool, or bool (batch,).
+        x, y: tensors (batch, ...) of one shape.
     """
     return tf.raw_ops.Select(condition=condition, x=x, y=y)
 
@@ -79,12 +99,11 @@ def select(condition, x, y):
 def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None):
     """A uniform point of the ball around each image, clipped to the pixel range.
 
-    The noise of an example depends on its seed and on its own entry of `index` only, so it is the
-    same however the examples are batched.
+    An example's noise depends on its own seed and entry of `index` alone, and not on its batch.
 
     Args:
         x_nat: float32 images (batch, height, width, channels).
-        epsilon, bounds, norm: as in `project`.
+        epsilon, bounds, norm: see `project`.
         seed: int tensor (2,), or (batch, 2), one for each example.
         index: int tensor (batch,), the number of each example.
         stream: see `draw`.
@@ -107,14 +126,14 @@ def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None)
 
 
 def draw(shape, seed, index, stream=None, is_normal=False):
-    """Random numbers of each example, uniform in [-1, 1) or standard normal.
+    """Random numbers for each example, uniform in [-1, 1) or standard normal.
 
     Args:
         shape: int tensor, the shape of one example's numbers.
         seed: int tensor (2,), or (batch, 2), one for each example.
         index: int tensor (batch,), the number of each example.
-        stream: int, tells apart the draws of one attack; None where it has but one.
-        is_normal: whether they are normal.
+        stream: int that tells one attack's draws apart, or None for an attack with one draw.
+        is_normal: whether the numbers are normal.
 
     Returns:
         float32 (batch, *shape).
@@ -134,7 +153,7 @@ def draw(shape, seed, index, stream=None, is_normal=False):
 
 
 def check_radius(epsilon, step_size, bounds, norm="linf"):
-    """Raises InputError where epsilon or step_size cannot be in the units of `bounds`."""
+    """Raises InputError if epsilon or step_size cannot be in the units of `bounds`."""
     low, high = pixel_range(bounds)
     width = high - low
     unit = f"pixels are in [{low:g}, {high:g}]"
@@ -167,7 +186,7 @@ def round_to_8_bits(x_adv, x_nat, epsilon, bounds):
 
     Args:
         x_adv, x_nat: float32 images; `x_nat` has 256 levels itself, as the data sets do.
-        epsilon, bounds: as in `project`.
+        epsilon, bounds: see `project`.
 
     Returns:
         float32, the shape of `x_adv`.

@@ -7,10 +7,13 @@ learning models", in Foolbox's implementation (https://github.com/bethgelab/fool
 import numpy as np
 import tensorflow as tf
 
+from common.attack.attacked_model import drawing
 from common.attack.ball import draw, length, select
 from common.attack.base import Attack
+from common.attack.fast import FastModel
 from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified
+from common.attack.staged import SIZES
 from common.errors import InputError
 
 START_TRIES = 20
@@ -21,15 +24,15 @@ class Boundary(Attack):
 
     It starts at uniform noise that the model takes for another class, of `START_TRIES`, else at an
     image of the batch that it takes for another one, and walks from there towards the image, by
-    steps that stay on the other side of the boundary. An image whose batch has no such start comes
-    back as it is.
+    steps that stay on the other side of the boundary. An image whose batch has no such start is
+    returned unchanged.
 
     Its walk depends on the seed and number of the batch's first example, and on the batch; it sets
     TensorFlow's global seed.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`; the norm is "l2".
-        num_steps: of the walk, of one query each, and of two in every tenth.
+        num_steps: number of steps of the walk, of one query each; every tenth takes two.
 
     Raises:
         InputError: Foolbox is not installed; a number is out of range; another norm.
@@ -38,20 +41,23 @@ class Boundary(Attack):
     name = "boundary"
     random_start = True
     depends_on_batch = True
+    SETTINGS = ("num_steps",)
 
     def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", **kwargs):
-        super().__init__(model, epsilon=epsilon, norm=norm, **kwargs)
+        if isinstance(model, FastModel):
+            model = model.model  # it ends on the boundary, where the fast form may round otherwise
+        super().__init__(model, epsilon=epsilon, norm=norm, num_parts=SIZES, **kwargs)
         if norm != "l2":
             raise InputError(f"norm: expected l2, which the boundary attack is for, got {norm!r}")
         self.num_steps = whole_number("num_steps", num_steps, 1)
         # Beside the starts and the walk: which starts hold, twice, and what the walk ended with.
         self.num_queries = START_TRIES + 3 + self.num_steps + self.num_steps // 10
         self._foolbox = _foolbox()
-        self._is_fast = False  # it ends on the boundary, where the fast form may round otherwise
-        self._draw = self._compiled(draw, has_random_numbers=True)
 
-    def settings(self):
-        return {**super().settings(), "num_steps": self.num_steps}
+    def perturb(self, x_nat, y, seed=0, index=None):
+        x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
+        x, distance = self._closest(x_nat, y, seed, index)
+        return select(distance <= self.epsilon, x, x_nat)
 
     def closest(self, x_nat, y, seed=0, index=None):
         """The closest misclassified points that are found, at whatever distance.
@@ -60,11 +66,14 @@ class Boundary(Attack):
             x_nat, y, seed, index: see `perturb`.
 
         Returns:
-            float32 tensor, the shape of `x_nat`: where none was found the image; and the distances,
-            float32 (batch,), infinite where none was found, 0 where the image is misclassified.
+            float32 tensor, the shape of `x_nat`, with the image itself if no point was found; and
+            the distances, float32 (batch,), infinite if no point was found, 0 if the image is
+            misclassified.
         """
-        x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
-        logits = self._logits_of(x_nat)
+        return self._closest(*self._inputs(x_nat, y, seed, index))
+
+    def _closest(self, x_nat, y, seed, index):
+        logits = self._model.logits(x_nat)
         broken = is_misclassified(logits, y).numpy()
         x = x_nat.numpy()
         start, has_start = self._starts(x_nat, y, seed, index, np.argmax(logits, axis=1))
@@ -74,10 +83,10 @@ class Boundary(Attack):
             walk = self._foolbox.attacks.BoundaryAttack(steps=self.num_steps)
             first, second = np.reshape(seed, (-1, 2))[0].tolist()
             tf.random.set_seed((first * 1_000_003 + second) * 1_000_003 + int(index[0]))
-            # int64 as argmax returns: where types differ, Foolbox 3.3 fails with NumPy 2.
+            # int64 as argmax returns: if types differ, Foolbox 3.3 fails with NumPy 2.
             labels = tf.cast(tf.gather(y, rows), tf.int64)
             x[rows] = walk.run(
-                self._foolbox.TensorFlowModel(self._logits_of, bounds=self.bounds),
+                self._foolbox.TensorFlowModel(self._model.logits, bounds=self.bounds),
                 tf.gather(x_nat, rows),
                 self._foolbox.criteria.Misclassification(labels),
                 starting_points=tf.constant(start[rows]),
@@ -86,12 +95,12 @@ class Boundary(Attack):
         x = select(tf.constant(broken), x, x_nat)
         return x, tf.where(broken, length(x - x_nat, "l2"), np.inf)
 
-    def _perturb(self, x_nat, y, seed, index):
-        x, distance = self.closest(x_nat, y, seed, index)
-        return select(distance <= self.epsilon, x, x_nat)
-
     def _is_broken(self, x, y):
-        return is_misclassified(self._logits_of(tf.constant(x)), y).numpy()
+        return is_misclassified(self._model.logits(tf.constant(x)), y).numpy()
+
+    @drawing
+    def _draw(self, shape, seed, index, stream):
+        return draw(shape, seed, index, stream)
 
     def _starts(self, x_nat, y, seed, index, classes):
         """Misclassified points (batch, ...), and bool (batch,), whether there is one."""

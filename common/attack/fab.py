@@ -8,32 +8,28 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import length, per_image, select
-from common.attack.base import Attack, where
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import LARGEST, real_number, whole_number
-from common.attack.losses import (
-    is_misclassified,
-    likely_wrong_classes,
-    margin,
-    targeted_margin_loss,
-)
+from common.attack.losses import is_misclassified, margin, targeted_margin_loss
+from common.attack.staged import StagedAttack, where
 
-SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the steps, after which broken examples leave
+SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the steps after which broken examples leave
 # The search ends on the boundary, where a model in another formulation may round the other way:
 # what it finds has to be misclassified by this share of its largest logit.
 LEAST_LEAD = 1e-5
-SHARE_OF_WAY = 0.99  # that the search goes to where it expects the boundary
+SHARE_OF_WAY = 0.99  # how far the search goes of the way to where it expects the boundary
 
 
 def step_to_hyperplane(x, normal, change, bounds, norm):
     """The smallest delta with <normal, delta> = change that keeps x + delta within `bounds`.
 
     With s the signs of change * normal and r the way from x to the pixel range's end in direction
-    s, it is s * min(t m, r), where m is 1 in L-infinity and |normal| in L2 (Croce & Hein 2020,
-    Sec. 2.2 and A). What that changes grows with t along a concave line with a corner where a
-    pixel meets the end of the range, so that Newton's method from t = 0 finds the t exactly, in
-    fewer passes over the pixels than a sort of these takes.
+    s, it is s * min(t m, r); m is 1 in L-infinity and |normal| in L2 (Croce & Hein 2020, Sec. 2.2
+    and A). The change grows with t along a concave line with a corner where a pixel meets the end
+    of the range, so that Newton's method from t = 0 finds the t exactly, in fewer passes over the
+    pixels than a sort of them takes.
 
     Args:
         x: float32 images (batch, height, width, channels), pixels in `bounds`.
@@ -43,8 +39,8 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
         norm: "linf" or "l2".
 
     Returns:
-        float32, the shape of `x`: where no such delta is within the pixel range, the one that
-        comes closest to `change`.
+        float32, the shape of `x`; if no such delta is within the pixel range, the one that comes
+        closest to `change`.
     """
     shape = tf.shape(x)
     x, normal = (tf.reshape(tensor, (shape[0], -1)) for tensor in (x, normal))
@@ -62,20 +58,20 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
         moving = is_moving(t)
         at_end = tf.reduce_sum(tf.where(moving, 0.0, whole), axis=1)
         slope = tf.reduce_sum(tf.where(moving, rate, 0.0), axis=1)
-        # Where nothing moves any more, the change is out of reach.
+        # If nothing moves any more, the change is out of reach.
         t = tf.maximum(t, tf.math.divide_no_nan(change - at_end, slope))
         return t, tf.math.count_nonzero(moving, axis=1), num_moving
 
-    def goes_on(_, num_moving, num_before):
+    def continues(_, num_moving, num_before):
         return tf.reduce_any(num_moving != num_before)
 
     count = tf.fill(shape[:1], tf.constant(-1, tf.int64))
-    t, _, _ = tf.while_loop(goes_on, newton, (tf.zeros_like(change), count, count - 1))
+    t, _, _ = tf.while_loop(continues, newton, (tf.zeros_like(change), count, count - 1))
     delta = sign * tf.minimum(t[:, None] * speed, room)
     return tf.reshape(delta, shape)
 
 
-class FABT(Attack):
+class FAB(StagedAttack):
     """Targeted fast adaptive boundary attack (Croce & Hein 2020): 9 classes, 100 steps each.
 
     Each step linearises z_target - z_y at x, and goes a little beyond the closest point of its
@@ -84,24 +80,34 @@ class FABT(Attack):
         x <- clip((1 - alpha) (x + eta delta) + alpha (x_nat + eta delta_nat))
         alpha = min(|delta| / (|delta| + |delta_nat|), alpha_max)
 
-    From a point of another class it goes back most of the way, x <- (1 - beta) x_nat + beta x.
-    After each target some steps of interpolation on the way to the image bring its closest point
-    closer (the paper's final search).
+    From a point of another class it moves back to x <- (1 - beta) x_nat + beta x. After each target
+    some steps of interpolation on the way to the image bring its closest point closer (the paper's
+    final search).
 
-    An example comes back as the first misclassified point within epsilon, else as the image.
+    An example is returned as the first misclassified point within epsilon, else as the image.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
-        num_steps: steps for each target, of one gradient and one forward pass.
+        num_steps: number of steps for each target, of one gradient and one forward pass each.
         num_targets: how many classes, the likeliest at the image.
         alpha_max, eta, beta: see above.
-        num_search_steps: of the final search, one forward pass each, for each target.
-        random_start: restarts but for the first, 0, start at a uniform point of the ball of half
-            the radius (the paper's restarts); a restart's number is the second of a pair as seed.
-            False: every run starts at the image.
+        num_search_steps: number of steps of the final search for each target, of one forward pass
+            each.
+        random_start: True starts every restart but the first, 0, at a uniform point of the ball of
+            half the radius (the paper's restarts); a restart's number is the second of a pair as
+            seed. False starts every run at the image.
     """
 
     name = "fab_targeted"
+    SETTINGS = (
+        "num_steps",
+        "num_targets",
+        "alpha_max",
+        "eta",
+        "beta",
+        "num_search_steps",
+        "random_start",
+    )
 
     def __init__(
         self,
@@ -127,9 +133,12 @@ class FABT(Attack):
         self.random_start = bool(random_start)
         self.num_gradients = self.num_targets * self.num_steps
         self.num_queries = self.num_targets * (self.num_steps + self.num_search_steps)
-        self._start = self._compiled(self._start_, has_random_numbers=True)
-        self._walk = self._compiled(self._walk_)
-        self._search = self._compiled(self._search_)
+
+    def perturb(self, x_nat, y, seed=0, index=None):
+        x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
+        x = self._closest(x_nat, y, seed, index, radius=self.epsilon)
+        is_within = length(x - x_nat, self.norm) <= self.epsilon
+        return select(is_within, x, x_nat)
 
     def closest(self, x_nat, y, seed=0, index=None):
         """The closest misclassified points that are found, at whatever distance.
@@ -138,63 +147,53 @@ class FABT(Attack):
             x_nat, y, seed, index: see `perturb`.
 
         Returns:
-            float32 tensor, the shape of `x_nat`: where none was found, or the image itself is
-            misclassified, the image; and the distances, float32 (batch,), infinite where none was
-            found.
+            float32 tensor, the shape of `x_nat`, with the image itself if no point was found, or if
+            the image is misclassified; and the distances, float32 (batch,), infinite if no point
+            was found.
         """
-        inputs = self._inputs(x_nat, y, seed, index)
-        x = self._closest(*inputs, radius=-1.0)
-        distance = length(x - inputs[0], self.norm)
-        broken = is_misclassified(self._logits_of(x), inputs[1])
+        x_nat, y, seed, index = self._inputs(x_nat, y, seed, index)
+        x = self._closest(x_nat, y, seed, index, radius=-1.0)
+        distance = length(x - x_nat, self.norm)
+        broken = is_misclassified(self._model.logits(x), y)
         return x, tf.where(broken, distance, np.inf)
-
-    def settings(self):
-        names = ("num_steps", "num_targets", "alpha_max", "eta", "beta", "num_search_steps")
-        names += ("random_start",)
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
-
-    def _perturb(self, x_nat, y, seed, index):
-        x = self._closest(x_nat, y, seed, index, radius=self.epsilon)
-        is_within = length(x - x_nat, self.norm) <= self.epsilon
-        return select(is_within, x, x_nat)
 
     def _closest(self, x_nat, y, seed, index, radius):
         """The closest points; an example leaves once its own is within `radius`."""
-        return super()._perturb(x_nat, y, seed, index, radius=tf.fill(tf.shape(y), radius))
+        return self._run(x_nat, y, seed, index, radius=tf.fill(tf.shape(y), radius))
 
     def _begin(self, state, logits):
-        count = min(self.num_targets, logits.shape[-1] - 1)
         return {
             **state,
-            "targets": likely_wrong_classes(logits, state["y"], count),
             "lead_nat": -margin(logits, state["y"]),
             "distance_adv": tf.fill(tf.shape(state["y"]), np.inf),
         }
 
     def _stages(self, num_classes):
         lasts = sorted({-int(-share * self.num_steps // 1) for share in SEGMENTS})
-        for rank in range(min(self.num_targets, num_classes - 1)):
+        for rank in self._ranks(num_classes):
             yield functools.partial(self._start, rank=tf.constant(rank))
             for num_steps in np.diff(lasts, prepend=0):
                 yield functools.partial(self._walk, num_steps=tf.constant(num_steps, tf.int32))
             if self.num_search_steps:
                 yield self._search
 
-    def _start_(self, state, rank):
+    @drawing
+    def _start(self, state, rank):
         is_restart = state["seed"][:, 1] > 0
         start = self._start_of(state, rank, self.epsilon / 2.0)
         return {
             **state,
             "target": tf.gather(state["targets"], rank, axis=1),
             "x": select(is_restart, start, state["x_nat"]),
-            # Of this target's closest point.
+            # This target's closest point.
             "x_best": state["x_nat"],
             "distance_best": tf.fill(tf.shape(state["y"]), np.inf),
             "lead_best": tf.zeros_like(state["lead_nat"]),
         }
 
-    def _walk_(self, state, num_steps):
-        logits = self._prepare()
+    @compiled
+    def _walk(self, state, num_steps):
+        logits = self._model.prepare()
 
         def walk(_, state):
             x, undefined = self._beyond_boundary(state, logits)
@@ -206,7 +205,7 @@ class FABT(Attack):
             back = state["x_nat"] + self.beta * (x - state["x_nat"])
             return {**state, "x": select(broken, back, x)}
 
-        return self._iterate(walk, state, 0, num_steps, is_done="broken", passes=(1, 1))
+        return self._model.iterate(walk, state, 0, num_steps, is_done="broken", passes=(1, 1))
 
     def _beyond_boundary(self, state, logits):
         """The next point, and whether the gradient was not a number."""
@@ -234,7 +233,7 @@ class FABT(Attack):
         return tf.clip_by_value(x, *self.bounds), undefined
 
     def _evaluated(self, state, x, lead, broken):
-        """Takes note of points of which it is known whether they are misclassified."""
+        """Records points; `broken` says which of them are misclassified."""
         distance = length(x - state["x_nat"], self.norm)
         state = where(
             broken & (distance < state["distance_best"]),
@@ -247,13 +246,14 @@ class FABT(Attack):
         state = where(is_closer, state, x_adv=x, distance_adv=distance)
         return {**state, "broken": state["broken"] | (state["distance_adv"] <= state["radius"])}
 
-    def _search_(self, state):
+    @compiled
+    def _search(self, state):
         """Interpolates the boundary between this target's closest point and the image."""
-        logits = self._prepare()
+        logits = self._model.prepare()
         inner = {"x_inner": state["x_nat"], "lead_inner": state["lead_nat"]}
 
         def search(_, state):
-            # Where the lead of the best wrong class, if it were linear, would be zero.
+            # The point at which the lead of the best wrong class, if it were linear, would be 0.
             lead, lead_inner = state["lead_best"], state["lead_inner"]
             share = tf.clip_by_value(tf.math.divide_no_nan(lead, lead - lead_inner), 0.0, 1.0)
             x = state["x_best"]
@@ -266,5 +266,7 @@ class FABT(Attack):
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)
 
-        state = self._iterate(search, {**state, **inner}, 0, self.num_search_steps, passes=(0, 1))
+        state = self._model.iterate(
+            search, {**state, **inner}, 0, self.num_search_steps, passes=(0, 1)
+        )
         return {name: value for name, value in state.items() if name not in inner}

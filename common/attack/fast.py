@@ -18,8 +18,8 @@ class FastModel:
         prepare: function without arguments to such a callable, which agrees with `model` to
             float32 rounding, gradients for the images included. An attack calls it once before
             a loop, so that what depends on the weights alone is computed once.
-        bounds: (lowest, highest) pixel value of the images for which it agrees; attacks on wider
-            ranges run `model`.
+        bounds: (lowest, highest) pixel value of the images for which the two agree; attacks on
+            wider ranges run `model`.
     """
 
     model: Callable
@@ -32,18 +32,18 @@ class FastModel:
 
 
 def compiles_with_xla(jit_compile):
-    """Whether to compile with XLA: "yes", "no", or "auto", which does so on a GPU or TPU.
+    """Whether to compile with XLA: True, False, or "auto", which does so on a GPU or TPU.
 
     On a CPU TensorFlow's own convolutions are about four times as fast as XLA's.
 
     Raises:
-        InputError: it is another word.
+        InputError: it is something else.
     """
-    if jit_compile not in ("auto", "yes", "no"):
-        raise InputError(f"jit_compile: expected auto, yes or no, got {jit_compile!r}")
-    if jit_compile == "auto":
-        return any(tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU"))
-    return jit_compile == "yes"
+    if isinstance(jit_compile, bool):
+        return jit_compile
+    if jit_compile != "auto":
+        raise InputError(f"jit_compile: expected True, False or 'auto', got {jit_compile!r}")
+    return any(tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU"))
 
 
 def fused(function):

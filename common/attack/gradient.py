@@ -7,17 +7,17 @@ from common.errors import InputError, one_line
 
 
 def as_logits(z, x=None):
-    """What a model returned, as float32 logits.
+    """A model's output as float32 logits.
 
     Args:
-        z: its output: logits (batch, classes) of any floating dtype.
-        x: the images that it is of, or None.
+        z: the output: logits (batch, classes) of any floating dtype.
+        x: the images that the model was given, or None.
 
     Returns:
         float32 (batch, classes).
 
     Raises:
-        InputError: it is no such tensor, or of one class only.
+        InputError: it is not such a tensor, or has one class only.
     """
     try:
         z = tf.convert_to_tensor(z)
@@ -48,8 +48,8 @@ def value_and_gradient(loss, logits, x):
         x: float32 images (batch, height, width, channels).
 
     Returns:
-        float32 logits (batch, classes); losses (batch,); gradient of the shape of `x`, 0 for pixels
-        where it is not a number; bool (batch,), whether it was not at some pixel.
+        float32 logits (batch, classes); losses (batch,); gradient of the shape of `x`, with
+        0 for what is not a number; bool (batch,), whether that was so at some pixel.
 
     Raises:
         InputError: the logits do not depend on the images, or not by a gradient.
@@ -69,7 +69,7 @@ def gradient_of(tape, total, x, **options):
     """`tape.gradient(total, x, **options)`.
 
     Raises:
-        InputError: `total` depends on `x` by an op that TensorFlow has no gradient of.
+        InputError: `total` depends on `x` by an op without a gradient in TensorFlow.
     """
     try:
         return tape.gradient(total, x, **options)
@@ -78,9 +78,10 @@ def gradient_of(tape, total, x, **options):
 
 
 def without_nan(gradient):
-    """A gradient with 0 where it is not a number, so that it leads nowhere.
+    """A gradient with 0 for what is not a number.
 
-    A norm at zero, say, has such a gradient, and a step along it would leave no image.
+    The gradient of a norm at zero, for one, is not a number, and a step along it would destroy the
+    image.
 
     Args:
         gradient: float32 images (batch, height, width, channels).

@@ -1,7 +1,7 @@
-"""What attacks are given: images, labels, seeds and numbers, taken if unambiguous, else refused.
+"""The arguments of attacks: images, labels, seeds and numbers, taken if unambiguous, else refused.
 
-What cannot be used raises `InputError` if the values are there: NumPy, lists, eager tensors. In a
-tf.function shapes and dtypes do so as it is traced, and assertion ops tell of the values as it
+NumPy arrays, lists and eager tensors that cannot be used raise `InputError`. In a tf.function wrong
+shapes and dtypes raise it as the function is traced, and assertion ops refuse wrong values as it
 runs.
 """
 
@@ -14,17 +14,17 @@ import tensorflow as tf
 from common.errors import InputError, one_line
 
 INT32 = np.iinfo(np.int32)
-# What float32 can square and add up over the pixels of an image, and still tell from 0.
+# float32 can square such numbers, add them up over the pixels of an image and tell them from 0.
 LARGEST, SMALLEST = 1e15, float(np.finfo(np.float32).tiny)
-TOLERANCE = 1e-4  # of the pixel range, or of 1 if that is less: rounding leads out of it so far
+TOLERANCE = 1e-4  # how far rounding leads out of the pixel range, as a share of it, or of 1 if less
 
 
 def whole_number(name, value, least, most=int(INT32.max)):
     """A count or seed as an int.
 
     Args:
-        name: of the argument; the message begins with it.
-        value: what was given for it.
+        name: the argument's name, which begins the message.
+        value: the argument's value.
         least, most: the range, both included.
 
     Raises:
@@ -41,10 +41,10 @@ def whole_number(name, value, least, most=int(INT32.max)):
 
 
 def real_number(name, value, least=-LARGEST, most=LARGEST):
-    """A number that is no count, as a float that float32 can hold.
+    """A number as a float that float32 can hold.
 
     Args:
-        name, value: as in `whole_number`.
+        name, value: see `whole_number`.
         least, most: the range, both included.
 
     Raises:
@@ -92,7 +92,7 @@ def to_images(x, bounds, name="x_nat"):
         x: images (batch, height, width, channels), pixels in `bounds` but for rounding; NumPy,
             tensor or list, any real dtype.
         bounds: (lowest, highest) pixel value.
-        name: of the argument, for the message.
+        name: the argument's name, for the message.
 
     Returns:
         float32 tensor, the shape of `x`, clipped to `bounds`.
@@ -130,15 +130,15 @@ def to_labels(y, count, num_classes=None, name="y"):
         y: classes (count,) or (count, 1), of any integer dtype or whole numbers in a floating one;
             or one-hot labels (count, classes) of any real dtype, a single 1 in each row and else
             0. NumPy, tensor or list.
-        count: how many images they are of; int, or a tensor in a tf.function.
-        num_classes: of the model, or None if that is not known yet.
-        name: of the argument, for the message.
+        count: number of images; int, or a tensor in a tf.function.
+        num_classes: number of the model's classes, or None if that is not known yet.
+        name: the argument's name, for the message.
 
     Returns:
         int32 array (count,); in a tf.function a tensor.
 
     Raises:
-        InputError: they are not such labels of so many images, or a class is not from 0 to below
+        InputError: they are not such labels of `count` images, or a class is not from 0 to below
             `num_classes`.
     """
     if _is_symbolic(y) or tf.is_symbolic_tensor(count):
@@ -168,12 +168,12 @@ def to_labels(y, count, num_classes=None, name="y"):
 
 
 def to_seed(seed, count):
-    """Seeds of the random numbers of examples.
+    """The seeds of the examples' random numbers.
 
     Args:
-        seed: int; a pair of ints, where an int stands for (int, 0); or int (count, 2), a pair for
-            each example.
-        count: how many examples; int, or a tensor in a tf.function.
+        seed: int, which stands for (int, 0); a pair of ints; or int (count, 2), a pair for each
+            example.
+        count: number of examples; int, or a tensor in a tf.function.
 
     Returns:
         int32 tensor (2,) or (count, 2).
@@ -200,7 +200,7 @@ def to_index(index, count):
 
     Args:
         index: int (count,), or None for 0, 1, 2, ...
-        count: how many examples; int, or a tensor in a tf.function.
+        count: number of examples; int, or a tensor in a tf.function.
 
     Returns:
         int32 tensor (count,).
@@ -315,7 +315,7 @@ def _classes(num_classes):
 
 
 def _check_label_shape(shape, count, num_classes, name):
-    """Refuses what the shape, whose sizes may be None, tells of labels."""
+    """Refuses labels by their shape, whose sizes may be None."""
     num = "batch" if tf.is_symbolic_tensor(count) else count
     if len(shape) not in (1, 2):
         raise InputError(
@@ -364,7 +364,7 @@ def _symbolic_labels(y, count, num_classes, name):
 
 
 def _to_int32(values, name):
-    """Whole numbers as an int32 array, or as a tensor where they are one of a tf.function."""
+    """Whole numbers as an int32 array, or if they are a symbolic tensor, as a tensor."""
     if not _is_symbolic(values):
         array = _real_array(values, name)
         wrong = array.dtype.kind == "b" or (array != np.rint(array)) | (
@@ -391,6 +391,6 @@ def _agree(size, count):
 
 
 def _asserted(tensor, condition, expected, values):
-    """`tensor`, which cannot be had where `condition` does not hold."""
+    """`tensor`, behind an assertion of `condition`."""
     with tf.control_dependencies([tf.debugging.Assert(condition, [f"{expected}, got", values])]):
         return tf.identity(tensor)

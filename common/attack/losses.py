@@ -1,6 +1,6 @@
 """Losses that attacks ascend, one number for each example.
 
-A logit of minus infinity rules its class out: the losses are those of the other classes.
+A logit of minus infinity rules its class out: the losses are then the other classes'.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def cw_loss(logits, y, kappa=50.0):
     Args:
         logits: float32 (batch, classes).
         y: int labels (batch,).
-        kappa: the confidence, in logits.
+        kappa: the confidence, a difference of logits.
 
     Returns:
         float32 (batch,).
@@ -47,7 +47,7 @@ def margin(logits, y):
         y: int labels (batch,).
 
     Returns:
-        float32 (batch,); negative where an example is misclassified.
+        float32 (batch,), negative for a misclassified example.
     """
     return _logit(logits, y) - tf.reduce_max(_wrong_logits(logits, y), axis=-1)
 
@@ -90,7 +90,7 @@ def targeted_dlr_loss(logits, y, target):
 
 
 def targeted_xent_loss(logits, y, target):
-    """Minus the cross-entropy of the class `target`; `y` plays no part.
+    """Minus the cross-entropy of the class `target`; `y` is not used.
 
     Args:
         logits: float32 (batch, classes).
@@ -116,11 +116,20 @@ def targeted_margin_loss(logits, y, target):
     return _logit(logits, target) - _logit(logits, y)
 
 
+# By the names of `loss_func`.
+LOSSES = {"xent": xent_loss, "cw": cw_loss, "dlr": dlr_loss}
+TARGETED_LOSSES = {
+    "xent": targeted_xent_loss,
+    "cw": targeted_margin_loss,
+    "dlr": targeted_dlr_loss,
+}
+
+
 def is_misclassified(logits, y):
     """Whether the prediction is another class than `y`, or there is no prediction.
 
-    The prediction is the class of the largest logit. Minus infinity rules a class out, and leaves
-    the others as they are; there is no prediction if a logit is NaN or plus infinity, or if that of
+    The prediction is the class of the largest logit. Minus infinity rules a class out, and no
+    other; there is no prediction if a logit is NaN or plus infinity, or if that of
     `y` is not finite.
 
     Args:
@@ -132,7 +141,7 @@ def is_misclassified(logits, y):
     """
     logits = tf.convert_to_tensor(logits)
     is_prediction = tf.reduce_all(logits < np.inf, axis=-1)  # NaN is not
-    # If the logit of the largest class is not minus infinity, that of `y` isn't if it is that one.
+    # The logit of `y` matters only if it is the largest, which is therefore the one to check.
     is_prediction &= tf.reduce_max(logits, axis=-1) > -np.inf
     return (tf.argmax(logits, axis=-1, output_type=tf.int32) != tf.cast(y, tf.int32)) | (
         ~is_prediction
@@ -145,7 +154,7 @@ def likely_wrong_classes(logits, y, count):
     Args:
         logits: float32 (batch, classes).
         y: int labels (batch,).
-        count: how many, fewer than classes.
+        count: number of classes to return, less than all.
 
     Returns:
         int32 (batch, count); in place of those that are ruled out come the others once more.
@@ -159,7 +168,7 @@ def likely_wrong_classes(logits, y, count):
 
 
 def least_likely_wrong_class(logits, y):
-    """The wrong class of the lowest logit, of those that are not ruled out if there is one.
+    """The wrong class of the lowest logit; a class that is ruled out only if all wrong ones are.
 
     Args:
         logits: float32 (batch, classes).
@@ -176,7 +185,7 @@ def least_likely_wrong_class(logits, y):
 
 
 def wrong_class_at(share, logits, y):
-    """The wrong class at a share of all of them that are not ruled out, in turn from `y` on.
+    """The wrong class at a share of the list of those that are not ruled out, from `y` on.
 
     Args:
         share: float32 (batch,), from 0 to 1.
@@ -184,7 +193,7 @@ def wrong_class_at(share, logits, y):
         y: int32 labels (batch,).
 
     Returns:
-        int32 (batch,); a class that is ruled out where all wrong ones are.
+        int32 (batch,); a class that is ruled out if all wrong ones are.
     """
     num_classes = _num_classes(logits)
     classes = (y[:, None] + tf.range(1, num_classes)) % num_classes
@@ -217,7 +226,7 @@ def finite_logits(z):
     return tf.where(is_out, below, z), lambda dz: tf.where(is_out, 0.0, dz)
 
 
-_TINY = 1e-12  # where all logits are equal
+_TINY = 1e-12  # keeps a quotient finite if all logits are equal
 
 
 def _num_classes(logits):

@@ -3,18 +3,19 @@
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import direction, project, select
-from common.attack.base import Attack
+from common.attack.attacked_model import compiled, drawing
+from common.attack.ball import select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
-from common.attack.losses import is_misclassified, likely_wrong_classes, targeted_margin_loss
+from common.attack.losses import is_misclassified, targeted_margin_loss
+from common.attack.staged import StagedAttack
 
 
-class MultiTargeted(Attack):
+class MultiTargeted(StagedAttack):
     """PGD towards every wrong class in turn (Gowal et al. 2019, "An alternative surrogate loss").
 
-    Each climbs z_target - z_y from a random start of its own, the likeliest class first. An
-    example comes back as the end point of the first climb that broke it, else as the end point
+    Each climb ascends z_target - z_y from a random start of its own, the likeliest class first. An
+    example is returned as the end point of the first climb that broke it, else as the end point
     with the highest z_target - z_y.
 
     Args:
@@ -24,6 +25,7 @@ class MultiTargeted(Attack):
     """
 
     name = "multi_targeted"
+    SETTINGS = ("step_size", "num_steps", "random_start", "num_targets")
 
     def __init__(
         self, model, *, epsilon, step_size, num_steps, random_start=True, num_targets=9, **kwargs
@@ -35,36 +37,36 @@ class MultiTargeted(Attack):
         self.num_targets = whole_number("num_targets", num_targets, 1)
         self.num_gradients = self.num_targets * self.num_steps
         self.num_queries = self.num_targets
-        self._start = self._compiled(self._start_, has_random_numbers=True)
-        self._climb = self._compiled(self._climb_)
-
-    def settings(self):
-        names = ("step_size", "num_steps", "random_start", "num_targets")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def _begin(self, state, logits):
-        count = min(self.num_targets, logits.shape[-1] - 1)
-        targets = likely_wrong_classes(logits, state["y"], count)
-        return {**state, "targets": targets, "highest": tf.fill(tf.shape(state["y"]), -np.inf)}
+        return {**state, "highest": tf.fill(tf.shape(state["y"]), -np.inf)}
 
     def _stages(self, num_classes):
-        for rank in range(min(self.num_targets, num_classes - 1)):
+        for rank in self._ranks(num_classes):
             yield lambda state: self._climb(self._start(state, tf.constant(rank)))
 
-    def _start_(self, state, rank):
-        x = self._start_of(state, rank, self.epsilon)
-        return {**state, "x": x, "target": tf.gather(state["targets"], rank, axis=1)}
+    @drawing
+    def _start(self, state, rank):
+        return self._towards(state, rank)
 
-    def _climb_(self, state):
-        logits = self._prepare()
+    @compiled
+    def _climb(self, state):
+        logits = self._model.prepare()
 
         def climb(_, state):
             def loss(z):
                 return targeted_margin_loss(z, state["y"], state["target"])
 
             _, _, gradient, undefined = value_and_gradient(loss, logits, state["x"])
-            x = state["x"] + self.step_size * direction(gradient, self.norm)
-            x = project(x, state["x_nat"], self.epsilon, self.bounds, self.norm)
+            x = step(
+                state["x"],
+                gradient,
+                state["x_nat"],
+                self.epsilon,
+                self.step_size,
+                self.bounds,
+                self.norm,
+            )
             return {**state, "x": x, "undefined": state["undefined"] | undefined}
 
         def finish(_, state):
@@ -79,5 +81,5 @@ class MultiTargeted(Attack):
                 "broken": state["broken"] | broken,
             }
 
-        state = self._iterate(climb, state, 0, self.num_steps, passes=(1, 0))
-        return self._iterate(finish, state, 0, 1, passes=(0, 1))
+        state = self._model.iterate(climb, state, 0, self.num_steps, passes=(1, 0))
+        return self._model.iterate(finish, state, 0, 1, passes=(0, 1))

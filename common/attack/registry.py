@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from common.attack.apgd import APGD
 from common.attack.boundary import Boundary
-from common.attack.fab import FABT
+from common.attack.fab import FAB
 from common.attack.multi_targeted import MultiTargeted
 from common.attack.pgd import FGSM, PGD
 from common.attack.square import Square
@@ -21,38 +21,39 @@ class Maker:
 
     Attributes:
         attack: the class, or function that makes it.
-        settings: names of what it takes from a config beside the radius, the pixel range and how
-            it is compiled.
+        settings: names of the config's settings that it takes beside epsilon and jit_compile.
         fixed: dict of further arguments.
-        is_trainable: whether it takes `batch_statistics`, see `PGD`.
+        takes_batch_statistics: whether it takes the argument of that name, see `PGD`.
     """
 
     attack: Callable
     settings: tuple = ()
     fixed: dict = dataclasses.field(default_factory=dict)
-    is_trainable: bool = False
+    takes_batch_statistics: bool = False
 
     @property
     def norm(self):
-        """Of its ball where no other is asked for: "linf" or "l2"."""
+        """The ball's norm if no other is asked for: "linf" or "l2"."""
         return self.fixed.get("norm", "linf")
 
 
 ATTACKS = {
-    "pgd": Maker(PGD, (*_STEPS, *_LOSS), is_trainable=True),
-    "fgsm": Maker(FGSM, _LOSS, is_trainable=True),
-    "pgd_l2": Maker(PGD, (*_STEPS, *_LOSS), {"norm": "l2"}, is_trainable=True),
-    "fgsm_random_start": Maker(FGSM, _LOSS, {"random_start": True}, is_trainable=True),
+    "pgd": Maker(PGD, (*_STEPS, *_LOSS), takes_batch_statistics=True),
+    "fgsm": Maker(FGSM, _LOSS, takes_batch_statistics=True),
+    "pgd_l2": Maker(PGD, (*_STEPS, *_LOSS), {"norm": "l2"}, takes_batch_statistics=True),
+    "fgsm_random_start": Maker(FGSM, _LOSS, {"random_start": True}, takes_batch_statistics=True),
     "multi_targeted": Maker(MultiTargeted, _STEPS),
-    "pgd_random_target": Maker(PGD, (*_STEPS, *_LOSS), {"target": "random"}, is_trainable=True),
-    "pgd_least_likely": Maker(
-        PGD, (*_STEPS, *_LOSS), {"target": "least_likely"}, is_trainable=True
+    "pgd_random_target": Maker(
+        PGD, (*_STEPS, *_LOSS), {"target": "random"}, takes_batch_statistics=True
     ),
-    "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, is_trainable=True),
+    "pgd_least_likely": Maker(
+        PGD, (*_STEPS, *_LOSS), {"target": "least_likely"}, takes_batch_statistics=True
+    ),
+    "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, takes_batch_statistics=True),
     "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
     "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),
     "apgd_targeted": Maker(APGD, fixed={"loss_func": "targeted_dlr"}),
-    "fab_targeted": Maker(FABT, fixed={"random_start": True}),
+    "fab_targeted": Maker(FAB, fixed={"random_start": True}),
     "square": Maker(Square),
     "boundary": Maker(Boundary, fixed={"norm": "l2"}),
 }
@@ -66,7 +67,7 @@ def maker(name):
     """
     if name not in ATTACKS:
         *others, last = ATTACKS
-        raise InputError(f"--attack: expected {', '.join(others)} or {last}, got {name!r}")
+        raise InputError(f"attack: expected {', '.join(others)} or {last}, got {name!r}")
     return ATTACKS[name]
 
 
@@ -75,14 +76,14 @@ def norm_of(name, norm=None):
 
     Args:
         name: one of `ATTACKS`.
-        norm: the one that is asked for; None for `Maker.norm`.
+        norm: the norm that is asked for; None for `Maker.norm`.
 
     Raises:
-        InputError: there is no such attack, or it is of the other norm.
+        InputError: there is no such attack, or it is made for the other norm.
     """
     made = maker(name)
     if "norm" in made.fixed and norm not in (None, made.norm):
-        raise InputError(f"--norm: expected {made.norm}, as --attack={name}, got {norm}")
+        raise InputError(f"norm: expected {made.norm}, which {name} is made for, got {norm}")
     return norm or made.norm
 
 
@@ -90,20 +91,21 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
     """The attack that a config describes.
 
     Args:
-        name: one of `ATTACKS`, whose `settings` it takes from the config beside epsilon; all
-            others are as in the attack's paper.
+        name: one of `ATTACKS`; all that it does not take from the config is as in the attack's
+            paper.
         model: see `Attack`.
         config: a `common.config.Config`.
-        bounds, batch_statistics: see `PGD`.
+        bounds: (lowest, highest) pixel value.
+        batch_statistics: see `PGD`; attacks that do not take it ignore it.
         norm: see `norm_of`.
 
     Raises:
-        InputError: as `norm_of`; as the attack.
+        InputError: as `norm_of`, or as the attack.
     """
     made = maker(name)
     options = {setting: getattr(config, setting) for setting in made.settings} | made.fixed
     options["norm"] = norm_of(name, norm)
-    if made.is_trainable:
+    if made.takes_batch_statistics:
         options["batch_statistics"] = batch_statistics
     return made.attack(
         model,
@@ -118,20 +120,20 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
     """AutoAttack's standard version (Croce & Hein 2020, "Reliable evaluation ...").
 
     APGD on cross-entropy, APGD on the targeted DLR loss and targeted FAB with 9 targets, of 100
-    steps and one restart each, and Square with 5,000 queries. As in its public code, FAB goes
-    without a final search, and Square's schedule, that of 10,000 queries, is not rescaled.
+    steps and one restart each, and Square with 5,000 queries. As in its public code, FAB has no
+    final search, and Square keeps the schedule of 10,000 queries.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
 
     Returns:
-        List of (name, attack), to be run in this order, each on what the ones before left.
+        List of (name, attack), in the order in which they run, each on what those before left.
     """
     options = {"epsilon": epsilon, "bounds": bounds, "norm": norm, "jit_compile": jit_compile}
     attacks = [
         APGD(model, loss_func="xent", **options),
         APGD(model, loss_func="targeted_dlr", **options),
-        FABT(model, num_search_steps=0, **options),
+        FAB(model, num_search_steps=0, **options),
         Square(model, schedule_queries=10_000, **options),
     ]
     return [(attack.name, attack) for attack in attacks]

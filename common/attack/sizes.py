@@ -1,18 +1,18 @@
-"""The few sizes of batches that an attack is compiled for, if it is compiled for each anew."""
+"""The few sizes of batches that an attack is compiled for."""
 
 import numpy as np
 
 
 class Sizes:
-    """Batches are padded to few sizes, whatever sizes come.
+    """Pads batches of any sizes to few sizes, for attacks that each size would compile anew.
 
-    The first is compiled as it is, as that of a training's or an evaluation's batches. Where a
-    larger one comes, the largest becomes twice as large at least. Smaller ones take what has been
-    compiled, or the next half of the largest: 1 to 30 in turn are compiled for 1, 2, 4, 8, 16, 32.
+    The first size is kept, as a training or an evaluation has batches of one. A larger batch makes
+    the largest size at least twice as large. A smaller one takes a size that has been used, or the
+    next half of the largest: 1 to 30 in turn are padded to 1, 2, 4, 8, 16, 32.
 
     Args:
-        num_parts: once a batch has been as large as the largest, smaller ones take the next of so
-            many parts of it instead: for batches that shrink as their examples leave.
+        num_parts: once a batch has filled the largest size, smaller ones take the next multiple of
+            this share of it instead, for batches that shrink as their examples leave.
     """
 
     def __init__(self, num_parts=None):
@@ -25,10 +25,10 @@ class Sizes:
         """`numbers` (n,), the first repeated up to the size that `n` is padded to."""
         if not len(numbers):
             return numbers
-        return np.concatenate([numbers, np.repeat(numbers[:1], self._of(len(numbers)))])
+        return np.concatenate([numbers, np.repeat(numbers[:1], self._padding(len(numbers)))])
 
-    def _of(self, count):
-        """How many rows `count` lack of the size that they are padded to."""
+    def _padding(self, count):
+        """How many rows pad `count`."""
         if count > self._largest:
             self._largest, self._was_filled = max(count, 2 * self._largest), False
         self._was_filled |= count == self._largest

@@ -10,15 +10,16 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import draw, length, per_image, project
-from common.attack.base import Attack, where
 from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
+from common.attack.staged import StagedAttack, where
 
-# Of 10,000 queries, those from which the share of pixels is halved. The paper's text has no 500,
+# The queries, out of 10,000, from which the share of pixels is halved. The paper's text has no 500;
 # its code, which made its numbers, has.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-BLOCK = 250  # queries whose random numbers are drawn at once, at most
+BLOCK = 250  # the most queries whose random numbers are drawn at once
 INITIAL_TILES = 5  # the L2 attack starts with 5 x 5 tiles
 
 
@@ -27,8 +28,8 @@ def share_of_pixels(query, num_queries, p_init):
 
     Args:
         query: int from 0, the start included.
-        num_queries: that the schedule, which is that of 10,000 queries, is rescaled to.
-        p_init: p of the first squares.
+        num_queries: number of queries to which the schedule of 10,000 is rescaled.
+        p_init: the first squares' p.
     """
     rescaled = query * 10_000 // num_queries
     return p_init / 2 ** sum(rescaled > halving for halving in HALVINGS)
@@ -37,11 +38,11 @@ def share_of_pixels(query, num_queries, p_init):
 def bump(size):
     """The L2 attack's update: two bumps of opposite sign, one above the other (paper, Sec. 3.2).
 
-    In each half it is the sum of 1/j**2 for j from d + 1 to n + 1, where d is the distance from
-    the half's centre in steps of a king and n = floor(size / 2).
+    In each half it is the sum of 1/j**2 for j from d + 1 to n + 1; d is the Chebyshev distance from
+    the half's centre and n = floor(size / 2).
 
     Args:
-        size: of the square.
+        size: the square's side, in pixels.
 
     Returns:
         float64 (size, size) of norm 1.
@@ -59,26 +60,27 @@ def bump(size):
     return both / np.linalg.norm(both)
 
 
-class Square(Attack):
+class Square(StagedAttack):
     """Square Attack (Andriushchenko et al. 2020): forward passes only, no gradient to mask.
 
     Each query changes a square at a random place, and the change is kept if it lowers the margin
     z_y - max_{i != y} z_i. In L-infinity it sets the square to the ball's corner, a random sign
-    for each channel, and starts with vertical stripes of these. In L2 it moves the change of
+    for each channel, and starts with vertical stripes of such colours. In L2 it moves the change of
     another square there (paper, Algorithm 3) and starts with tiles.
 
-    An example comes back as the first misclassified point, else as that of the least margin.
+    An example is returned as the first misclassified point, else as that of the least margin.
 
     Args:
         model, epsilon, bounds, norm, jit_compile: see `Attack`.
-        num_queries: squares that are tried, the start counted as the first.
-        p_init: the share of pixels of the first squares.
-        schedule_queries: the schedule of p is that of an attack of so many queries, by default
-            of `num_queries`.
+        num_queries: number of squares that are tried; the start counts as the first.
+        p_init: the share of pixels that the first squares cover.
+        schedule_queries: number of queries that the schedule of p is made for, by default
+            `num_queries`.
     """
 
     name = "square"
     random_start = True
+    SETTINGS = ("num_queries", "p_init", "schedule_queries")
 
     def __init__(
         self, model, *, epsilon, num_queries=5000, p_init=0.8, schedule_queries=None, **kwargs
@@ -88,13 +90,6 @@ class Square(Attack):
         self.p_init = real_number("p_init", p_init, SMALLEST, 1.0)
         self.num_queries = whole_number("num_queries", num_queries, 1)
         self.schedule_queries = whole_number("schedule_queries", schedule_queries, 1)
-        self._start = self._compiled(self._start_)
-        self._search = self._compiled(self._search_)
-        self._draw = self._compiled(draw, has_random_numbers=True)
-
-    def settings(self):
-        names = ("num_queries", "p_init", "schedule_queries")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def square_size(self, query, height, width):
         """The side of a query's square, in pixels of images of that height and width."""
@@ -118,8 +113,11 @@ class Square(Attack):
             first = last
 
     def _numbers(self, state, shape, stream):
-        stream = tf.constant(stream)
-        return self._draw(tf.constant(shape), state["seed"], state["index"], stream)
+        return self._draw(tf.constant(shape), state["seed"], state["index"], tf.constant(stream))
+
+    @drawing
+    def _draw(self, shape, seed, index, stream):
+        return draw(shape, seed, index, stream)
 
     def _from_start(self, state):
         _, height, width, channels = state["x_nat"].shape
@@ -131,16 +129,17 @@ class Square(Attack):
         return self._start({**state, "numbers": self._numbers(state, shape, 0)})
 
     def _next_queries(self, state, first, last):
-        # Four coordinates, one for the L2 attack's update, and the channels' signs. A block is
-        # always whole, as each shape is compiled anew.
+        # Four coordinates, one number for the L2 attack's update, and the channels' signs. A block
+        # is always whole, as each shape is compiled anew.
         numbers = self._numbers(state, (BLOCK, 5 + state["x_nat"].shape[3]), first)
         _, height, width, _ = state["x_nat"].shape
         sizes = [self.square_size(first + i, height, width) for i in range(BLOCK)]
         sizes, count = tf.constant(sizes, tf.int32), tf.constant(last - first)
         return self._search({**state, "numbers": numbers}, sizes, count)
 
-    def _start_(self, state):
-        logits = self._prepare()
+    @compiled
+    def _start(self, state):
+        logits = self._model.prepare()
 
         def start(_, state):
             x_nat, numbers = state["x_nat"], state["numbers"]
@@ -154,10 +153,11 @@ class Square(Attack):
             return self._tried(state, x, logits(x))
 
         state = {**state, "x": state["x_nat"], "margin": state["margin_adv"]}
-        return self._iterate(start, state, 0, 1, passes=(0, 1))
+        return self._model.iterate(start, state, 0, 1, passes=(0, 1))
 
-    def _search_(self, state, sizes, num_queries):
-        logits = self._prepare()
+    @compiled
+    def _search(self, state, sizes, num_queries):
+        logits = self._model.prepare()
         height, width = state["x_nat"].shape[1:3]
         if self.norm == "l2":
             bumps = _bumps(
@@ -173,7 +173,7 @@ class Square(Attack):
                 x = self._with_bump(state, size, tf.gather(bumps, size), numbers)
             return self._tried(state, x, logits(x))
 
-        return self._iterate(search, state, 0, num_queries, is_done="broken", passes=(0, 1))
+        return self._model.iterate(search, state, 0, num_queries, is_done="broken", passes=(0, 1))
 
     def _with_square(self, state, size, numbers):
         x_nat = state["x_nat"]
@@ -204,7 +204,7 @@ class Square(Attack):
         is_transposed = tf.cast(numbers[:, 4] < 0, tf.int32)
         bump = _shifted(tf.gather(bumps, is_transposed), top, left)[..., None]
         new = bump * _sign(numbers[:, None, None, 5:]) + old
-        # What the two squares had to spend, and what the ball has left.
+        # The part of the ball's radius that the two squares had, and that no pixel has yet.
         spent = tf.square(per_image(length(delta, "l2"), x_nat))
         left_over = tf.nn.relu(self.epsilon**2 - spent) / x_nat.shape[3]
         both = of_channels(tf.where(window | other, delta, 0.0))
@@ -215,7 +215,7 @@ class Square(Attack):
         return project(x, x_nat, self.epsilon, self.bounds, "l2")
 
     def _tried(self, state, x, logits):
-        """Keeps `x` where it has the least margin so far, or is misclassified."""
+        """Keeps `x` for the examples whose least margin so far it has, or which it breaks."""
         broken = is_misclassified(logits, state["y"]) & ~state["broken"]
         new = margin(logits, state["y"])
         state = where(new < state["margin"], state, x=x, margin=new)
@@ -248,7 +248,7 @@ def _between(start, size, count):
 
 
 def _bumps(sizes, height, width):
-    """Of each size its `bump` in the corner, and transposed: (size, 2, height, width)."""
+    """Each size's `bump` in the corner, and transposed: (size, 2, height, width)."""
     table = np.zeros((max(sizes) + 1, 2, height, width), np.float32)
     for size in sizes:
         table[size, 0, :size, :size] = bump(size)
@@ -257,7 +257,7 @@ def _bumps(sizes, height, width):
 
 
 def _shifted(images, top, left):
-    """Each of `images` (batch, height, width) that much further down and right, going round."""
+    """Each of `images` (batch, height, width) moved down and right, and round at the edges."""
     height, width = images.shape[1:]
     rows = (tf.range(height) - top[:, None]) % height
     columns = (tf.range(width) - left[:, None]) % width
@@ -274,7 +274,7 @@ def _tiles(numbers, height, width):
 
     Args:
         numbers: float32 (batch, rows, columns, channels + 1), uniform in [-1, 1).
-        height, width: of the images.
+        height, width: the images' sides, in pixels.
 
     Returns:
         float32 (batch, height, width, channels).

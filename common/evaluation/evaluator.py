@@ -7,16 +7,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common.attack import (
-    as_logits,
-    as_raised,
-    is_misclassified,
-    round_to_8_bits,
-    to_labels,
-    whole_number,
-    xent_loss,
-)
+from common.attack import is_misclassified, round_to_8_bits, xent_loss
 from common.attack.ball import select
+from common.attack.gradient import as_logits
+from common.attack.inputs import as_raised, to_labels, whole_number
 from common.evaluation.results import Result, TrialResult
 from common.evaluation.state import _Found
 from common.interruption import Interrupted, Interruption

@@ -12,18 +12,10 @@ Neither a warning nor its absence proves anything.
 import numpy as np
 import tensorflow as tf
 
-from common.attack import (
-    PGD,
-    as_logits,
-    as_raised,
-    is_misclassified,
-    to_labels,
-    whole_number,
-    xent_loss,
-)
+from common.attack import PGD, is_misclassified, xent_loss
 from common.attack.ball import direction
-from common.attack.gradient import gradient_of, without_nan
-from common.attack.inputs import pixel_range
+from common.attack.gradient import as_logits, gradient_of, without_nan
+from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
 
 NUM_IMAGES = 200  # images that `before` looks at: a small part of any evaluation's time
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.attack import whole_number
+from common.attack.inputs import whole_number
 from common.errors import InputError
 
 

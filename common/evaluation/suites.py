@@ -10,7 +10,8 @@ import dataclasses
 import tensorflow as tf
 
 from common import attack as attacks
-from common.attack import FastModel, as_logits
+from common.attack import FastModel
+from common.attack.gradient import as_logits
 from common.evaluation.results import Trial
 
 SUITES = ("paper", "leaderboard", "standard")

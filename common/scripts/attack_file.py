@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from common import checkpoints, config, data, submission
-from common.attack import as_logits, is_misclassified
+from common.attack import is_misclassified
+from common.attack.gradient import as_logits
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls
 from common.evaluation.presets import make_evaluator, run_with_state

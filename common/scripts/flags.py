@@ -8,7 +8,9 @@ import pathlib
 from absl import flags
 
 from common import files
-from common.attack import ATTACKS, NORMS, maker, norm_of
+from common.attack import ATTACKS
+from common.attack.ball import NORMS
+from common.attack.registry import maker, norm_of
 from common.config import GROUPS, make_config, path, path_or_null, read_json
 from common.errors import InputError
 from common.evaluation import suites
@@ -166,7 +168,10 @@ def _norm(flag_values, layers):
     if "attack" not in flag_values:
         return "linf"
     asked = flag_values.norm if "norm" in flag_values else None
-    norms = sorted({norm_of(name, asked) for name in split(flag_values.attack)})
+    try:
+        norms = sorted({norm_of(name, asked) for name in split(flag_values.attack)})
+    except InputError as error:  # names the argument, which here is a flag
+        raise InputError(f"--{error}") from None
     if len(norms) > 1:
         raise InputError(f"--attack: expected attacks of one norm, got {' and '.join(norms)}")
     norm = norms[0]

@@ -13,7 +13,8 @@ import dataclasses
 import tensorflow as tf
 
 from common import checkpoints
-from common.attack import compiles_with_xla, is_misclassified, make_attack, xent_loss
+from common.attack import is_misclassified, make_attack, xent_loss
+from common.attack.fast import compiles_with_xla
 from common.training.optimizers import average_weights, copy_weights
 
 

@@ -250,6 +250,14 @@ def test_later_layers_win():
     assert (settings.num_steps, settings.epsilon) == (2, 0.1)
 
 
+@pytest.mark.parametrize(
+    "given, taken",
+    [("auto", "auto"), ("yes", True), ("no", False), ("true", True), (True, True), (False, False)],
+)
+def test_jit_compile_is_auto_or_a_bool(given, taken):
+    assert config.make_config(MNIST, ("here", {"jit_compile": given})).jit_compile is taken
+
+
 def test_flags_take_every_kind():
     settings = parse(
         CIFAR10,

@@ -358,8 +358,14 @@ def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypat
             "--preset: expected none in L2",
         ),
         (("--suite=standard", "--epsilon=2"), "epsilon: expected 0 to 1 "),
-        (("--attack=pgd,pgd_l2", "--norm=linf"), "--norm: expected l2, as --attack=pgd_l2, got"),
-        (("--attack=boundary", "--norm=linf", "--epsilon=2"), "--norm: expected l2, as --attack="),
+        (
+            ("--attack=pgd,pgd_l2", "--norm=linf"),
+            "--norm: expected l2, which pgd_l2 is made for, got linf",
+        ),
+        (
+            ("--attack=boundary", "--norm=linf", "--epsilon=2"),
+            "--norm: expected l2, which boundary is made for",
+        ),
         (
             ("--suite=standard", "--norm=l2", "--epsilon=2", "--round_to_8_bits"),
             "--round_to_8_bits: expected an attack in L-infinity, got apgd_xent in L2",

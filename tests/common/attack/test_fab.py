@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attack import FABT
+from common.attack import FAB
 from common.attack.ball import length
 from common.attack.fab import step_to_hyperplane
-from tests.common.attack_cases import NUM_CLASSES, labelled, linear_model
+from tests.common.attack.attack_cases import NUM_CLASSES, labelled, linear_model
 
 
 def least_step(x, normal, change, norm):
@@ -94,7 +94,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
             lead = normal @ image + float(biases[target] - biases[label])
             steps.append(least_step(image, normal, -lead, norm)[0])
         expected.append(min(steps))
-    attack = FABT(model, epsilon=0.01, norm=norm, num_steps=10, jit_compile="no")
+    attack = FAB(model, epsilon=0.01, norm=norm, num_steps=10, jit_compile=False)
     x, distances = attack.closest(x_nat, y)
     assert np.all(np.argmax(model(x), axis=1) != y)
     np.testing.assert_allclose(distances, length(x - x_nat, norm), rtol=1e-6)
@@ -104,7 +104,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
 
     # Within a radius it breaks exactly those that are closer.
     radius = float(np.sort(expected)[5:7].mean())
-    attack = FABT(model, epsilon=radius, norm=norm, num_steps=10, jit_compile="no")
+    attack = FAB(model, epsilon=radius, norm=norm, num_steps=10, jit_compile=False)
     x = attack.perturb(x_nat, y)
     broken = np.argmax(model(x), axis=1) != y
     np.testing.assert_array_equal(broken, np.array(expected) < radius)
@@ -119,14 +119,15 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
         return linear(x) + 0.5 * tf.sin(3.0 * linear(x))
 
     x_nat, y = labelled(model)
-    options = {"epsilon": 0.5, "norm": norm, "num_steps": 10, "jit_compile": "no"}
-    from_image = FABT(model, **options).closest(x_nat, y)[1].numpy()
-    attack = FABT(model, random_start=True, **options)
+    options = {"epsilon": 0.5, "norm": norm, "num_steps": 10, "jit_compile": False}
+    from_image = FAB(model, **options).closest(x_nat, y)[1].numpy()
+    attack = FAB(model, random_start=True, **options)
     assert attack.random_start
     np.testing.assert_array_equal(attack.closest(x_nat, y, seed=(5, 0))[1], from_image)
     # Each row by its own number.
     starts = []
-    attack._start = lambda state, rank: starts.append(attack._start_(state, rank)) or starts[-1]
+    start = attack._start
+    attack._start = lambda state, rank: starts.append(start(state, rank)) or starts[-1]
     restarts = np.arange(len(y)) % 3
     seeds = np.stack([np.full_like(restarts, 5), restarts], axis=1)
     distances = attack.closest(x_nat, y, seed=seeds)[1].numpy()
@@ -140,7 +141,7 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
 
 
 def test_what_has_no_other_class_is_infinitely_far():
-    attack = FABT(lambda x: x[:, 0, 0, :] * 1e-3 + [9.0, 0, 0], epsilon=0.3, num_steps=5)
+    attack = FAB(lambda x: x[:, 0, 0, :] * 1e-3 + [9.0, 0, 0], epsilon=0.3, num_steps=5)
     x_nat = np.full((2, 1, 1, 3), 0.5, np.float32)
     x, distances = attack.closest(x_nat, [0, 1])  # the second is misclassified as it is
     np.testing.assert_array_equal(x, x_nat)
@@ -148,6 +149,6 @@ def test_what_has_no_other_class_is_infinitely_far():
 
 
 def test_a_flat_model_is_left_alone():
-    attack = FABT(lambda x: 0 * x[:, 0, 0, :] + [9.0, 0, 0], epsilon=0.3, num_steps=5)
+    attack = FAB(lambda x: 0 * x[:, 0, 0, :] + [9.0, 0, 0], epsilon=0.3, num_steps=5)
     x_nat = np.full((2, 1, 1, 3), 0.5, np.float32)
     np.testing.assert_array_equal(attack.perturb(tf.constant(x_nat), [0, 0]), x_nat)

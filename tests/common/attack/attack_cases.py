@@ -8,6 +8,19 @@ SHAPE = (6, 6, 2)
 NUM_CLASSES = 5
 
 
+# Two classes of 2x2 images. Attacking label 0 raises pixels 0 and 2 and lowers the others; label 1
+# the reverse.
+KERNEL = np.float32([[0, 1], [0, -1], [0, 2], [0, -2]])
+
+
+def linear(x):
+    return tf.reshape(x, (-1, 4)) @ KERNEL
+
+
+def image(*pixels, dtype=np.float32):
+    return np.array(pixels, dtype).reshape(1, 2, 2, 1)
+
+
 def linear_model(seed=0):
     """Weights (classes, 72), biases (classes,) and the float32 function that they make."""
     rng = np.random.default_rng(seed)

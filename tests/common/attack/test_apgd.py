@@ -2,22 +2,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attack import APGD, uniform_start, xent_loss
-from common.attack.apgd import checkpoints, segments
-from tests.common.attack_cases import highest_leads, labelled, linear_model
+from common.attack import APGD, xent_loss
+from common.attack.apgd import halving_steps, segments
+from common.attack.ball import uniform_start
+from tests.common.attack.attack_cases import highest_leads, labelled, linear_model
 
 
-def test_the_papers_checkpoints():
-    assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+def test_the_steps_that_halve_are_the_papers():
+    assert halving_steps(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
 
 
-def test_checkpoints_are_rounded_up_and_before_the_end():
-    assert checkpoints(10) == [0, 3, 5, 6, 7, 8, 9]  # of 2.2, 4.1, 5.7, 7, 8, 8.7, 9.3, 9.9
-    assert checkpoints(50) == [0, 11, 21, 29, 35, 40, 44, 47]  # 49.5 rounds to the end
-    assert checkpoints(1) == [0]
+def test_steps_that_halve_are_rounded_up_and_before_the_end():
+    assert halving_steps(10) == [0, 3, 5, 6, 7, 8, 9]  # of 2.2, 4.1, 5.7, 7, 8, 8.7, 9.3, 9.9
+    assert halving_steps(50) == [0, 11, 21, 29, 35, 40, 44, 47]  # 49.5 rounds to the end
+    assert halving_steps(1) == [0]
 
 
-def test_a_climb_is_run_from_checkpoint_to_checkpoint_and_more_often_at_first():
+def test_a_climb_runs_from_one_step_that_halves_to_the_next_and_stops_more_often_at_first():
     assert segments(50)[:5] == [(0, 3, 0), (3, 10, 0), (10, 11, 0), (11, 21, 11), (21, 29, 10)]
     assert segments(50)[-1] == (47, 50, 3)
     assert segments(10)[:2] == [(0, 3, 0), (3, 5, 3)]
@@ -31,7 +32,7 @@ def test_it_breaks_exactly_what_the_corner_breaks(loss_func):
     leads = {e: highest_leads(weights, biases, x_nat, y, e) for e in (0.01, 0.02)}
     for epsilon, lead in leads.items():
         assert np.min(np.abs(lead)) > 1e-3  # none on the boundary
-        attack = APGD(model, epsilon=epsilon, num_steps=20, loss_func=loss_func, jit_compile="no")
+        attack = APGD(model, epsilon=epsilon, num_steps=20, loss_func=loss_func, jit_compile=False)
         x = attack.perturb(x_nat, y)
         broken = np.argmax(model(x), axis=1) != y
         # Of several wrong classes the likeliest at the image need not be the closest: cross-entropy

@@ -7,7 +7,7 @@ import tensorflow as tf
 from common.attack import Boundary
 from common.attack.ball import length
 from common.errors import InputError
-from tests.common.attack_cases import labelled, linear_model
+from tests.common.attack.attack_cases import labelled, linear_model
 
 
 def test_the_walk_comes_closer_and_not_beyond_the_nearest_hyperplane():
@@ -23,7 +23,7 @@ def test_the_walk_comes_closer_and_not_beyond_the_nearest_hyperplane():
         gaps / np.where(norms > 0, norms, np.nan), axis=1, initial=np.inf, where=norms > 0
     )
 
-    options = {"epsilon": 1.5, "jit_compile": "no"}
+    options = {"epsilon": 1.5, "jit_compile": False}
     _, early = Boundary(model, num_steps=10, **options).closest(x_nat, y, seed=2)
     attack = Boundary(model, num_steps=100, **options)
     found, distance = (tensor.numpy() for tensor in attack.closest(x_nat, y, seed=2))
@@ -46,7 +46,7 @@ def test_starts_are_noise_else_another_image_else_none():
         score = 50.0 * (tf.reduce_mean(x, axis=(1, 2, 3)) - 0.9)
         return tf.stack([-score, score], axis=1)
 
-    attack = Boundary(bright, epsilon=100.0, num_steps=10, jit_compile="no")
+    attack = Boundary(bright, epsilon=100.0, num_steps=10, jit_compile=False)
     x_nat = np.stack([np.full((6, 6, 2), value, np.float32) for value in (1.0, 0.1, 0.2)])
     x, distance = attack.closest(x_nat, [1, 0, 0])
     np.testing.assert_array_equal(np.argmax(bright(x), axis=1), [0, 1, 1])

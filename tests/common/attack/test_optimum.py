@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attack import APGD, FABT, FGSM, PGD, MultiTargeted
+from common.attack import APGD, FAB, FGSM, PGD, MultiTargeted
 from common.attack.ball import length
-from tests.common.attack_cases import worst_point
+from tests.common.attack.attack_cases import worst_point
 
 # The image, and the direction in which class 1 gains on class 0: in two pixels the pixel range
 # ends before the ball does, in one it has no gradient.
@@ -32,7 +32,7 @@ ATTACKS = {
 
 
 def make(name, norm, threshold, **options):
-    options |= {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": "no"}
+    options |= {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     if not name.startswith("apgd"):
         # In L2 what leads a pixel out of the range is lost to the others, and a step turns the way
         # from the image by a hundredth at most.
@@ -116,10 +116,10 @@ def test_fgsm_takes_one_step_in_either_norm():
 @pytest.mark.parametrize("norm", EPSILON)
 def test_fab_breaks_what_is_within_reach(norm, random_start):
     highest, lowest = score(worst(norm)), score(IMAGE)
-    options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": "no"}
+    options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     for share, is_broken in ((0.97, True), (1.03, False)):
         threshold = lowest + share * (highest - lowest)
-        attack = FABT(model(threshold), random_start=random_start, **options)
+        attack = FAB(model(threshold), random_start=random_start, **options)
         x = attack.perturb(IMAGE, [0], seed=(1, 1)).numpy()  # a restart
         assert (score(x) > threshold) == is_broken
         assert is_broken or np.array_equal(x, IMAGE)

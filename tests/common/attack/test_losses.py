@@ -1,4 +1,4 @@
-"""The losses and balls beside the paper's own, which test_attack.py tests."""
+"""Losses, on numbers done in the head."""
 
 import numpy as np
 import pytest
@@ -9,20 +9,53 @@ from common.attack import (
     dlr_loss,
     is_misclassified,
     margin,
-    project,
     targeted_dlr_loss,
     targeted_margin_loss,
     targeted_xent_loss,
-    uniform_start,
     xent_loss,
 )
-from common.attack.ball import direction, draw, length
 from common.attack.losses import (
     finite_logits,
     least_likely_wrong_class,
     likely_wrong_classes,
     wrong_class_at,
 )
+
+
+@pytest.mark.parametrize(
+    "logits, y, expected",
+    [([0, 0], 0, np.log(2)), ([0, np.log(3)], 0, np.log(4)), ([0, np.log(3)], 1, np.log(4 / 3))],
+)
+def test_xent_in_the_head(logits, y, expected):
+    loss = xent_loss(np.float32([logits, logits]), [y, y])
+    np.testing.assert_allclose(loss, [expected, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "logits, y, cw_plus, cw",
+    [
+        ([2, 5, 1], 1, -53, -3),
+        ([2, 5, 1], 0, -47, 0),  # misclassified
+        ([60, 5, 1], 1, 0, 0),  # by more than 50
+        ([1, -3, -7], 0, -54, -4),  # all others negative: their best is -3, not a masked 0
+        ([-3, -9, -7], 0, -54, -4),  # all negative
+    ],
+)
+def test_cw_in_the_head(logits, y, cw_plus, cw):
+    logits = np.float32([logits])
+    assert cw_loss(logits, [y]).numpy() == [cw_plus]
+    assert cw_loss(logits, [y], kappa=0.0).numpy() == [cw]
+
+
+@pytest.mark.parametrize("kappa, moves", [(0.0, False), (50.0, True)])
+def test_the_gradient_of_cw_vanishes_once_it_leads_by_kappa(kappa, moves):
+    logits = tf.constant([[2.0, 5.0, 1.0]])  # classified as 1
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        right, wrong = cw_loss(logits, [1], kappa), cw_loss(logits, [0], kappa)
+    np.testing.assert_array_equal(tape.gradient(right, logits), [[1, -1, 0]])
+    np.testing.assert_array_equal(tape.gradient(wrong, logits), [[-moves, moves, 0]])
+
 
 LOGITS = np.float32([[7, 5, 3, -1, 1]])  # largest first: 7, 5, 3, 1
 
@@ -154,56 +187,3 @@ def test_targets_are_classes_that_are_not_ruled_out():
 def test_the_likeliest_wrong_classes_leave_out_the_label():
     np.testing.assert_array_equal(likely_wrong_classes(LOGITS, [1], 4), [[0, 2, 4, 3]])
     np.testing.assert_array_equal(likely_wrong_classes(-LOGITS, [3], 2), [[4, 2]])
-
-
-# L2.
-
-
-@pytest.mark.parametrize(
-    "delta, expected",
-    [
-        ((0.3, 0.4), (0.3, 0.4)),  # inside
-        ((0.6, 0.8), (0.6, 0.8)),  # on the sphere
-        ((3.0, 4.0), (0.6, 0.8)),  # outside
-        ((-3.0, 4.0), (-0.5, 0.8)),  # outside, and of the pixel range as well
-        ((0.0, 0.0), (0.0, 0.0)),
-    ],
-)
-def test_project_on_the_l2_ball(delta, expected):
-    x_nat = np.full((1, 1, 2, 1), 0.5, np.float32)
-    x = x_nat + np.float32(delta).reshape(x_nat.shape)
-    projected = project(x, x_nat, 1.0, (0.0, 2.0), "l2") - x_nat
-    np.testing.assert_allclose(np.ravel(projected), expected, atol=1e-6)
-
-
-def test_the_l2_start_is_uniform_in_the_ball():
-    x_nat = np.full((3000, 1, 3, 1), 0.5, np.float32)
-    start = tf.function(uniform_start)(x_nat, 0.4, (0.0, 1.0), [1, 0], tf.range(3000), "l2") - x_nat
-    radii = np.linalg.norm(np.reshape(start, (-1, 3)), axis=1) / 0.4
-    assert radii.max() <= 1 + 1e-6
-    shares, _ = np.histogram(radii**3, bins=5, range=(0, 1))  # as volume grows
-    np.testing.assert_allclose(shares / 3000, 0.2, atol=0.03)
-    np.testing.assert_allclose(np.mean(start > 0, axis=0), 0.5, atol=0.04)
-
-
-def test_streams_and_seeds_draw_other_numbers():
-    index = tf.range(3)
-    draws = [
-        draw([4], seed, index, stream).numpy()
-        for seed, stream in (([1, 0], None), ([1, 0], 0), ([1, 0], 1), ([1, 1], 1))
-    ]
-    assert len(np.unique(draws)) == 4 * 3 * 4
-    np.testing.assert_array_equal(draw([4], [1, 0], index[1:], 1), draws[2][1:])
-
-
-def test_directions_have_length_one():
-    gradient = np.float32([[3, -4], [3e-30, -4e-30], [0, 0]]).reshape(3, 1, 2, 1)
-    np.testing.assert_array_equal(np.ravel(direction(gradient, "linf")), [1, -1, 1, -1, 0, 0])
-    expected = [0.6, -0.8, 0.6, -0.8, 0, 0]
-    np.testing.assert_allclose(np.ravel(direction(gradient, "l2")), expected, rtol=1e-6)
-    infinite = np.float32([[np.inf, 3, -np.inf]]).reshape(1, 1, 3, 1)
-    np.testing.assert_array_equal(np.ravel(direction(infinite, "linf")), [1, 1, -1])
-    expected = [np.sqrt(0.5), 0, -np.sqrt(0.5)]
-    np.testing.assert_allclose(np.ravel(direction(infinite, "l2")), expected, atol=1e-6)
-    np.testing.assert_array_equal(length(gradient[:1], "linf"), [4])
-    np.testing.assert_array_equal(length(gradient[:1], "l2"), [5])

@@ -13,23 +13,23 @@ import tensorflow as tf
 from common import data
 from common.attack import (
     APGD,
-    FABT,
+    FAB,
     FGSM,
     PGD,
     Boundary,
     FastModel,
     MultiTargeted,
     Square,
-    as_logits,
-    check_radius,
     is_misclassified,
-    to_labels,
 )
+from common.attack.ball import check_radius
+from common.attack.gradient import as_logits
+from common.attack.inputs import to_labels
 from common.attack.sizes import Sizes
 from common.errors import InputError
 from common.evaluation import Evaluator, State, Trial, pitfalls
-from tests.common.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
-from tests.common.test_attacks_all import MAKERS, make
+from tests.common.attack.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
+from tests.common.attack.test_every_attack import MAKERS, make
 
 _, _, MODEL = linear_model()
 IMAGES = np.rint(255 * images()).astype(np.uint8)
@@ -136,7 +136,7 @@ def test_every_attack_takes_the_labels_of_keras_and_refuses_those_out_of_range(n
 
 
 def test_the_closest_points_are_of_such_labels_too():
-    attack = FABT(MODEL, epsilon=0.02, num_steps=5, jit_compile="no")
+    attack = FAB(MODEL, epsilon=0.02, num_steps=5, jit_compile="no")
     expected, distance = attack.closest(X, Y)
     for labels in (Y[:, None], ONE_HOT):
         x, same = attack.closest(X, labels)
@@ -382,7 +382,7 @@ MAKE = {
         MODEL, **{"epsilon": 0.1, "step_size": 0.1, "num_steps": 1} | o
     ),
     "apgd": lambda **o: APGD(MODEL, **{"epsilon": 0.1} | o),
-    "fab": lambda **o: FABT(MODEL, **{"epsilon": 0.1} | o),
+    "fab": lambda **o: FAB(MODEL, **{"epsilon": 0.1} | o),
     "square": lambda **o: Square(MODEL, **{"epsilon": 0.1} | o),
     "trial": lambda **o: Trial(pgd(), **o),
     "evaluator": lambda **o: Evaluator(

@@ -4,7 +4,13 @@ import tensorflow as tf
 
 from common.attack import PGD, Square, margin
 from common.attack.square import bump, share_of_pixels
-from tests.common.attack_cases import highest_leads, images, labelled, linear_model, worst_point
+from tests.common.attack.attack_cases import (
+    highest_leads,
+    images,
+    labelled,
+    linear_model,
+    worst_point,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_it_comes_close_to_the_corner_of_a_linear_model(queries, least):
     def lead(x):
         return -margin(model(x) + FAR, y).numpy()
 
-    attack = Square(lambda x: model(x) + FAR, epsilon=0.05, num_queries=queries, jit_compile="no")
+    attack = Square(lambda x: model(x) + FAR, epsilon=0.05, num_queries=queries, jit_compile=False)
     nat, found = lead(x_nat), lead(attack.perturb(x_nat, y))
     corner = highest_leads(weights, biases + FAR, x_nat, y, 0.05)
     assert np.all(found <= corner + 1e-3) and np.all(found >= nat)
@@ -74,7 +80,7 @@ def test_in_l2_it_climbs_most_of_the_way_to_the_sphere(at_ends):
         return -margin(two_classes(x), y).numpy()
 
     weights, _, _ = linear_model()
-    attack = Square(two_classes, epsilon=0.4, num_queries=2000, norm="l2", jit_compile="no")
+    attack = Square(two_classes, epsilon=0.4, num_queries=2000, norm="l2", jit_compile=False)
     climbed = lead(attack.perturb(x_nat, y)) - lead(x_nat)
     normal = (weights[1] - weights[0]).reshape(x_nat.shape[1:])
     worst = np.stack([worst_point(image, normal, 0.4, "l2") for image in x_nat])
@@ -91,7 +97,7 @@ def test_it_breaks_a_model_that_masks_its_gradient():
         return linear(tf.round(x * 16) / 16 + 0.0 * x)  # the gradient of round is none
 
     x_nat, y = labelled(quantised)
-    options = {"epsilon": 0.1, "jit_compile": "no"}
+    options = {"epsilon": 0.1, "jit_compile": False}
     pgd = PGD(quantised, step_size=0.02, num_steps=20, random_start=False, **options)
     np.testing.assert_array_equal(np.argmax(quantised(pgd.perturb(x_nat, y)), axis=1), y)
     x = Square(quantised, num_queries=500, **options).perturb(x_nat, y)

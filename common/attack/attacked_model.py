@@ -1,0 +1,172 @@
+"""A model as attacks run it: to float32 logits, compiled, in batches of few sizes."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.attack.fast import FastModel, compiles_with_xla
+from common.attack.gradient import as_logits
+from common.attack.sizes import Sizes
+
+
+class AttackedModel:
+    """The model of an attack, and how functions and loops that call it are compiled.
+
+    Args:
+        model: see `Attack`.
+        bounds: (lowest, highest) pixel value, two floats.
+        jit_compile: see `compiles_with_xla`.
+        batch_statistics: see `PGD`.
+        num_parts: see `Sizes`.
+
+    Attributes:
+        num_classes: int, or None until a batch has been seen.
+        uses_xla: whether XLA compiles the attack.
+    """
+
+    def __init__(self, model, bounds, jit_compile, batch_statistics=False, num_parts=None):
+        self.num_classes = None
+        self.uses_xla = compiles_with_xla(jit_compile)
+        self._model = model
+        self._batch_statistics = batch_statistics
+        self._is_fast = (
+            isinstance(model, FastModel)
+            and not (self.uses_xla or batch_statistics)
+            and model.bounds[0] <= bounds[0] <= bounds[1] <= model.bounds[1]
+        )
+        # The halves of a batch, and XLA, need its size.
+        self._needs_batch_size = self._is_fast or self.uses_xla
+        self._sizes = Sizes(num_parts)
+
+    def prepare(self):
+        """The model as a function from images to float32 logits; called once for each loop."""
+        model = self._as_run()
+
+        def logits(x):
+            z = as_logits(model(x), x)
+            if self.num_classes is None:
+                self.num_classes = z.shape[1]
+            return z
+
+        return logits
+
+    def logits(self, x):
+        """The logits of images, in a batch of a size that is compiled for."""
+        rows = self.padded(np.arange(len(x)))
+        return self.logits_of_padded(x if len(rows) == len(x) else tf.gather(x, rows))[: len(x)]
+
+    @functools.cached_property
+    def logits_of_padded(self):
+        """A tf.function from images, in a batch that `padded` has padded, to their logits."""
+
+        def logits_of_padded(x):
+            logits = self.prepare()
+            return tf.concat([logits(part) for part in self._halves(x)], axis=0)
+
+        return self.compile(logits_of_padded)
+
+    def compile(self, function, uses_xla=True, any_size=False):
+        """`function` as a tf.function.
+
+        AutoGraph would convert nothing of an attack in twice the time. A model may need it: see
+        `_as_run`.
+
+        Args:
+            function: a function of tensors, or of dicts of tensors.
+            uses_xla: False for a function that draws random numbers, as XLA draws others.
+            any_size: whether it is compiled for batches of unknown size in any case.
+        """
+        return tf.function(
+            function,
+            autograph=False,
+            reduce_retracing=any_size or not self._needs_batch_size,
+            **({"jit_compile": True} if uses_xla and self.uses_xla else {}),
+        )
+
+    def iterate(self, step, state, first, last, is_done=None, passes=(0, 0)):
+        """`state` after state <- step(i, state) for i from `first` to below `last`.
+
+        It is called within a tf.function.
+
+        Args:
+            step: function of an int tensor and a state to a state; examples do not meet in it.
+            state: dict of tensors (batch, ...).
+            first, last: ints or int tensors.
+            is_done: the name of a bool entry of `state`; the loop ends once all are True.
+            passes: how many gradients and further forward passes a step takes for an example.
+        """
+        names = list(state)
+        halves = zip(*(self._halves(state[name]) for name in names), strict=True)
+        halves = [dict(zip(names, half, strict=True)) for half in halves]
+
+        def continues(i, *halves):
+            if is_done is None:
+                return i < last
+            return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
+
+        def body(i, *halves):
+            return (i + 1, *(step(i, half) for half in halves))
+
+        i, *halves = tf.while_loop(continues, body, (tf.convert_to_tensor(first), *halves))
+        state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
+        if "passes" in state:
+            state["passes"] += tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
+        return state
+
+    def padded(self, rows):
+        """`rows`, the first repeated if a batch of that size would be compiled anew."""
+        # With batch statistics the images of a batch meet, and copies would change them.
+        pads = self._needs_batch_size and not self._batch_statistics
+        return self._sizes.rows(rows) if pads else rows
+
+    def spec(self, tensor):
+        """The TensorSpec of a batch once it is padded."""
+        count = tensor.shape[0]
+        size = None if count is None else len(self.padded(np.arange(count)))
+        return tf.TensorSpec((size, *tensor.shape[1:]), tensor.dtype)
+
+    def _as_run(self):
+        """The model in inference mode, or with batch statistics, in the form that is run."""
+        if self._is_fast:
+            return self._model.prepare()
+        is_layer = isinstance(self._model, keras.layers.Layer)
+        options = {"training": self._batch_statistics} if is_layer or self._batch_statistics else {}
+
+        def call(x):
+            return self._model(x, **options)
+
+        # A function may have Python control flow over tensors; Keras does not allow it in layers.
+        return call if is_layer else tf.autograph.to_graph(call)
+
+    def _halves(self, tensor):
+        """A tensor (batch, ...) as a list of its halves for a `FastModel`, else of itself.
+
+        Two halves of the batch side by side keep the cores busy: while one waits for memory or for
+        an op of a single thread, the other one computes.
+        """
+        count = tensor.shape[0] or 0  # None if it is not known
+        return tf.split(
+            tensor, [count // 2, count - count // 2] if self._is_fast and count > 1 else 1
+        )
+
+
+def compiled(method=None, **options):
+    """Decorates a method of an attack: each attack has it as a tf.function of its own.
+
+    Args:
+        method: method whose `self._model` is an `AttackedModel`.
+        **options: see `AttackedModel.compile`.
+    """
+    if method is None:
+        return functools.partial(compiled, **options)
+
+    def compiled_method(attack):
+        return attack._model.compile(method.__get__(attack), **options)
+
+    return functools.cached_property(compiled_method)
+
+
+# For a method that draws random numbers.
+drawing = compiled(uses_xla=False, any_size=True)
