@@ -13,8 +13,8 @@ class Attack:
     """An attack that is bound to a model, a ball and its hyperparameters.
 
     Subclasses implement `perturb`; those of `StagedAttack`, which does, implement its stages. All
-    are compiled in one way: AutoGraph converts the model, if it is a function, and nothing else, so
-    that `if` and `for` over tensors work in it. The Python code of a model runs as it is traced.
+    are compiled in one way: AutoGraph converts the model, if it is not a Keras layer, and nothing
+    else, so that `if` and `for` over tensors work in any function.
 
     Args:
         model: callable from float32 images to logits (batch, classes) of any floating dtype, in

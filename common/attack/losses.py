@@ -128,9 +128,8 @@ TARGETED_LOSSES = {
 def is_misclassified(logits, y):
     """Whether the prediction is another class than `y`, or there is no prediction.
 
-    The prediction is the class of the largest logit. Minus infinity rules a class out, and no
-    other; there is no prediction if a logit is NaN or plus infinity, or if that of
-    `y` is not finite.
+    The prediction is the class of the largest logit. Minus infinity rules its class out alone;
+    there is no prediction if a logit is NaN or plus infinity, or if that of `y` is not finite.
 
     Args:
         logits: floating (batch, classes).
