@@ -59,7 +59,7 @@ class TrainingDirectory:
             trained: keras.Model that the optimizer moves, which may be `result`.
 
         Raises:
-            InputError: no checkpoint is whole, or it is of another network.
+            InputError: no checkpoint is whole, or it belongs to another network.
         """
         own = None if trained is result else trained
         self._checkpoints = checkpoints.TrainingRun(self.path, result, optimizer, own)
@@ -70,7 +70,10 @@ class TrainingDirectory:
         """Writes the settings, and that a run begins on the images of the name `data`."""
         _write_config(self.path, self._config)
         self._runs = runs.Runs(self.path, self.first_step, data)
-        self.seconds = self._runs.seconds
+
+    def seconds(self):
+        """The training's time so far, in seconds."""
+        return self._runs.seconds()
 
     def save(self, step, xent):
         """Writes checkpoint-`step` and how far the run has come; checks the loss `xent` first."""

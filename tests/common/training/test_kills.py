@@ -255,6 +255,7 @@ def kill_at(directory, number):
 
 def test_twenty_kills_do_not_change_the_weights(whole, tmp_path):
     directory, _ = whole
+    (tmp_path / "run").mkdir()  # the hook of a process that makes it would end there
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     draw = random.Random(0)

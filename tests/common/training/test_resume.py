@@ -44,6 +44,7 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
     model = train(MNIST, tmp_path, scale=1)
     printed = capsys.readouterr().out
     assert printed.count("training nat accuracy") == printed.count("training adv accuracy") == 3
+    assert 0 < printed.find("exporting the SavedModel") < printed.find("trained 6 steps")
     # Three checkpoints are kept, the last one after the last step.
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*.index")) == [
         "checkpoint-2.index",
@@ -58,12 +59,13 @@ def test_what_a_training_leaves_behind(tmp_path, capsys):
         loaded = load_model(MNIST, path)
         np.testing.assert_allclose(loaded.logits(tf.constant(x)), model(x), atol=1e-5)
     assert load_model(MNIST, tmp_path).step == 6
-    tags = set()
+    told = []
     for file in tmp_path.glob("events.out.tfevents.*"):
         for record in tf.data.TFRecordDataset(str(file)):
             event = tf.compat.v1.Event.FromString(record.numpy())
-            tags |= {value.tag for value in event.summary.value}
-    assert tags == {
+            told += [(event.step, value.tag) for value in event.summary.value]
+    assert len(told) == len(set(told))
+    assert {tag for _, tag in told} == {
         "accuracy_nat",
         "accuracy_adv",
         "xent_adv",
