@@ -564,7 +564,7 @@ def test_without_a_home_directory_only_a_tilde_is_refused(monkeypatch, write, tm
     monkeypatch.chdir(tmp_path)
     assert parse(MNIST, "--model_dir=x").model_dir == "x"
     assert MNIST.load("test", allow_sample=True).source.endswith(
-        "no home directory to look for MNIST in"
+        "no MNIST, as the home directory is not known"
     )
     expected = "expected a path, got '~/x', whose home directory is not known"
     with pytest.raises(flags.Error, match=f"flag --model_dir=~/x: {expected}"):
