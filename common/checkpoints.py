@@ -1,11 +1,9 @@
 """Models on disk: training directories, ours and the originals', SavedModels and .keras files."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable
 
@@ -475,9 +473,6 @@ def export(model, path):
         InputError: it cannot be written; an existing one is unchanged.
     """
     path = pathlib.Path(path)
-    with contextlib.suppress(OSError):  # a terminal that is gone costs no model
-        # It takes ten seconds.
-        print(one_line(f"exporting the SavedModel {path} ..."), file=sys.stderr, flush=True)
     # Keras's own export would write every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]

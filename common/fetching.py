@@ -382,6 +382,7 @@ def _make_model(challenge, name, source, archive, target):
             model, step = load_original(challenge, directory)
         except InputError as error:  # it may name a directory that will be gone
             raise _ArchiveError(str(error).replace(str(unpacked), str(archive))) from error
+        print(one_line(f"{name}: making a SavedModel of it"), flush=True)  # it takes ten seconds
         checkpoints.export(model, new)
         card = {
             "name": name,

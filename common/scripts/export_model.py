@@ -135,6 +135,7 @@ def _export(challenge, training, loaded, output):
                 f"model in {output}"
             )
     else:
+        print(one_line(f"exporting the SavedModel {output}"), flush=True)  # it takes ten seconds
         checkpoints.export(loaded.model, output)
     described = cards.describe(challenge, training, loaded)
     before = json_shapes.read_or_keep_aside(

@@ -43,20 +43,10 @@ def write_events(directory, writer, step, summary):
     try:
         if writer is None or not directory.is_dir():
             writer = tf.summary.create_file_writer(str(directory))
-        # The originals' tags.
         with writer.as_default(step=step):
-            for tag, name in (
-                ("xent_adv_eval", "adversarial_loss"),
-                ("xent_adv", "adversarial_loss"),
-                ("xent_nat", "natural_loss"),
-            ):
-                tf.summary.scalar(tag, summary[name])
-            for tag, name in (
-                ("accuracy_adv_eval", "adversarial_accuracy"),
-                ("accuracy_adv", "adversarial_accuracy"),
-                ("accuracy_nat", "natural_accuracy"),
-            ):
-                tf.summary.scalar(tag, summary[name] / 100)
+            for kind, name in (("nat", "natural"), ("adv", "adversarial")):
+                tf.summary.scalar(f"xent_{kind}", summary[f"{name}_loss"])
+                tf.summary.scalar(f"accuracy_{kind}", summary[f"{name}_accuracy"] / 100)
         writer.flush()
         return writer
     except (OSError, tf.errors.OpError) as error:
