@@ -180,7 +180,7 @@ def test_the_worst_case_is_over_the_attacks_that_ran_alone():
     assert autoattack.worst_case({"suite": entries["suite"]})["attacks"] == ["suite"]
 
 
-def test_a_comparison_goes_on_with_its_own_results_only(tmp_path):
+def test_a_comparison_resumes_with_its_own_results_only(tmp_path):
     what, path = {"model": "adv_trained", "seed": 1}, tmp_path / "result.json"
     assert autoattack.earlier_entries(path, what) == {}
     entries = {"square": autoattack_entry("10", "11", 1.0)}

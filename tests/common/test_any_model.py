@@ -113,7 +113,10 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize(
     "challenge, name",
-    [*((MNIST, name) for name in SETTINGS), *((CIFAR10, name) for name in list(SETTINGS)[:2])],
+    [
+        *((MNIST, name) for name in SETTINGS),
+        *(pytest.param(CIFAR10, name, marks=pytest.mark.slow) for name in list(SETTINGS)[:2]),
+    ],
 )
 def test_keras_settings_change_nothing(challenge, name, as_ever, tmp_path):
     expected, folder = as_ever(challenge)
@@ -126,6 +129,7 @@ def test_keras_settings_change_nothing(challenge, name, as_ever, tmp_path):
         assert isinstance(checkpoints.load_model(challenge, path).logits, FastModel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float64, channels_first"])
 def test_keras_settings_leave_the_precision_of_a_network_alone(name, as_ever, tmp_path):
     expected, _ = as_ever(CIFAR10, precision="mixed_bfloat16")
@@ -185,7 +189,7 @@ def logits_and_gradient(logits, x):
     return both(x)
 
 
-def assert_attackable(loaded, challenge, compiled=("no", "yes")):
+def assert_attackable(loaded, challenge, compiled=(False, True)):
     x, y = images_of(challenge, 7)
     epsilon = (challenge.bounds[1] - challenge.bounds[0]) / 10
     options = {"epsilon": epsilon, "step_size": epsilon / 2, "bounds": challenge.bounds}
@@ -223,7 +227,7 @@ def test_the_own_network_in_another_precision_is_another_function(policy, tmp_pa
     model.save(tmp_path / "m.keras")
     loaded = checkpoints.load_model(CIFAR10, tmp_path / "m.keras")
     assert loaded.logits(images_of(CIFAR10)[0]).dtype == tf.float32
-    assert_attackable(loaded, CIFAR10, compiled=["no"])
+    assert_attackable(loaded, CIFAR10, compiled=[False])
 
 
 @FORMS
@@ -253,7 +257,7 @@ def test_a_signature_may_leave_everything_open(shape, tmp_path):
     x, _ = images_of(MNIST)
     expected = tf.reshape(x, (-1, 784)) @ module.kernel
     np.testing.assert_allclose(loaded.logits(x), expected, rtol=1e-4, atol=1e-4)
-    assert_attackable(loaded, MNIST, compiled=["no"])  # XLA knows no such shapes
+    assert_attackable(loaded, MNIST, compiled=[False])  # XLA knows no such shapes
 
 
 @FORMS

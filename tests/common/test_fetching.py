@@ -182,7 +182,7 @@ def test_a_fetched_network_is_a_model_with_its_original_and_a_card(
     }
     out = capsys.readouterr().out
     assert "adv_trained: step 99900, scale 1, 13,514 parameters\n" in out
-    assert f"sha256 of the archive: {sha256(archive)} (none is published)\n" in out
+    assert f"sha256 of the archive: {sha256(archive)} (no digest is published)\n" in out
     assert path.stat().st_mode & 0o777 == 0o755  # and not that of a scratch directory
 
 
@@ -269,7 +269,7 @@ def test_a_stalled_transfer_is_given_up_and_resumed(server, original, archive, t
     assert "timed out; next try" in capsys.readouterr().err and time.monotonic() - began > 0.5
 
 
-def test_a_later_call_goes_on_where_the_tries_ended(server, original, archive, tmp_path):
+def test_a_later_call_resumes_where_the_tries_ended(server, original, archive, tmp_path):
     server.faults = [503, "cut", 503, 503]
     message = refused("HTTP Error 503", fetch, server, tmp_path)
     assert server.url in message and "--from_file=adv_trained.zip" in message
@@ -601,7 +601,7 @@ def test_wrong_use_is_one_line_and_help_is_of_use(tmp_path):
     assert all(flag in out for flag in ("--[no]all", "--from_file", "--models_dir"))
 
 
-def test_ctrl_c_keeps_the_part_and_the_same_command_goes_on(server, original, archive, tmp_path):
+def test_ctrl_c_keeps_the_part_and_the_same_command_resumes(server, original, archive, tmp_path):
     # What fetch_model.py does, but for the address.
     program = (
         "from common import fetching; from common.scripts import fetch_model; "

@@ -76,7 +76,10 @@ HOSTILE = {
     "long result": (("eval.py", "--output_json=" + "x" * 10**4), "--output_json: cannot write"),
     "long state": (("eval.py", "--state_dir=" + "x" * 10**4), "--state_dir: cannot write"),
     "long source": (("eval.py", "--source=" + "x" * 10**4), "--source: cannot read"),
-    "long data": (("eval.py", "--data_dir=" + "x" * 10**4), "File name too long"),
+    "long data": (
+        ("eval.py", "--data_dir=" + "x" * 10**4),
+        "expected data_dir to be an existing directory",
+    ),
     "long config": (("eval.py", "--config=" + "x" * 10**4), "cannot read xxx"),
     "long attack file": (("run_attack.py", "--store_adv_path=" + "x" * 10**4), "cannot read the"),
     "empty": (("eval.py", "--model_dir="), "flag --model_dir=: expected a path, got ''"),

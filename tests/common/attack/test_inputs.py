@@ -136,7 +136,7 @@ def test_every_attack_takes_the_labels_of_keras_and_refuses_those_out_of_range(n
 
 
 def test_the_closest_points_are_of_such_labels_too():
-    attack = FAB(MODEL, epsilon=0.02, num_steps=5, jit_compile="no")
+    attack = FAB(MODEL, epsilon=0.02, num_steps=5, jit_compile=False)
     expected, distance = attack.closest(X, Y)
     for labels in (Y[:, None], ONE_HOT):
         x, same = attack.closest(X, labels)
@@ -148,7 +148,7 @@ def test_the_closest_points_are_of_such_labels_too():
 
 def test_the_boundary_attack_takes_such_labels_too():
     pytest.importorskip("foolbox")
-    attack = Boundary(MODEL, epsilon=1.5, num_steps=5, jit_compile="no")
+    attack = Boundary(MODEL, epsilon=1.5, num_steps=5, jit_compile=False)
     expected = attack.perturb(X, Y, seed=2**31 - 1)
     for labels in (Y[:, None], ONE_HOT):
         np.testing.assert_array_equal(attack.perturb(X, labels, seed=2**31 - 1), expected)
@@ -191,7 +191,7 @@ def test_a_model_whose_shape_tells_nothing_has_its_classes_counted():
         z = tf.numpy_function(lambda x: MODEL(x).numpy(), [x], tf.float32)
         return z, lambda dz: tf.reshape(dz @ weights, (-1, *SHAPE))
 
-    for attack in (pgd(opaque), APGD(opaque, epsilon=0.02, num_steps=2, jit_compile="no")):
+    for attack in (pgd(opaque), APGD(opaque, epsilon=0.02, num_steps=2, jit_compile=False)):
         with pytest.raises(InputError, match="y: expected classes from 0 to 4, got 5"):
             attack.perturb(X, np.full(12, 5))
         attack.perturb(X, ONE_HOT)
@@ -527,7 +527,7 @@ def test_a_count_of_passes_does_not_overflow():
     step = lambda i, state: {**state, "i": state["i"] + 1}  # noqa: E731
     many = 2**31 - 1
     for _ in range(3):
-        state = attack._iterate(step, state, many - 2, many, passes=(many, 1))
+        state = attack._model.iterate(step, state, many - 2, many, passes=(many, 1))
     assert state["passes"].numpy().tolist() == [[6 * many, 6]] * 2
 
 
@@ -841,7 +841,7 @@ def test_pgd_is_compiled_for_few_sizes(kind, order):
         attack = pgd(FastModel(MODEL, prepare), num_steps=2)
     else:
         sizes = sizes[:12]
-        attack = pgd(model, num_steps=2, jit_compile="yes")
+        attack = pgd(model, num_steps=2, jit_compile=True)
     whole = pgd(num_steps=2).perturb(x_nat, y, seed=3).numpy()
     for size in sizes:
         x = attack.perturb(x_nat[:size], y[:size], seed=3)
@@ -900,7 +900,7 @@ def test_a_batch_is_not_padded_where_its_images_meet():
             keras.layers.Dense(NUM_CLASSES),
         ]
     )
-    options = {"batch_statistics": True, "jit_compile": "yes", "random_start": False}
+    options = {"batch_statistics": True, "jit_compile": True, "random_start": False}
     attack = pgd(model, step_size=0.0, num_steps=1, **options)
     attack.perturb(X, Y)
     attack.perturb(X[:5], Y[:5])

@@ -450,7 +450,9 @@ def test_a_state_is_not_mixed_up_with_anothers(tmp_path, monkeypatch):
     evaluate(state=State(path, {"seed": 1, "model": "a"}))
     before = path.read_bytes()
     evaluate(state=State(path, {"model": "a", "seed": 1}))
-    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: it is of another model"):
+    with pytest.raises(
+        InputError, match=r"cannot resume from .*state\.npz: it is of another model"
+    ):
         evaluate(state=State(path, {"seed": 2, "model": "a"}))
     with pytest.raises(InputError, match=r"expected natural_correct of bool \(7,\)"):
         evaluate(images=IMAGES[:7], labels=LABELS[:7], state=State(path, {"seed": 1, "model": "a"}))
@@ -468,7 +470,7 @@ def test_a_damaged_state_is_refused(content, tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz"):
+    with pytest.raises(InputError, match=r"cannot resume from .*state\.npz"):
         evaluate(state=State(path, {}))
 
 
@@ -505,7 +507,7 @@ def kept(path, **changes):
 )
 def test_a_state_with_other_arrays_is_refused(changes, tmp_path):
     content = kept(tmp_path / "state.npz", **changes)
-    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: ") as error:
+    with pytest.raises(InputError, match=r"cannot resume from .*state\.npz: ") as error:
         evaluate(state=State(tmp_path / "state.npz", {"seed": 0}))
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 500
     assert (tmp_path / "state.npz").read_bytes() == content
@@ -524,7 +526,7 @@ def test_a_state_that_claims_a_huge_array_fills_no_memory(tmp_path):
                 np.lib.format.write_array_header_1_0(member, header)
                 member.write(bytes(10_000_000))
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
+    with pytest.raises(InputError, match=r"cannot resume from .*state\.npz: "):
         State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
@@ -535,7 +537,7 @@ def test_a_state_cut_anywhere_is_refused(tmp_path):
     content = kept(path)
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
-        with pytest.raises(InputError, match=r"cannot go on from .*state\.npz: "):
+        with pytest.raises(InputError, match=r"cannot resume from .*state\.npz: "):
             State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
 
 
@@ -560,7 +562,7 @@ def test_a_state_with_a_flipped_byte_is_refused_or_the_same(tmp_path):
 
 
 def test_a_state_that_is_a_directory_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot go on from .*: \[Errno 21\] Is a directory"):
+    with pytest.raises(InputError, match=r"cannot resume from .*: \[Errno 21\] Is a directory"):
         evaluate(state=State(tmp_path, {}))
 
 

@@ -133,7 +133,7 @@ def test_the_paper_suite_through_the_script(tiny, tmp_path):
     assert f"Accuracy: {result['adversarial_accuracy']:.2f}%" in scored
 
 
-def test_an_interrupted_suite_goes_on_to_the_same_result(evaluate, tmp_path, monkeypatch):
+def test_an_interrupted_suite_resumes_to_the_same_result(evaluate, tmp_path, monkeypatch):
     command = ("--attack=fgsm,pgd", "--epsilon=0.04", "--num_restarts=3", "--num_steps=3", *FEW)
     command = (*command, "--store_adv_path=a.npy")
     evaluate(*command, "--output_json=whole.json")
@@ -168,7 +168,7 @@ def test_an_interrupted_suite_goes_on_to_the_same_result(evaluate, tmp_path, mon
     assert timeless(tmp_path / "whole.json")["attacks"][1]["num_given"] > 4
 
 
-def test_one_attack_goes_on_too(evaluate, tmp_path, monkeypatch):
+def test_one_attack_resumes_too(evaluate, tmp_path, monkeypatch):
     command = ("--attack=pgd", "--num_steps=3", "--epsilon=0.1", *FEW)
     whole = evaluate(*command).out
     perturb, calls = PGD.perturb, []
@@ -223,7 +223,7 @@ def test_the_result_does_not_depend_on_the_batch_size(evaluate, tmp_path):
 
 def test_the_standard_suite_is_that_of_the_attacks(evaluate, tmp_path, monkeypatch):
     def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
-        assert (epsilon, bounds, norm, jit_compile) == (0.1, (0.0, 1.0), "linf", "no")
+        assert (epsilon, bounds, norm, jit_compile) == (0.1, (0.0, 1.0), "linf", False)
         pgd = PGD(model, epsilon=epsilon, step_size=0.05, num_steps=2, bounds=bounds)
         return [("one", FGSM(model, epsilon=epsilon, bounds=bounds)), ("two", pgd)]
 
@@ -458,7 +458,7 @@ def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
     out = capsys.readouterr().out
-    assert "note: these are within an L2 ball, where run_attack.py asks for L-infinity's" in out
+    assert "note: these are within an L2 ball, but run_attack.py asks for an L-infinity ball" in out
     images = MNIST.to_pixels(MNIST.load("sample").head(FEW_IMAGES).images)
     moved = np.load("a.npy").reshape(FEW_IMAGES, -1) - images.reshape(FEW_IMAGES, -1)
     assert 1.0 < np.linalg.norm(moved, axis=1).max() <= 1.5 * (1 + 1e-5)

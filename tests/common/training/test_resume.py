@@ -41,7 +41,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, t
 
 
 def test_what_a_training_leaves_behind(tmp_path, capsys):
-    model = train(MNIST, tmp_path, scale=1)
+    model = train(MNIST, tmp_path, watched=True, scale=1)
     printed = capsys.readouterr().out
     assert printed.count("training nat accuracy") == printed.count("training adv accuracy") == 3
     assert 0 < printed.find("exporting the SavedModel") < printed.find("trained 6 steps")
@@ -222,7 +222,7 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     assert f"natural {at_6['natural_accuracy']:.2f}%, paper_pgd_40" in capsys.readouterr().out
 
 
-def test_validation_beyond_the_checkpoint_that_a_training_goes_on_from_is_replaced(tmp_path):
+def test_validation_beyond_the_checkpoint_that_a_training_resumes_from_is_replaced(tmp_path):
     train(MNIST, tmp_path, watched=True, scale=1, max_num_training_steps=4)
     (entry,) = json.loads((tmp_path / "validation.json").read_text())
     lost = [entry, {**entry, "step": 6, "natural_accuracy": -1}, {**entry, "step": 9}]
