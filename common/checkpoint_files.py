@@ -22,6 +22,8 @@ READ_ERRORS = (ValueError, IndexError, tf.errors.OpError)
 _INDEX = re.compile(r"checkpoint-(\d{1,18})\.index")
 _DATA = re.compile(r"checkpoint-(\d{1,18})\.data-\d+-of-\d+")
 _SCRATCH = ".checkpoint."
+# How TensorFlow's reader calls an index whose writing was cut off.
+_CUT_OFF = re.compile(r"too short to be an sstable|not an sstable")
 # The second line matches what TensorFlow's own CheckpointManager leaves.
 _LEFT_OVER = re.compile(
     r"\.(checkpoint|saved_model|config\.json|runs\.json|validation\.json)\..*"
@@ -45,12 +47,17 @@ def steps_in(directory):
     return sorted(int(match[1]) for match in matches if match)
 
 
+class UnreadableError(InputError):
+    """TensorFlow cannot read a checkpoint."""
+
+
 @contextlib.contextmanager
 def reader(directory, step):
     """Opens a checkpoint with TensorFlow's reader, for the time of the context.
 
     Raises:
-        InputError: the checkpoint is damaged.
+        UnreadableError: the checkpoint is damaged.
+        InputError: TensorFlow cannot be given the directory's path.
     """
     path = pathlib.Path(directory) / f"checkpoint-{step}"
     with plain_path(directory) as place:
@@ -61,7 +68,7 @@ def reader(directory, step):
                 raise
             # It may name the link.
             reason = one_line(error).replace(str(place), str(directory))
-            raise InputError(f"cannot read the checkpoint {path}: {reason}") from error
+            raise UnreadableError(f"cannot read the checkpoint {path}: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +92,18 @@ def fault_of(directory, step):
 
     Returns:
         None if it is whole, else a `Fault`.
+
+    Raises:
+        InputError: as `reader`.
     """
     # TensorFlow writes the index after the data: a kill leaves the data whole and the index short.
     has_data = any(_DATA.fullmatch(path.name) for path in _files_of(directory, step))
-    is_open = False
     try:
         with reader(directory, step) as checkpoint:
-            is_open = True
             for name in checkpoint.get_variable_to_shape_map():
                 checkpoint.get_tensor(name)
-    except InputError as error:
-        return Fault(str(error), is_damage=is_open and has_data)
+    except UnreadableError as error:
+        return Fault(str(error), is_damage=has_data and not _CUT_OFF.search(str(error)))
     return None
 
 
@@ -133,9 +141,16 @@ def name_newest(directory, steps):
 
 
 def remove(directory, step):
-    """Removes a checkpoint, its index first: without one, data are not a checkpoint."""
-    for path in sorted(_files_of(directory, step), key=_order_of_writing, reverse=True):
-        path.unlink(missing_ok=True)
+    """Removes a checkpoint, its index first: without one, data are not a checkpoint.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    try:
+        for path in sorted(_files_of(directory, step), key=_order_of_writing, reverse=True):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot remove {path}: {reason_of(error)}") from error
 
 
 def tidy(directory):

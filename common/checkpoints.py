@@ -494,6 +494,11 @@ def export(model, path):
                 )
             if path.exists():
                 path.rename(old)
-            new.rename(path)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
     except (OSError, tf.errors.OpError) as error:
         raise InputError(f"cannot write the SavedModel {path}: {reason_of(error)}") from error

@@ -44,9 +44,11 @@ def write_atomically(path, data):
     Raises:
         InputError: the file cannot be written; an earlier one is as before.
     """
-    path = pathlib.Path(path)
     try:
-        handle, scratch = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+        path = pathlib.Path(path).resolve()  # a link stays one
+        if path.exists() and not path.is_file():
+            raise InputError(f"expected a file, got {path}")
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -146,6 +148,8 @@ def check_writable(name, path):
     try:
         if path.is_dir():
             raise InputError(f"{name}: expected a file, got the directory {path}")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name}: expected a file, got {path}, which is not a plain one")
         tempfile.TemporaryFile(dir=path.resolve().parent).close()
     except InputError:
         raise

@@ -2,10 +2,12 @@
 
 Scripts import this module first and call `begin`; `common.scripts.app` calls `end`. In between
 Ctrl-C prints one line. TensorFlow's C++ code announces itself whatever TF_CPP_MIN_LOG_LEVEL says:
-here only its errors are shown. TF_CPP_MIN_LOG_LEVEL=0 shows all.
+here only its errors are shown. TF_CPP_MIN_LOG_LEVEL=0 shows all,
+also what TensorFlow says as it aborts Python.
 """
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -23,8 +25,9 @@ def begin():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_in_one_line)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0" and _hearing is None:
-        _hearing = _Hearing()
-        atexit.register(_hearing.end)
+        with contextlib.suppress(OSError):  # no place for a file, or no stderr: all is heard
+            _hearing = _Hearing()
+            atexit.register(_hearing.end)
 
 
 def end():

@@ -129,7 +129,11 @@ def _export(challenge, training, loaded, output):
             f"--model_dir: expected a training directory with runs.json, got {training}"
         )
     if output.exists():
-        if checkpoints.load_model(challenge, output).digest() != loaded.digest():
+        try:
+            earlier = checkpoints.load_model(challenge, output)
+        except InputError as error:
+            raise InputError(str(error).replace("--model_dir", "--output_dir", 1)) from None
+        if earlier.digest() != loaded.digest():
             raise InputError(
                 f"--output_dir: expected a new directory or the model of {training}, got another "
                 f"model in {output}"

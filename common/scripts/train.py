@@ -6,6 +6,7 @@ from absl import flags
 
 from common import checkpoints, config
 from common.errors import one_line
+from common.files import Lock
 from common.scripts import app
 from common.scripts.flags import TRAINING
 
@@ -41,5 +42,6 @@ def export_newest(config, challenge):
     model, step = checkpoints.restore_training(challenge, directory)
     path = directory / "saved_model"
     print(one_line(f"exporting the SavedModel {path}"), flush=True)
-    checkpoints.export(model, path)
+    with Lock(directory, "--model_dir"):  # a training that starts would remove what is half-written
+        checkpoints.export(model, path)
     print(one_line(f"step {step}; SavedModel in {path}"))

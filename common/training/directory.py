@@ -126,14 +126,18 @@ def check(directory, config, challenge):
         )
 
 
+_DAMAGED = "config.json.damaged"
+
+
 def _belongs_to_training(name, names):
     """Whether a training without a finished checkpoint, or `eval.py --watch`, wrote the file."""
     return (
         name in (Lock.NAME, "eval", "config.json", runs.FILE, validation.FILE)
         or name.startswith("events.out.tfevents.")
         or checkpoint_files.is_left_over(name)
-        # Without its settings, a checkpoint says nothing about its training.
-        or ("config.json" in names and checkpoint_files.is_of_checkpoint(name))
+        # Without its settings, a checkpoint says nothing about its training; a full disk may have
+        # left the damaged ones alone.
+        or (checkpoint_files.is_of_checkpoint(name) and {"config.json", _DAMAGED} & names)
     )
 
 

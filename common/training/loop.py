@@ -7,7 +7,7 @@ its own number alone, so that a resumed run equals one that was never stopped.
 
 from common import checkpoints
 from common.errors import one_line
-from common.interruption import SIGPIPE, Interrupted, Interruption
+from common.interruption import Interruption
 from common.training import steps
 from common.training.batches import training_batches
 from common.training.directory import TrainingDirectory
@@ -100,8 +100,7 @@ def train(
                         break
             directory.save(step, log.xent)
         if step < total:
-            log.say(f"stopped after step {step}; the same command resumes there")
-            raise Interrupted(interruption.requested or SIGPIPE)
+            raise log.interrupted(step, interruption.requested)
         path = directory.path / "saved_model"
         log.say(one_line(f"exporting the SavedModel {path}"))
         checkpoints.export(result, path)

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import errno
 import math
 import sys
 import time
@@ -12,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common.errors import InputError
-from common.interruption import drop_output
+from common.errors import InputError, one_line, reason_of
+from common.interruption import SIGPIPE, Interrupted, drop_output
 from common.training.steps import accuracy_of
 
 # The loss of a constant prediction; see `PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 
 
 class Log:
@@ -40,7 +42,7 @@ class Log:
     """
 
     def __init__(self, config, challenge, model, optimizer, directory, validation=None):
-        self.is_heard, self.xent = True, 0.0
+        self.is_heard, self._failure, self.xent = True, None, 0.0
         self._config = config
         self._bounds = challenge.bounds
         self._optimizer = optimizer
@@ -103,9 +105,22 @@ class Log:
     def _heard(self):
         try:
             yield
-        except OSError:  # the reader of a pipe or the terminal is gone
-            self.is_heard = False
+        except OSError as error:  # the reader of a pipe or the terminal is gone, or a disk is full
+            self.is_heard, self._failure = False, error
             drop_output()
+
+    def interrupted(self, step, number):
+        """Says that the training stopped after `step`; returns the exception that ends it.
+
+        Args:
+            step: the last step.
+            number: the signal that was asked to be heeded, or None.
+        """
+        if number is None and self._failure is not None and self._failure.errno in _FULL:
+            reason = reason_of(self._failure)
+            return InputError(f"cannot print: {reason}; the same command resumes at step {step}")
+        self.say(f"stopped after step {step}; the same command resumes there")
+        return Interrupted(number or SIGPIPE)
 
     @property
     def _kind(self):
@@ -128,16 +143,25 @@ class Log:
 
     def _write_summary(self, step, numbers, x_adv):
         low, high = self._bounds
-        self._write_scalars(step, numbers)
-        with self._writer.as_default(step=step):
-            pictures = (x_adv - low) / (high - low)
+        pictures = (x_adv - low) / (high - low)
+        with self._events(step):
             tf.summary.image(f"images_{self._kind}_train", pictures, max_outputs=3)
-        self._writer.flush()
+        self._write_scalars(step, numbers)
 
     def _write_scalars(self, step, numbers):
-        with self._writer.as_default(step=step):
+        with self._events(step):
             for tag, number in numbers.items():
                 tf.summary.scalar(tag, number)
+
+    @contextlib.contextmanager
+    def _events(self, step):
+        """TensorBoard's events of a step; a disk that refuses them costs no step."""
+        try:
+            with self._writer.as_default(step=step):
+                yield
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            self.say(one_line(f"note: cannot write TensorBoard's events: {reason_of(error)}"))
 
     def _validate_if_due(self, step):
         if self._validation is None or step % self._config.num_validation_steps:
@@ -151,7 +175,6 @@ class Log:
             for kind, name in (("nat", "natural"), ("adv", "adversarial"))
         }
         self._write_scalars(step, numbers)
-        self._writer.flush()
         self._clock.start()
 
 

@@ -101,3 +101,14 @@ def test_a_reason_is_never_empty():
         "{{function_node __wrapped__SaveV2_device_/job:localhost/task:0}} /x; No space [Op:SaveV2]"
     )
     assert reason_of(RuntimeError(tensorflows)) == "/x; No space"
+
+
+def test_a_link_is_written_through_and_what_is_not_a_file_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for content in (b"first", b"second"):
+        files.write_atomically(tmp_path / "link", content)
+        assert (tmp_path / "file").read_bytes() == content and (tmp_path / "link").is_symlink()
+    with pytest.raises(InputError, match="--flag: expected a file, got /dev/null"):
+        files.check_writable("--flag", "/dev/null")
+    with pytest.raises(InputError, match="expected a file, got /dev/null"):
+        files.write_atomically("/dev/null", b"")

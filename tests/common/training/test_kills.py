@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -213,6 +214,22 @@ def test_a_damaged_record_is_said_and_kept_aside(name, content, whole, state, tm
     assert f"it is kept as {name}.damaged" in capsys.readouterr().out
     assert (tmp_path / f"{name}.damaged").read_bytes() == content
     assert_same_weights(tmp_path, directory)
+
+
+def test_checkpoints_whose_settings_were_lost_on_a_full_disk_resume(whole, state, tmp_path):
+    directory, _ = whole
+    lay({**state, "config.json.damaged": b"{"}, tmp_path)
+    (tmp_path / "config.json").unlink()
+    train(tmp_path)
+    assert_same_weights(tmp_path, directory)
+
+
+def test_a_checkpoint_that_cannot_be_looked_at_is_not_removed(state, tmp_path, monkeypatch):
+    lay(state, tmp_path / "run[1]")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="cannot make a link to"):
+        checkpoint_files.tidy(tmp_path / "run[1]")
+    assert 8 in checkpoint_files.steps_in(tmp_path / "run[1]")
 
 
 def assert_same_weights(directory, other):
