@@ -174,8 +174,8 @@ def readme(challenge, card):
         'logits = model.signatures["serving_default"](image=x)["logits"]',
         "```",
         "",
-        "TensorFlow does not check the shape itself, and another one may end Python. Trained by the "
-        "following, at the commit below:",
+        "TensorFlow does not check the shape itself, and another one may end Python. Trained by "
+        "this, at the commit below:",
         "",
         "```",
         *(f"python {_command(command)}" for command in commands),

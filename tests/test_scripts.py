@@ -29,6 +29,7 @@ def mnist_dir(tmp_path_factory, tfds_dir):
     return place
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
     script = ROOT / "mnist_challenge" / "train.py"
     settings = (*MNIST_TINY, "--num_output_steps=5")
@@ -220,6 +221,3 @@ def test_a_shipped_name_is_taken_by_every_script(tmp_path):
     assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, cwd=tmp_path)
     out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
-    picture = ROOT / "paper" / "adversarial_images.py"
-    run(picture, "mnist", "--model_dir=adv_trained", "--num_steps=1", cwd=tmp_path)
-    assert (tmp_path / "adversarial_images.png").stat().st_size > 1000

@@ -32,7 +32,9 @@ def compiled(model):
 
 
 # The wide network has Winograd's convolutions.
-@pytest.mark.parametrize("width, count", [("simple", 4), ("wide", 1)])
+@pytest.mark.parametrize(
+    "width, count", [("simple", 4), pytest.param("wide", 1, marks=pytest.mark.slow)]
+)
 def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
     x, y = pictures(count)
     x[-1] += 0.5

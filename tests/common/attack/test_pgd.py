@@ -259,7 +259,7 @@ def test_each_example_may_have_a_seed_of_its_own(noisy):
     [
         ({"loss_func": "hinge"}, "loss_func: expected one of xent, cw, got 'hinge'"),
         ({"num_steps": -1}, "num_steps: expected 0 or more, got -1"),
-        ({"jit_compile": True}, "jit_compile: expected True, False or 'auto', got 'yes'"),
+        ({"jit_compile": "yes"}, "jit_compile: expected True, False or 'auto', got 'yes'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, expected):

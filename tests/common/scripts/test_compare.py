@@ -178,6 +178,7 @@ def rows_of(path):
     return [{name: row[name] for name in row if name != "seconds"} for row in result["rows"]]
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_resumes_to_the_same_result(tmp_path, compare):
     settings = ("--num_eval_examples=3", "--eval_batch_size=2", f"--rows=natural,{LONG}")
     command = (COMPARE, *settings)

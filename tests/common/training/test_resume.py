@@ -173,6 +173,7 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
     assert load_model(MNIST, tmp_path).digest() == digest
 
 
+@pytest.mark.slow
 def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
     tmp_path, monkeypatch
 ):
