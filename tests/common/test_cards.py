@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
@@ -244,7 +245,7 @@ def test_the_fgsm_trained_network_is_the_fast_recipes_but_for_what_the_recipe_sa
         for line in (MNIST.directory / "RECIPE.md").read_text().splitlines()
         if "--adversary=fgsm" in line
     )
-    values = dict(word[2:].split("=", 1) for word in command.split() if word.startswith("--"))
+    values = dict(word[2:].split("=", 1) for word in shlex.split(command) if word.startswith("--"))
     del values["config"], values["model_dir"]
     given = {
         name: json.loads(text) if name != "adversary" else text for name, text in values.items()
