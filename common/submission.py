@@ -35,11 +35,12 @@ def save(path, x_adv, challenge, note):
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
     note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
     path = pathlib.Path(path)
-    new = path.with_name(f".attack-{os.getpid()}.npy")
+    target = path.resolve()  # a link stays one
+    new = target.with_name(f".attack-{os.getpid()}.npy")
     write_atomically(new, buffer.getbuffer())
     try:
         _note_path(path).unlink(missing_ok=True)
-        new.replace(path)
+        new.replace(target)
     except OSError as error:
         raise InputError(f"cannot replace {path} and its note: {reason_of(error)}") from error
     finally:

@@ -65,6 +65,16 @@ def error_line(stderr):
     return line
 
 
+def interrupted_in_its_attack(process):
+    """Sends Ctrl-C to a script once its attack shows progress; returns stdout and later stderr."""
+    seen = ""
+    while "attack:" not in seen or "image/s" not in seen.split("attack:")[-1]:
+        seen += (letter := process.stderr.read(1))
+        assert letter, seen
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=60)
+
+
 # Trainings.
 
 

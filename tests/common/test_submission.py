@@ -43,6 +43,15 @@ def test_save_and_load(tmp_path, challenge, epsilon):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attack.npy", "attack.npy.json"]
 
 
+def test_a_link_to_an_attack_file_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    path = tmp_path / "attack.npy"
+    path.symlink_to(tmp_path / "disk" / "attack.npy")
+    submission.save(path, grey(MNIST)[0], MNIST, {"seed": 1})
+    assert path.is_symlink() and submission.load_note(path)["seed"] == 1
+    assert [file.name for file in (tmp_path / "disk").iterdir()] == ["attack.npy"]
+
+
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "attack.npy"
     submission.save(path, grey(MNIST)[0], MNIST, {"seed": 1})

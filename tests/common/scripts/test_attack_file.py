@@ -17,7 +17,7 @@ from common.evaluation import state
 from common.scripts import attack_file, evaluate
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.helpers import EMPTY_HOME, ROOT, run, start
+from tests.helpers import EMPTY_HOME, ROOT, interrupted_in_its_attack, run, start
 
 FEW = ("--model_dir=adv_trained", "--num_eval_examples=12", "--eval_batch_size=4", "--num_steps=2")
 
@@ -233,12 +233,7 @@ def test_ctrl_c_of_the_script(tmp_path):
     script = ROOT / "mnist_challenge" / "pgd_attack.py"
     few = ("--model_dir=adv_trained", "--num_eval_examples=40", "--eval_batch_size=2")
     process = start(script, *few, "--num_steps=100", cwd=tmp_path)
-    seen = ""
-    while "attack:" not in seen or "image/s" not in seen.split("attack:")[-1]:
-        seen += (letter := process.stderr.read(1))
-        assert letter, seen
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = interrupted_in_its_attack(process)
     assert process.returncode == 130 and err.endswith("interrupted\n") and "Traceback" not in err
     assert f"the same command resumes there, from {the_state(tmp_path).name}\n" in out
     with np.load(the_state(tmp_path)) as state:

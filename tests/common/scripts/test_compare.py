@@ -1,7 +1,6 @@
 """The comparison with the leaderboards: numbers by hand, and compare.py as users run it."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
 from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.helpers import EMPTY_HOME, ROOT, error_line, run, start
+from tests.helpers import EMPTY_HOME, ROOT, error_line, interrupted_in_its_attack, run, start
 
 COMPARE = ROOT / "mnist_challenge" / "compare.py"
 BOTH = pytest.mark.parametrize("challenge", [MNIST, CIFAR10], ids=["mnist", "cifar10"])
@@ -184,12 +183,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_result(tmp_path, compare)
     command = (COMPARE, *settings)
     (tmp_path / "parts").mkdir()
     process = start(*command, cwd=tmp_path / "parts")
-    seen = ""
-    while "attack:" not in seen or "image/s" not in seen.split("attack:")[-1]:
-        seen += (letter := process.stderr.read(1))
-        assert letter, seen
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = interrupted_in_its_attack(process)
     assert process.returncode == 130 and err.endswith("interrupted\n")
     assert "stopped; the same command resumes there" in out
     state = tmp_path / "parts" / "comparison.json.state"
