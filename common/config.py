@@ -244,6 +244,9 @@ class Config:
     epsilon_warmup_steps: int = key(
         "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
     )
+    natural_share: float = key(
+        "share of each training batch that is left as it is, not attacked", number(0, 1)
+    )
     num_eval_examples: int = key(
         "test images evaluated, from the first", integer(1), EVALUATION, (EVALUATION, SCORING)
     )

@@ -22,7 +22,8 @@ def make_adversary(config, challenge, model, batch_statistics=False):
     """The inner maximisation, as function (x_nat, y, step) to x_adv.
 
     Args:
-        config: the challenge's config: `adversary` is "pgd", "fgsm" or "none".
+        config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
+            first `num_natural` images of a batch as they are.
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
         batch_statistics: see `PGD`.
@@ -30,6 +31,7 @@ def make_adversary(config, challenge, model, batch_statistics=False):
     if config.adversary == "none":
         return lambda x_nat, y, step: x_nat
     attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    natural = num_natural(config)
     schedule = config.attack_schedule or ((0, config.num_steps, config.step_size),)
     attacks = {
         first: make_attack(
@@ -45,13 +47,26 @@ def make_adversary(config, challenge, model, batch_statistics=False):
     def perturb(x_nat, y, step):
         attack = attacks[max(first for first in attacks if first <= step)]
         scale = min(1.0, (step + 1) / (config.epsilon_warmup_steps or 1))
-        return attack.perturb(x_nat, y, seed=(config.random_seed, step), scale=scale)
+        x_adv = attack.perturb(
+            x_nat[natural:], y[natural:], seed=(config.random_seed, step), scale=scale
+        )
+        return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
 
     return perturb
 
 
+def num_natural(config):
+    """How many images of a batch, its first ones, are trained on as they are."""
+    if config.adversary == "none":
+        return 0
+    batch_size = config.training_batch_size
+    return min(round(config.natural_share * batch_size), batch_size - 1)
+
+
 def make_update(config, model, optimizer, reduce_loss, result=None):
     """The outer minimisation, as function (x, y) to the cross-entropy and accuracy before its step.
+
+    Both numbers are of the images that the adversary has changed.
 
     Args:
         config: the challenge's config.
@@ -62,6 +77,7 @@ def make_update(config, model, optimizer, reduce_loss, result=None):
             `config.average_decay` says so; None if that is `model` itself.
     """
     result = model if result is None else result
+    natural = num_natural(config)
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
 
@@ -77,7 +93,7 @@ def make_update(config, model, optimizer, reduce_loss, result=None):
             average_weights(result, model, config.average_decay, optimizer.iterations)
         elif result is not model:
             copy_weights(result, model)
-        return tf.reduce_mean(xent), accuracy_of(logits, y)
+        return tf.reduce_mean(xent[natural:]), accuracy_of(logits[natural:], y[natural:])
 
     return update
 

@@ -155,6 +155,7 @@ def test_config_json_is_the_papers(challenge, published):
         "adversary": "pgd",
         "step_size_interpolation": "constant",
         "epsilon_warmup_steps": 0,
+        "natural_share": 0,
         "num_eval_examples": 10000,
         "random_start": True,
         "num_restarts": 1,

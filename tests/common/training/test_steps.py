@@ -147,6 +147,32 @@ def test_warm_up_shrinks_the_ball(linear, name):
         np.testing.assert_allclose(np.ravel(perturb(IMAGE, LABEL, step)), expected, rtol=1e-5)
 
 
+def test_the_natural_share_is_trained_on_as_it_is(linear):
+    settings = {"natural_share": 0.3, "training_batch_size": 10}
+    images, labels = np.full((10, 2, 2, 1), 0.5, "f4"), np.zeros(10, "i4")
+    x = adversary(linear, **settings)(images, labels, 0)
+    np.testing.assert_array_equal(x[:3], images[:3])
+    assert np.all(np.max(np.abs(x[3:] - images[3:]), axis=(1, 2, 3)) > 0.2)
+
+    # The update learns from all ten, and tells of the seven that were attacked.
+    model = mnist_challenge.model.build_model(scale=1, seed=5)
+    y = digits(10)[1]
+    x = np.concatenate([np.zeros((3, 28, 28, 1), "f4"), digits(10)[0][3:]])
+    logits = model(x)
+    config = config_of(MNIST, **settings)
+    update = steps.make_update(config, model, optimizers.Momentum(0.0), tf.reduce_sum)
+    xent, accuracy = update(x, y)
+    expected = tf.keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+    np.testing.assert_allclose(xent, np.mean(expected[3:]), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, np.mean(np.argmax(logits, 1)[3:] == y[3:]))
+
+
+def test_a_natural_share_leaves_one_image_of_a_batch_to_attack():
+    config = config_of(MNIST, natural_share=0.99, training_batch_size=3)
+    assert steps.num_natural(config) == 2
+    assert steps.num_natural(dataclasses.replace(config, adversary="none")) == 0
+
+
 def test_random_starts_fill_the_warm_up_ball_and_follow_the_step(linear):
     perturb = adversary(linear, epsilon_warmup_steps=3, num_steps=0)
     image = np.full((200, 2, 2, 1), 0.5, "f4")
