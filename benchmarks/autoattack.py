@@ -219,7 +219,8 @@ class Comparison:
         self._width = challenge.bounds[1] - challenge.bounds[0]
         self._torch_model = peers.scaled_torch_network(loaded.model, self._width)
         keras_logits = tf.function(lambda x: loaded.model(x, training=False), reduce_retracing=True)
-        fast_logits = tf.function(lambda x: loaded.logits.prepare()(x), reduce_retracing=True)
+        prepare = loaded.logits.prepare
+        fast_logits = tf.function(lambda x: prepare("float32")(x), reduce_retracing=True)
         self._logits = {
             "keras": lambda x: keras_logits(tf.constant(x)).numpy(),
             "fast": lambda x: fast_logits(tf.constant(x)).numpy(),

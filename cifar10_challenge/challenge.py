@@ -6,7 +6,7 @@ import pathlib
 from common import config, data
 from common.challenge import Challenge
 from cifar10_challenge.fast_model import fast_logits
-from cifar10_challenge.model import PRECISIONS, WIDTHS, build_model, original_names, size_of
+from cifar10_challenge.model import WIDTHS, build_model, original_names, size_of
 
 FGSM = {"epsilon": 8, "num_steps": 1, "step_size": 8, "random_start": False}
 PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 1}
@@ -87,11 +87,6 @@ class Config(config.Config):
     batch_statistics: bool = config.key(
         "training: attack the network in training mode, as the original does", config.boolean
     )
-    precision: str = config.key(
-        "training: float32, or mixed_bfloat16, which a processor or GPU with bfloat16 runs faster; "
-        "the trained network is float32 either way",
-        config.one_of(*PRECISIONS),
-    )
 
 
 CIFAR10 = Challenge(
@@ -115,8 +110,8 @@ CIFAR10 = Challenge(
     submission_shape=(32, 32, 3),
     load=data.load_cifar10,
     to_pixels=data.cifar10_pixels,
-    build_model=lambda settings: build_model(
-        settings.width, settings.weight_decay, seed=settings.random_seed
+    build_model=lambda settings, precision=None: build_model(
+        settings.width, settings.weight_decay, seed=settings.random_seed, precision=precision
     ),
     size_of=size_of,
     original_names=original_names,

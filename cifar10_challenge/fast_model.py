@@ -1,8 +1,8 @@
 """The CIFAR-10 networks as a CPU runs them fastest, for attacks; `model.py` says what they compute.
 
-They have the same weights, logits and gradients, to rounding (to float32, or in mixed precision to
-bfloat16), in inference mode, in which batch norm is a multiplication and an addition. They compute
-them another way:
+They have the same weights, logits and gradients, to the rounding of float32 or bfloat16, in
+inference mode, in which batch norm is a multiplication and an addition. They compute them another
+way:
 
 - A normalisation between two convolutions is folded into the kernel and bias of the first. In the
   gradient the multiplication of the other normalisation is folded into the kernel of the
@@ -21,20 +21,22 @@ from common.attack.fast import fused
 WINOGRAD_CHANNELS = 128  # from so many on it is faster than a direct convolution
 
 
-def fast_logits(model):
+def fast_logits(model, precision="float32"):
     """The network's logits, in inference mode.
 
     What depends on the weights alone is computed here; call it once an attack, within the graph.
 
     Args:
         model: keras.Model of `model.build_model`.
+        precision: "float32" computes in the dtype of the weights, "bfloat16" in that between
+            standardisation and mean.
 
     Returns:
         A function from float32 images (batch, 32, 32, 3) to float32 logits (batch, 10), with a
-        gradient for the images and none for the weights. In between it computes in the precision
-        of the model's convolutions.
+        gradient for the images and none for the weights.
     """
-    dtype = tf.as_dtype(model.get_layer("stem").compute_dtype)
+    weights = tf.as_dtype(model.get_layer("stem").kernel.dtype)
+    dtype = tf.bfloat16 if precision == "bfloat16" else weights
     units = [
         _residual_unit(model, layer.name.removesuffix("_conv1"), dtype)
         for layer in model.layers

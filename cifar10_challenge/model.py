@@ -5,7 +5,6 @@ from keras import layers
 
 from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 
-PRECISIONS = ("float32", "mixed_bfloat16")
 WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
 UNITS_PER_GROUP = 5
 SLOPE = 0.1  # the leaky ReLU's, for negative values

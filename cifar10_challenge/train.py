@@ -25,7 +25,6 @@ from common.training import loop, optimizers
 
 # isort: split
 from cifar10_challenge.challenge import CIFAR10
-from cifar10_challenge.model import build_model
 
 
 def train(config):
@@ -48,17 +47,9 @@ def train(config):
         optimizer=optimizer,
         reduce_loss=tf.reduce_mean,
         validation_images=validation_images,
-        model=mixed_precision_model(config),
         augment=augment,
         batch_statistics=config.batch_statistics,
     )
-
-
-def mixed_precision_model(config):
-    """The network in the precision that the config asks for, or None if that is float32."""
-    if config.precision == "float32":
-        return None
-    return build_model(config.width, config.weight_decay, config.random_seed, config.precision)
 
 
 def augment(image, seed):

@@ -19,13 +19,14 @@ class Challenge:
         submission_shape: the shape of one image in an attack file.
         load: function (split, *, data_dir, allow_sample) to a `common.data.Split`.
         to_pixels: function from uint8 images to float32 pixels in `bounds`.
-        build_model: function (config) to a new keras.Model.
+        build_model: function (config, precision) to a new keras.Model; precision is Keras's dtype
+            policy for what is between pixels and logits, by default "float32".
         size_of: function from the shapes of a network's weights, in keras's order, to the settings
             of its size as a dict, or None if they are another network's.
         original_names: function (keras.Model) to the names of its weights in the original's
             checkpoints, in the order of `weights`.
-        fast_logits: function (keras.Model) to its logits in the form that a CPU runs fastest, see
-            `common.attack.FastModel`.
+        fast_logits: function (keras.Model, "float32" or "bfloat16") to its logits in the form that
+            a CPU runs fastest, see `common.attack.FastModel`.
         shipped: the model that is evaluated if none is named and none was trained.
         presets: the published rows: name to the settings that give it.
         validation_preset: the preset that trainings are watched under, see

@@ -286,6 +286,7 @@ def fast_model(model, challenge):
         functools.partial(model, training=False),
         functools.partial(challenge.fast_logits, model),
         challenge.bounds,
+        model,
     )
 
 

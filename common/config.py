@@ -147,6 +147,13 @@ def boolean_or_auto(value, pixel_range):
         return _fail("one of auto, yes, no", value)
 
 
+@_with_form("auto|float32|bfloat16")
+def precision(value, pixel_range):
+    """Parses auto, float32 or bfloat16; mixed_bfloat16, as Keras calls it, is bfloat16."""
+    value = "bfloat16" if value == "mixed_bfloat16" else value
+    return one_of("auto", "float32", "bfloat16")(value, pixel_range)
+
+
 @_with_form("PATH")
 def path(value, pixel_range):
     """Parses the text of a path, in which a leading `~` is the home directory."""
@@ -283,6 +290,13 @@ class Config:
     jit_compile: bool | str = key(
         "XLA for the whole attack and training step: yes, no or auto, on a GPU or TPU",
         boolean_or_auto,
+        ATTACK,
+        (TRAINING, ATTACK, EVALUATION),
+    )
+    precision: str = key(
+        "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 where this "
+        "machine multiplies it fast; weights and every accuracy are float32's",
+        precision,
         ATTACK,
         (TRAINING, ATTACK, EVALUATION),
     )

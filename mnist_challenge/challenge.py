@@ -64,7 +64,9 @@ MNIST = Challenge(
     submission_shape=(784,),
     load=data.load_mnist,
     to_pixels=data.mnist_pixels,
-    build_model=lambda settings: build_model(settings.scale, seed=settings.random_seed),
+    build_model=lambda settings, precision=None: build_model(
+        settings.scale, seed=settings.random_seed, precision=precision
+    ),
     size_of=size_of,
     original_names=original_names,
     fast_logits=fast_logits,

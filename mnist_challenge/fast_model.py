@@ -1,6 +1,7 @@
 """The MNIST network as a CPU runs it fastest, for attacks; `model.py` says what it computes.
 
-It has the same weights, logits and gradients, to float32 rounding, and computes them another way:
+It has the same weights, logits and gradients, to the rounding of float32 or bfloat16, and computes
+them another way:
 
 - The first convolution's gradient has one channel to fill, and vector units have sixteen lanes.
   Here the gradient of each 2x2 block of pixels is four channels, and the three blocks of a row
@@ -21,13 +22,16 @@ CLOSED = 4  # stands for a position if the ReLU lets no gradient through
 ROUNDING = 1e-5  # more than the relative error of a sum over a filter's 26 terms
 
 
-def fast_logits(model):
+def fast_logits(model, precision="float32"):
     """The network's logits, in inference mode.
 
     What depends on the weights alone is computed here; call it once an attack, within the graph.
 
     Args:
         model: keras.Model of `model.build_model`.
+        precision: "float32" computes in the dtype of the weights, "bfloat16" in that up to the
+            last layer. Elements of a pooling window that differ in float32 may then be equal; the
+            gradient goes to the first of them.
 
     Returns:
         A function from float32 images (batch, 28, 28, 1), pixels in [0, 1], to float32 logits
@@ -37,9 +41,13 @@ def fast_logits(model):
         [tf.convert_to_tensor(weight) for weight in model.get_layer(name).weights]
         for name in ("conv1", "conv2", "dense", "logits")
     )
+    dtype = tf.bfloat16 if precision == "bfloat16" else kernel1.dtype
     live = _live_filters(kernel1, bias1)
     kernel1, bias1 = tf.gather(kernel1, live, axis=3), tf.gather(bias1, live)
     kernel2 = tf.gather(kernel2, live, axis=2)
+    kernel1, bias1, kernel2, bias2, kernel3, bias3 = (
+        tf.cast(weight, dtype) for weight in (kernel1, bias1, kernel2, bias2, kernel3, bias3)
+    )
     block_kernel = _block_kernel(kernel1)
     transposed3 = tf.transpose(kernel3)
 
@@ -64,10 +72,10 @@ def fast_logits(model):
         return y, lambda dy: tf.matmul(tf.raw_ops.ReluGrad(gradients=dy, features=y), transposed3)
 
     def logits(image):
-        x = block1(image)
+        x = block1(tf.cast(image, dtype))
         x = pool_relu2(tf.nn.bias_add(tf.nn.conv2d(x, kernel2, 1, "SAME"), bias2))
         x = dense(tf.reshape(x, (-1, kernel3.shape[0])))
-        return tf.nn.bias_add(tf.matmul(x, kernel4), bias4)
+        return tf.nn.bias_add(tf.matmul(tf.cast(x, kernel4.dtype), kernel4), bias4)
 
     return logits
 
@@ -116,7 +124,7 @@ def _to_windows(position, dy):
     """The gradient of `_pool_relu`, in its argument's shape."""
     batch, height, width, channels = _shape(dy)
     place = tf.reshape(_int8([0, 1, 2, 3]), (2, 1, 2, 1))
-    dx = tf.where(position[:, :, None, :, None, :] == place, dy[:, :, None, :, None, :], 0.0)
+    dx = tf.where(position[:, :, None, :, None, :] == place, dy[:, :, None, :, None, :], _zero(dy))
     return tf.reshape(dx, (batch, 2 * height, 2 * width, channels))
 
 
@@ -125,7 +133,7 @@ def _to_blocks(position, dy):
     """`_to_windows` with a window's elements as channels: (batch, height, width, 4 channels)."""
     batch, height, width, channels = _shape(dy)
     place = _int8([[0], [1], [2], [3]])
-    dx = tf.where(position[:, :, :, None, :] == place, dy[:, :, :, None, :], 0.0)
+    dx = tf.where(position[:, :, :, None, :] == place, dy[:, :, :, None, :], _zero(dy))
     return tf.reshape(dx, (batch, height, width, 4 * channels))
 
 
@@ -171,3 +179,7 @@ def _shape(x):
 
 def _int8(value):
     return tf.constant(value, tf.int8)
+
+
+def _zero(x):
+    return tf.zeros((), x.dtype)

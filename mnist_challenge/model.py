@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 
-def build_model(scale=16, seed=None, dtype="float32"):
+def build_model(scale=16, seed=None, precision=None, dtype="float32"):
     """Two convolutions with max-pooling and two dense layers (paper, Sec. 4; original model.py).
 
         conv 5x5 x 2s, pool - conv 5x5 x 4s, pool - dense 64s - dense 10
@@ -16,7 +16,11 @@ def build_model(scale=16, seed=None, dtype="float32"):
         scale: the paper's capacity s: 1, 2, 4, 8 or 16. 16 is its main network (3,274,634
             parameters), 1 the smallest (13,514).
         seed: int that decides the initial weights; None draws them.
-        dtype: the weights', images' and logits' dtype; float64 for a reference without rounding.
+        precision: Keras's dtype policy for the layers before the last one, such as
+            "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
+            `dtype`.
+        dtype: the dtype of everything else, such as images and logits; float64, without a
+            `precision`, for a reference without rounding.
 
     Returns:
         A keras.Model from float32 images (batch, 28, 28, 1), pixels in [0, 1], to float32 logits
@@ -30,24 +34,30 @@ def build_model(scale=16, seed=None, dtype="float32"):
     seeds = keras.random.SeedGenerator(seed)
     images = {"data_format": "channels_last"}
 
-    def start():
+    precision = precision or dtype
+
+    def start(dtype):
         return {
             "dtype": dtype,
             "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.1, seed=seeds),
             "bias_initializer": keras.initializers.Constant(0.1),
         }
 
-    # ReLU follows the pooling: max and ReLU commute, and there it has a quarter of the work.
-    image = x = keras.Input((28, 28, 1), dtype=dtype, name="image")
-    x = layers.Conv2D(2 * scale, 5, padding="same", **images, name="conv1", **start())(x)
-    x = layers.MaxPooling2D(2, **images, dtype=dtype, name="pool1")(x)
-    x = layers.ReLU(dtype=dtype, name="relu1")(x)
-    x = layers.Conv2D(4 * scale, 5, padding="same", **images, name="conv2", **start())(x)
-    x = layers.MaxPooling2D(2, **images, dtype=dtype, name="pool2")(x)
-    x = layers.ReLU(dtype=dtype, name="relu2")(x)
-    x = layers.Flatten(**images, dtype=dtype, name="flatten")(x)
-    x = layers.Dense(64 * scale, activation="relu", name="dense", **start())(x)
-    logits = layers.Dense(10, name="logits", **start())(x)
+    def conv(x, filters, name):
+        options = {"padding": "same", "name": name, **images, **start(precision)}
+        return layers.Conv2D(filters, 5, **options)(x)
+
+    def pool(x, number):
+        # ReLU follows the pooling: max and ReLU commute, and there it has a quarter of the work.
+        x = layers.MaxPooling2D(2, **images, dtype=precision, name=f"pool{number}")(x)
+        return layers.ReLU(dtype=precision, name=f"relu{number}")(x)
+
+    image = keras.Input((28, 28, 1), dtype=dtype, name="image")
+    x = pool(conv(image, 2 * scale, "conv1"), 1)
+    x = pool(conv(x, 4 * scale, "conv2"), 2)
+    x = layers.Flatten(**images, dtype=precision, name="flatten")(x)
+    x = layers.Dense(64 * scale, activation="relu", name="dense", **start(precision))(x)
+    logits = layers.Dense(10, name="logits", **start(dtype))(x)
     return keras.Model(image, logits, name="mnist")
 
 

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from common.attack import precision
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network():
@@ -15,6 +17,12 @@ def no_network():
         patch.delenv("no_proxy", raising=False)
         patch.delenv("NO_PROXY", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def float32_unless_asked(monkeypatch):
+    """Lets precision "auto" mean float32 on every machine, within the tests' own process."""
+    monkeypatch.setattr(precision, "bfloat16_unit", lambda: None)
 
 
 @pytest.fixture(scope="session")

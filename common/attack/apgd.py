@@ -72,7 +72,7 @@ class APGD(StagedAttack):
     loss. Examples that are broken leave the batch after each of `segments`.
 
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         num_steps: number of steps of each climb, one gradient each.
         loss_func: "xent"; "dlr"; or "targeted_dlr", which climbs `targeted_dlr_loss` towards the
             likeliest wrong classes in turn, each from a random start of its own.
@@ -172,7 +172,8 @@ class APGD(StagedAttack):
             z, loss, gradient, undefined = value_and_gradient(
                 lambda z: self._loss(z, state), logits, state["x"]
             )
-            state = self._evaluated(state, z, loss, gradient)
+            broken = self._is_broken(z, state["y"])
+            state = self._evaluated(state, broken, loss, gradient)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}
             # The first step prepares for the next of `halving_steps`, and halves nothing.
@@ -188,9 +189,9 @@ class APGD(StagedAttack):
 
         return self._model.iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
 
-    def _evaluated(self, state, logits, loss, gradient):
-        """Records the logits, loss and gradient at x."""
-        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
+    def _evaluated(self, state, broken, loss, gradient):
+        """Records the loss and gradient at x, and whether it is misclassified."""
+        broken &= ~state["broken"]
         state = where(broken, state, x_adv=state["x"], broken=broken)
         state = {
             **state,
@@ -234,11 +235,15 @@ class APGD(StagedAttack):
     @compiled
     def _finish(self, state):
         """Records the last point, and the climb's best."""
-        logits = self._model.prepare()
+        exact = self._model.prepare(exact=True)
 
         def finish(_, state):
-            z = logits(state["x"])
-            state = self._evaluated(state, z, self._loss(z, state), state["gradient_best"])
+            z = exact(state["x"])
+            broken = is_misclassified(z, state["y"])
+            state = self._evaluated(state, broken, self._loss(z, state), state["gradient_best"])
+            if not self._model.is_exact:
+                broken = is_misclassified(exact(state["x_best"]), state["y"]) & ~state["broken"]
+                state = where(broken, state, x_adv=state["x_best"], broken=broken)
             is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
             return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
 from common.attack.gradient import as_logits
+from common.attack.precision import check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
 
@@ -18,16 +19,29 @@ class AttackedModel:
         model: see `Attack`.
         bounds: (lowest, highest) pixel value, two floats.
         jit_compile: see `compiles_with_xla`.
+        precision: see `precision_of`.
         batch_statistics: see `PGD`.
         num_parts: see `Sizes`.
 
     Attributes:
+        precision: a `Precision`, or None before `decide_precision`.
         num_classes: int, or None until a batch has been seen.
         uses_xla: whether XLA compiles the attack.
     """
 
-    def __init__(self, model, bounds, jit_compile, batch_statistics=False, num_parts=None):
+    def __init__(
+        self,
+        model,
+        bounds,
+        jit_compile,
+        precision="auto",
+        batch_statistics=False,
+        num_parts=None,
+    ):
+        check_precision(precision)
         self.num_classes = None
+        self.precision = None
+        self._asked, self._bounds = precision, bounds
         self.uses_xla = compiles_with_xla(jit_compile)
         self._model = model
         self._batch_statistics = batch_statistics
@@ -39,10 +53,34 @@ class AttackedModel:
         # The halves of a batch, and XLA, need its size.
         self._needs_batch_size = self._is_fast or self.uses_xla
         self._sizes = Sizes(num_parts)
+        if precision == "float32" or not isinstance(model, keras.Model):
+            self.decide_precision()
 
-    def prepare(self):
-        """The model as a function from images to float32 logits; called once for each loop."""
-        model = self._as_run()
+    def decide_precision(self, image_shape=None):
+        """Decides in which arithmetic gradients and queries are computed, once.
+
+        Args:
+            image_shape: (height, width, channels), which matters for a keras.Model only.
+        """
+        if self.precision is None:
+            model = self._model
+            if isinstance(model, FastModel) and not self._is_fast and model.network is None:
+                model = model.model
+            self.precision = precision_of(self._asked, model, image_shape, self._bounds)
+
+    @property
+    def is_exact(self):
+        """Whether gradients and queries are computed in float32, as verdicts are."""
+        return self.precision.name == "float32"
+
+    def prepare(self, exact=False):
+        """The model as a function from images to float32 logits; called once for each loop.
+
+        Args:
+            exact: False for gradients and queries, in the attack's `precision`; True for verdicts,
+                in the model's own, float32.
+        """
+        model = self._as_run("float32" if exact else self.precision.name)
 
         def logits(x):
             z = as_logits(model(x), x)
@@ -52,17 +90,22 @@ class AttackedModel:
 
         return logits
 
+    def prepare_both(self):
+        """`prepare()` and `prepare(exact=True)`, which are one function in float32."""
+        logits = self.prepare()
+        return logits, logits if self.is_exact else self.prepare(exact=True)
+
     def logits(self, x):
-        """The logits of images, in a batch of a size that is compiled for."""
+        """The exact logits of images, in a batch of a size that is compiled for."""
         rows = self.padded(np.arange(len(x)))
         return self.logits_of_padded(x if len(rows) == len(x) else tf.gather(x, rows))[: len(x)]
 
     @functools.cached_property
     def logits_of_padded(self):
-        """A tf.function from images, in a batch that `padded` has padded, to their logits."""
+        """A tf.function from images, in a batch that `padded` has padded, to exact logits."""
 
         def logits_of_padded(x):
-            logits = self.prepare()
+            logits = self.prepare(exact=True)
             return tf.concat([logits(part) for part in self._halves(x)], axis=0)
 
         return self.compile(logits_of_padded)
@@ -127,18 +170,27 @@ class AttackedModel:
         size = None if count is None else len(self.padded(np.arange(count)))
         return tf.TensorSpec((size, *tensor.shape[1:]), tensor.dtype)
 
-    def _as_run(self):
+    def _as_run(self, precision):
         """The model in inference mode, or with batch statistics, in the form that is run."""
         if self._is_fast:
-            return self._model.prepare()
-        is_layer = isinstance(self._model, keras.layers.Layer)
+            return self._model.prepare(precision)
+        model = self._model
+        if precision == "bfloat16" and isinstance(model, FastModel):
+            model = model.network or model
+        is_layer = isinstance(model, keras.layers.Layer)
         options = {"training": self._batch_statistics} if is_layer or self._batch_statistics else {}
 
         def call(x):
-            return self._model(x, **options)
+            return model(x, **options)
 
+        def call_in_bfloat16(x):
+            with in_bfloat16(model):
+                return call(x)
+
+        if is_layer:
+            return call_in_bfloat16 if precision == "bfloat16" else call
         # A function may have Python control flow over tensors; Keras does not allow it in layers.
-        return call if is_layer else tf.autograph.to_graph(call)
+        return tf.autograph.to_graph(call)
 
     def _halves(self, tensor):
         """A tensor (batch, ...) as a list of its halves for a `FastModel`, else of itself.

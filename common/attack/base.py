@@ -26,6 +26,10 @@ class Attack:
         norm: the ball's norm, "linf" or "l2".
         jit_compile: whether XLA compiles the attack: True, False or "auto", see
             `compiles_with_xla`.
+        precision: the arithmetic of gradients and queries: "float32", "bfloat16", or "auto", which
+            is bfloat16 where this machine multiplies it fast and the model can run so, see
+            `precision_of`. Weights, pixels and steps stay float32, and so does the model that says
+            what is misclassified.
         step_size: length of a step, in the units of `bounds`, if the attack has steps of one.
         **options: further arguments of `AttackedModel`.
 
@@ -57,6 +61,7 @@ class Attack:
         bounds=(0.0, 1.0),
         norm="linf",
         jit_compile="auto",
+        precision="auto",
         step_size=0.0,
         **options,
     ):
@@ -66,7 +71,7 @@ class Attack:
         self.epsilon = float(epsilon)
         self.bounds = pixel_range(bounds)
         self.norm = norm
-        self._model = AttackedModel(model, self.bounds, jit_compile, **options)
+        self._model = AttackedModel(model, self.bounds, jit_compile, precision, **options)
         self._passes = None
         self._undefined = ()
 
@@ -94,6 +99,11 @@ class Attack:
                 tf.function values raise tf.errors.InvalidArgumentError instead, as it runs.
         """
         raise NotImplementedError
+
+    @property
+    def precision(self):
+        """The arithmetic that was taken, a `Precision`; None if the first call is to decide."""
+        return self._model.precision
 
     @property
     def num_undefined(self):
@@ -128,6 +138,7 @@ class Attack:
         if not (tf.executing_eagerly() or self._runs_in_graphs):
             raise InputError(f"{self.name}: expected a call outside of tf.function, got one within")
         x_nat = to_images(x_nat, self.bounds)
+        self._model.decide_precision(tuple(x_nat.shape[1:]))
         count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
         seed, index = to_seed(seed, count), to_index(index, count)
         if self._model.num_classes is None and x_nat.shape[0] != 0:

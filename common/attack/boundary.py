@@ -13,6 +13,7 @@ from common.attack.base import Attack
 from common.attack.fast import FastModel
 from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified
+from common.attack.precision import check_precision
 from common.attack.staged import SIZES
 from common.errors import InputError
 
@@ -31,7 +32,8 @@ class Boundary(Attack):
     TensorFlow's global seed.
 
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`; the norm is "l2".
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`; the norm is "l2", and
+            every query is a verdict, in float32.
         num_steps: number of steps of the walk, of one query each; every tenth takes two.
 
     Raises:
@@ -43,10 +45,12 @@ class Boundary(Attack):
     depends_on_batch = True
     SETTINGS = ("num_steps",)
 
-    def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", **kwargs):
+    def __init__(self, model, *, epsilon, num_steps=25_000, norm="l2", precision="auto", **kwargs):
+        check_precision(precision)
         if isinstance(model, FastModel):
             model = model.model  # it ends on the boundary, where the fast form may round otherwise
-        super().__init__(model, epsilon=epsilon, norm=norm, num_parts=SIZES, **kwargs)
+        kwargs |= {"norm": norm, "precision": "float32"}
+        super().__init__(model, epsilon=epsilon, num_parts=SIZES, **kwargs)
         if norm != "l2":
             raise InputError(f"norm: expected l2, which the boundary attack is for, got {norm!r}")
         self.num_steps = whole_number("num_steps", num_steps, 1)

@@ -12,7 +12,7 @@ from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import length, per_image, select
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import LARGEST, real_number, whole_number
-from common.attack.losses import is_misclassified, margin, targeted_margin_loss
+from common.attack.losses import is_misclassified, leads_by, margin, targeted_margin_loss
 from common.attack.staged import StagedAttack, where
 
 SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the steps after which broken examples leave
@@ -86,8 +86,10 @@ class FAB(StagedAttack):
 
     An example is returned as the first misclassified point within epsilon, else as the image.
 
+    The points lie close to the boundary, and therefore only gradients are in bfloat16.
+
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         num_steps: number of steps for each target, of one gradient and one forward pass each.
         num_targets: how many classes, the likeliest at the image.
         alpha_max, eta, beta: see above.
@@ -193,13 +195,13 @@ class FAB(StagedAttack):
 
     @compiled
     def _walk(self, state, num_steps):
-        logits = self._model.prepare()
+        logits, exact = self._model.prepare_both()
 
         def walk(_, state):
             x, undefined = self._beyond_boundary(state, logits)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}
-            z = logits(x)
+            z = exact(x)
             broken = is_misclassified(z, state["y"])
             state = self._evaluated(state, x, -margin(z, state["y"]), broken)
             back = state["x_nat"] + self.beta * (x - state["x_nat"])
@@ -249,7 +251,7 @@ class FAB(StagedAttack):
     @compiled
     def _search(self, state):
         """Interpolates the boundary between this target's closest point and the image."""
-        logits = self._model.prepare()
+        logits = self._model.prepare(exact=True)
         inner = {"x_inner": state["x_nat"], "lead_inner": state["lead_nat"]}
 
         def search(_, state):
@@ -260,9 +262,8 @@ class FAB(StagedAttack):
             x += SHARE_OF_WAY * per_image(share, x) * (state["x_inner"] - x)
             z = logits(x)
             lead = -margin(z, state["y"])
-            is_out = tf.equal(z, -np.inf)  # a class that is ruled out
-            least = LEAST_LEAD * tf.reduce_max(tf.where(is_out, 0.0, tf.abs(z)), axis=-1)
-            broken = (lead > least) & tf.math.is_finite(state["distance_best"])
+            broken = leads_by(z, state["y"], LEAST_LEAD)
+            broken &= tf.math.is_finite(state["distance_best"])
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from common.errors import InputError
@@ -15,16 +16,19 @@ class FastModel:
 
     Attributes:
         model: callable from float32 images to float32 logits.
-        prepare: function without arguments to such a callable, which agrees with `model` to
-            float32 rounding, gradients for the images included. An attack calls it once before
-            a loop, so that what depends on the weights alone is computed once.
+        prepare: function from "float32" or "bfloat16" to such a callable, which agrees with `model`
+            to the rounding of that arithmetic, gradients for the images included. An attack calls
+            it once before a loop, so that what depends on the weights alone is computed once.
         bounds: (lowest, highest) pixel value of the images for which the two agree; attacks on
             wider ranges run `model`.
+        network: keras.Model that computes the same, for bfloat16 where `prepare` is not run: with
+            XLA, and on wider ranges. None, and `model` runs in its own arithmetic there.
     """
 
     model: Callable
     prepare: Callable
     bounds: tuple = (-math.inf, math.inf)
+    network: keras.Model | None = None
 
     def __call__(self, x):
         """The model's logits."""

@@ -147,6 +147,21 @@ def is_misclassified(logits, y):
     )
 
 
+def leads_by(logits, y, share):
+    """Whether the best wrong class leads `y` by more than `share` of the largest logit's size.
+
+    Args:
+        logits: float32 (batch, classes).
+        y: int labels (batch,).
+        share: float.
+
+    Returns:
+        bool (batch,).
+    """
+    sizes = tf.where(tf.equal(logits, -np.inf), 0.0, tf.abs(logits))
+    return -margin(logits, y) > share * tf.reduce_max(sizes, axis=-1)
+
+
 def likely_wrong_classes(logits, y, count):
     """The `count` wrong classes of the largest logits, the largest first.
 

@@ -19,7 +19,7 @@ class MultiTargeted(StagedAttack):
     with the highest z_target - z_y.
 
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         step_size, num_steps, random_start: see `PGD`.
         num_targets: how many classes, the likeliest at the image; 9 are all wrong ones of ten.
     """
@@ -51,7 +51,7 @@ class MultiTargeted(StagedAttack):
 
     @compiled
     def _climb(self, state):
-        logits = self._model.prepare()
+        logits, exact = self._model.prepare_both()
 
         def climb(_, state):
             def loss(z):
@@ -70,7 +70,7 @@ class MultiTargeted(StagedAttack):
             return {**state, "x": x, "undefined": state["undefined"] | undefined}
 
         def finish(_, state):
-            z = logits(state["x"])
+            z = exact(state["x"])
             value = targeted_margin_loss(z, state["y"], state["target"])
             broken = is_misclassified(z, state["y"])
             better = (broken | (value > state["highest"])) & ~state["broken"]

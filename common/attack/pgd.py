@@ -54,7 +54,7 @@ class PGD(Attack):
             statistics of the batch under attack (which couples its images) and every step
             moves the stored averages. The published networks were trained this way, for the
             convenience of one graph; it is meant for training only.
-        **kwargs: bounds, norm and jit_compile, see `Attack`.
+        **kwargs: bounds, norm, jit_compile and precision, see `Attack`.
 
     Raises:
         InputError: a number is out of range; the message says what was expected and what came.
@@ -185,7 +185,7 @@ class PGD(Attack):
         """The state's further entries for `odi_steps`, "weights", and for `target`, "target"."""
         options = {}
         if self.odi_steps or self.target in TARGETS:
-            logits = self._model.prepare()(x_nat)
+            logits = self._model.prepare(exact=True)(x_nat)
         if self.odi_steps:
             options["weights"] = draw(tf.shape(logits)[1:], seed, index, OUTPUT_DIRECTION)
         if self.target == "random":

@@ -21,7 +21,8 @@ class Maker:
 
     Attributes:
         attack: the class, or function that makes it.
-        settings: names of the config's settings that it takes beside epsilon and jit_compile.
+        settings: names of the config's settings that it takes beside epsilon, jit_compile and
+            precision.
         fixed: dict of further arguments.
         takes_batch_statistics: whether it takes the argument of that name, see `PGD`.
     """
@@ -112,11 +113,12 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
         epsilon=config.epsilon,
         bounds=bounds,
         jit_compile=config.jit_compile,
+        precision=config.precision,
         **options,
     )
 
 
-def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
+def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto", precision="auto"):
     """AutoAttack's standard version (Croce & Hein 2020, "Reliable evaluation ...").
 
     APGD on cross-entropy, APGD on the targeted DLR loss and targeted FAB with 9 targets, of 100
@@ -124,12 +126,18 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
     final search, and Square keeps the schedule of 10,000 queries.
 
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
 
     Returns:
         List of (name, attack), in the order in which they run, each on what those before left.
     """
-    options = {"epsilon": epsilon, "bounds": bounds, "norm": norm, "jit_compile": jit_compile}
+    options = {
+        "epsilon": epsilon,
+        "bounds": bounds,
+        "norm": norm,
+        "jit_compile": jit_compile,
+        "precision": precision,
+    }
     attacks = [
         APGD(model, loss_func="xent", **options),
         APGD(model, loss_func="targeted_dlr", **options),

@@ -13,7 +13,7 @@ import tensorflow as tf
 from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import draw, length, per_image, project
 from common.attack.inputs import SMALLEST, real_number, whole_number
-from common.attack.losses import is_misclassified, margin
+from common.attack.losses import margin
 from common.attack.staged import StagedAttack, where
 
 # The queries, out of 10,000, from which the share of pixels is halved. The paper's text has no 500;
@@ -71,7 +71,7 @@ class Square(StagedAttack):
     An example is returned as the first misclassified point, else as that of the least margin.
 
     Args:
-        model, epsilon, bounds, norm, jit_compile: see `Attack`.
+        model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         num_queries: number of squares that are tried; the start counts as the first.
         p_init: the share of pixels that the first squares cover.
         schedule_queries: number of queries that the schedule of p is made for, by default
@@ -216,7 +216,7 @@ class Square(StagedAttack):
 
     def _tried(self, state, x, logits):
         """Keeps `x` for the examples whose least margin so far it has, or which it breaks."""
-        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
+        broken = self._is_broken(logits, state["y"]) & ~state["broken"]
         new = margin(logits, state["y"])
         state = where(new < state["margin"], state, x=x, margin=new)
         is_better = broken | (new < state["margin_adv"])

@@ -12,6 +12,12 @@ def line(trial):
     )
 
 
+def arithmetic(trials):
+    """Returns the arithmetic that attacks compute in, and why, as a line of text."""
+    found = {str(trial.attack.precision) for trial in trials}
+    return f"arithmetic of attacks: {', '.join(sorted(found))}; of every accuracy: float32"
+
+
 def describe(trials, result):
     """Returns what an evaluation found, as a dict for JSON.
 

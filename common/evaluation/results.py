@@ -41,9 +41,15 @@ class Trial:
             )
 
     def settings(self):
-        """Returns the attack's settings and how it is run, as a dict for JSON."""
+        """Returns the attack's settings and how it is run, as a dict for JSON.
+
+        The arithmetic is among them if it is not float32.
+        """
+        precision = getattr(self.attack, "precision", None)
+        is_exact = precision is None or precision.name == "float32"
         return {
             **self.attack.settings(),
+            **({} if is_exact else {"precision": precision.name}),
             "num_restarts": self.num_restarts,
             "round_to_8_bits": self.eight_bits,
         }

@@ -106,7 +106,12 @@ def suite_trials(suite, model, config, challenge, norm=None):
     """
     if suite == "standard":
         named = attacks.standard_suite(
-            model, config.epsilon, challenge.bounds, norm or "linf", config.jit_compile
+            model,
+            config.epsilon,
+            challenge.bounds,
+            norm or "linf",
+            config.jit_compile,
+            config.precision,
         )
         return [Trial(attack, 1, config.round_to_8_bits, name) for name, attack in named]
     names = [name for name in challenge.presets if name.startswith(f"{suite}_")]

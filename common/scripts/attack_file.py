@@ -13,7 +13,7 @@ from common.attack.gradient import as_logits
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls
 from common.evaluation.presets import make_evaluator, run_with_state
-from common.evaluation.report import warn
+from common.evaluation.report import arithmetic, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_atomically
@@ -39,6 +39,7 @@ def pgd_attack(challenge, config, flag_values):
     images = load_test_images(config, challenge)
     trial = make_trial(challenge, config, flag_values, loaded)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
+    print(arithmetic([trial]))
     warnings = warn(pitfalls.before(challenge, config, images, [trial], loaded))
     key = {**key_of(config, loaded, images, [trial]), "attack": trial.settings()}
     state = State.in_directory(pathlib.Path(target).parent, key)

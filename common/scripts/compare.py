@@ -11,7 +11,7 @@ from common import config as config_lib
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls, suites
 from common.evaluation.presets import evaluate_row, make_state_dir
-from common.evaluation.report import warn
+from common.evaluation.report import arithmetic, warn
 from common.evaluation.subject import line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
 from common.leaderboard import rank, read_leaderboard, standing
@@ -166,6 +166,8 @@ def _compare_rows(challenge, config, flag_values):
     print(f"model: {line_of(loaded)}")
     attacks = [name for name in names if name != "natural"]
     trials = [suites.preset_trial(name, loaded.logits, config, challenge) for name in attacks]
+    if trials:
+        print(arithmetic(trials))
     warnings = pitfalls.before(challenge, config, images, trials, loaded) if trials else []
     warn(warnings)
     width = max(map(len, names))

@@ -8,7 +8,7 @@ from common import cards, checkpoints, config, submission
 from common.errors import InputError
 from common.evaluation import pitfalls, suites
 from common.evaluation.presets import make_evaluator, run_with_state
-from common.evaluation.report import describe, line, table, warn
+from common.evaluation.report import arithmetic, describe, line, table, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
@@ -161,6 +161,7 @@ def _evaluate_one(
         natural = _published(challenge, "natural", loaded)
         adversarial = _published(challenge, preset, loaded, source)
     print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
+    print(arithmetic([trial]))
     warnings = warn(pitfalls.before(challenge, config, images, [trial], source or loaded))
     state = None
     if state_dir is None:
@@ -220,6 +221,7 @@ def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, s
     state = State.in_directory(state_dir, key)
     _print_models(loaded, source)
     print(f"attacks: {', '.join(trial.name for trial in trials)}")
+    print(arithmetic(trials))
     count = min(pitfalls.NUM_IMAGES, len(images.images))
     print(f"checking the model on {count} images", flush=True)
     warnings = warn(

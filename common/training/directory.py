@@ -6,7 +6,8 @@ import pathlib
 
 from common import checkpoint_files, checkpoints
 from common import config as config_lib
-from common.errors import InputError, reason_of
+from common.attack import precision
+from common.errors import InputError, one_line, reason_of
 from common.files import Lock, keep_aside, write_atomically
 from common.original_checkpoints import is_original
 from common.training import runs, validation
@@ -108,22 +109,52 @@ def check(directory, config, challenge):
         )
     if not is_training:
         return
-    try:
-        old = config_lib.read_json(directory / "config.json")
-    except InputError:  # it is kept aside when the new one is written
+    recorded = _recorded(directory)
+    if recorded is None:
         return
+    known = {field.name for field in dataclasses.fields(config)}
+    old = {name: value for name, value in recorded.items() if name in known}
     # A setting that is newer than the training had the value that config.json has now.
-    old = {**config_lib.read_json(challenge.directory / "config.json"), **old}
+    old = dataclasses.asdict(config_lib.make_config(challenge, (directory / "config.json", old)))
     differing = [
-        f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
-        for name, value in json.loads(config.to_json()).items()
-        if name not in config_lib.NOT_OF_TRAINING and old.get(name) != value
+        f"{name} ({json.dumps(old[name])} there, {json.dumps(value)} now)"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in config_lib.NOT_OF_TRAINING and old[name] != value
     ]
     if differing:
         raise InputError(
             f"--model_dir: expected a training with the same settings in {directory}, "
             f"got other {', '.join(differing)}; give another directory"
         )
+
+
+def with_precision(config):
+    """The config of a training with its arithmetic decided, and says which and why.
+
+    "auto" is what the training in `config.model_dir` began with, else bfloat16 where this machine
+    multiplies it fast.
+
+    Args:
+        config: the challenge's config.
+    """
+    unit = precision.bfloat16_unit()
+    chosen = config.precision
+    if chosen == "auto":
+        chosen = "float32" if unit is None else "bfloat16"
+        chosen = (_recorded(pathlib.Path(config.model_dir)) or {}).get("precision", chosen)
+    config = dataclasses.replace(config, precision=config_lib.precision(chosen, None))
+    if config.precision == "bfloat16":
+        where = "which this machine has no known unit for" if unit is None else f"by {unit}"
+        print(one_line(f"training steps in bfloat16, {where}; weights and verdicts in float32"))
+    return config
+
+
+def _recorded(directory):
+    """What config.json of a training's directory holds, or None without one that is whole."""
+    try:
+        return {"precision": "float32", **config_lib.read_json(directory / "config.json")}
+    except InputError:  # a damaged one is kept aside when the new one is written
+        return None
 
 
 _DAMAGED = "config.json.damaged"

@@ -10,7 +10,7 @@ from common.errors import one_line
 from common.interruption import Interruption
 from common.training import steps
 from common.training.batches import training_batches
-from common.training.directory import TrainingDirectory
+from common.training.directory import TrainingDirectory, with_precision
 from common.training.progress import Log
 from common.training.validation import Validation
 
@@ -22,7 +22,6 @@ def train(
     *,
     optimizer,
     reduce_loss,
-    model=None,
     augment=None,
     batch_statistics=False,
     validation_images=None,
@@ -42,8 +41,6 @@ def train(
         images: a `common.data.Split` to train on.
         optimizer: a keras optimizer.
         reduce_loss: maps a batch's cross-entropies to its loss: tf.reduce_sum or tf.reduce_mean.
-        model: keras.Model to train, the challenge's network in another precision; the network that
-            is evaluated and exported has its weights, in float32. None trains in float32.
         augment: see `training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
         validation_images: a `common.data.Split` to watch the training on, or None.
@@ -58,10 +55,13 @@ def train(
             cannot be written; a setting is out of range; a loss or weight is not finite.
         Interrupted: the training was ended before its last step; the same call resumes it.
     """
+    config = with_precision(config)
     with TrainingDirectory(config, challenge) as directory:
-        result = challenge.build_model(config)
-        if model is None:
-            model = challenge.build_model(config) if config.average_decay else result
+        result = model = challenge.build_model(config)
+        if config.precision == "bfloat16":
+            model = challenge.build_model(config, "mixed_bfloat16")
+        elif config.average_decay:
+            model = challenge.build_model(config)
         perturb = steps.make_adversary(config, challenge, model, batch_statistics)
         update = steps.make_update(config, model, optimizer, reduce_loss, result)
         if timed is not None:

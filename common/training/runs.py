@@ -30,12 +30,13 @@ class Runs:
         self._path = pathlib.Path(directory) / FILE
         consequence = "a new one is begun"
         self._runs = json_shapes.read_or_keep_aside(self._path, _SHAPE, consequence) or []
-        before = self._runs[-1].get("versions") if self._runs else None
+        before = self._runs[-1] if self._runs else {}
         self._earlier = sum(run["seconds"] for run in self._runs)
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
-        if before not in (None, self._runs[-1]["versions"]):
-            print(one_line(f"note: this training began with other versions, {before}"))
+        for part in ("versions", "hardware"):
+            if before.get(part) not in (None, self._runs[-1][part]):
+                print(one_line(f"note: this training began with other {part}, {before[part]}"))
         self.update(step)
 
     def update(self, step):

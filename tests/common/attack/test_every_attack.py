@@ -117,7 +117,7 @@ def test_a_fast_model_in_padded_halves_gives_the_same(name):
         sizes.add(x.shape[0])
         return model(x)
 
-    fast = make(name, FastModel(model, lambda: prepared), "linf")
+    fast = make(name, FastModel(model, lambda precision: prepared), "linf")
     expected = make(name, model, "linf").perturb(x_nat, y, seed=3)
     np.testing.assert_allclose(fast.perturb(x_nat, y, seed=3), expected, atol=1e-6)
     assert None not in sizes

@@ -834,7 +834,7 @@ def test_pgd_is_compiled_for_few_sizes(kind, order):
     if kind == "fast":
         prepared = collections.Counter()
 
-        def prepare():
+        def prepare(precision):
             prepared["times"] += 1
             return model
 
@@ -859,7 +859,7 @@ def test_the_others_are_compiled_for_few_sizes(name):
     y = np.argmax(MODEL(x_nat), axis=1)
     prepared = collections.Counter()
 
-    def prepare():
+    def prepare(precision):
         prepared["times"] += 1
         return MODEL
 

@@ -205,7 +205,7 @@ def test_batch_statistics_move_the_averages_at_every_step(normed):
 def test_a_fast_model_is_prepared_once_an_attack_and_gives_the_same(noisy):
     calls = []
 
-    def prepare():
+    def prepare(precision):
         calls.append("prepare")
         return linear
 
@@ -223,7 +223,7 @@ def test_xla_finds_the_same_and_needs_no_preparation(digits, random_start):
     x_nat, y = digits
     model = build_model(scale=1, seed=1)
 
-    def prepare():
+    def prepare(precision):
         raise AssertionError("not under XLA")
 
     options = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 4, "random_start": random_start}

@@ -116,7 +116,7 @@ LABEL = np.array([0], "i4")
 
 
 def adversary(model, **settings):
-    challenge = dataclasses.replace(MNIST, fast_logits=lambda model: model)
+    challenge = dataclasses.replace(MNIST, fast_logits=lambda model, precision: model)
     return steps.make_adversary(config_of(MNIST, **settings), challenge, model)
 
 
