@@ -4,8 +4,8 @@
 
 All run in one process and in turn, round by round. The unit is the example-step: one forward and
 one input-gradient pass of one image and one update of its pixels. `share` is the part of the
-machine's float32 matrix product rate, measured in the same rounds, that this amounts to, counting
-two passes of two operations for each multiplication and addition of the network.
+machine's matrix product rate, measured in the same rounds and arithmetic, that this amounts to,
+counting two passes of two operations for each multiplication and addition of the network.
 """
 
 import functools
@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, peers, plain
-from benchmarks.measure import OURS, PLAIN
+from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
@@ -98,8 +98,8 @@ def main():
 
 def _implementations():
     """The names of the implementations that are timed."""
-    names = FLAGS.implementations or [OURS, PLAIN, *peers.importable()]
-    known = [OURS, PLAIN, *peers.PEERS]
+    names = FLAGS.implementations or [OURS, OURS_BFLOAT16, PLAIN, *peers.importable()]
+    known = [OURS, OURS_BFLOAT16, PLAIN, *peers.PEERS]
     for name in names:
         if name not in known:
             raise InputError(
@@ -133,8 +133,20 @@ def _attacks(challenge, model, settings):
     """A function from a name, NumPy images and labels to a function that attacks them."""
     settings = {**settings, "bounds": challenge.bounds}
     plain_model = plain.build_model(challenge, model.get_weights())
-    ours = PGD(checkpoints.fast_model(model, challenge), random_start=False, **settings)
-    perturbs = {OURS: ours.perturb, PLAIN: plain.pgd(plain_model, **settings)}
+    ours, ours_bfloat16 = (
+        PGD(
+            checkpoints.fast_model(model, challenge),
+            random_start=False,
+            precision=precision,
+            **settings,
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    perturbs = {
+        OURS: ours.perturb,
+        OURS_BFLOAT16: ours_bfloat16.perturb,
+        PLAIN: plain.pgd(plain_model, **settings),
+    }
 
     def make(name, x_nat, y):
         if name in perturbs:
@@ -147,18 +159,27 @@ def _attacks(challenge, model, settings):
 def _measure(attacks, model, y, num_steps):
     """Times the attacks on a batch in turn; returns the result as a dict."""
     count, operations = len(y), _operations(model)
-    multiply, multiply_operations = measure.matmul_rate()
-    seconds = measure.in_turn({"matmul": multiply, **attacks}, FLAGS.rounds)
-    matmul = measure.rates(seconds.pop("matmul"), multiply_operations)
-    print(f"batch {count}: matmul {matmul['median'] / 1e9:.0f} GFLOP/s")
-    result = {"batch_size": count, "matmul_flop_per_second": matmul, "implementations": {}}
+    matmuls = {dtype: measure.matmul(dtype) for dtype in ("float32", "bfloat16")}
+    seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds)
+    matmul = {
+        dtype: measure.rates(seconds.pop(dtype), measure.MATMUL_OPERATIONS) for dtype in matmuls
+    }
+    described = [f"{rate['median'] / 1e9:.0f} in {dtype}" for dtype, rate in matmul.items()]
+    print(f"batch {count}: matmul, GFLOP/s: {', '.join(described)}")
+    result = {
+        "batch_size": count,
+        "matmul_flop_per_second": matmul["float32"],
+        "bfloat16_matmul_flop_per_second": matmul["bfloat16"],
+        "implementations": {},
+    }
     for name, attack in attacks.items():
         rate = measure.rates(seconds[name], count * num_steps)
         x_adv = tf.constant(peers.to_images(attack()), tf.float32)
         correct = np.argmax(model(x_adv, training=False), axis=-1) == y
+        dtype = "bfloat16" if "bfloat16" in name else "float32"
         entry = {
             "example_steps_per_second": rate,
-            "share": rate["median"] * operations / matmul["median"],
+            "share": rate["median"] * operations / matmul[dtype]["median"],
             "adversarial_accuracy": 100 * np.mean(correct),
         }
         if FLAGS.model == "cifar_wide":

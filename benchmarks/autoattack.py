@@ -36,7 +36,7 @@ from common.config import make_config
 from common.errors import InputError, one_line
 from common.evaluation.evaluator import Evaluator
 from common.evaluation.results import Trial
-from common.files import check_writable, read_json
+from common.files import check_writable
 from common.provenance import provenance
 from common.scripts.flags import define_path
 from mnist_challenge.challenge import MNIST
@@ -108,44 +108,25 @@ def main():
         "settings": both.settings(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    entries = earlier_entries(FLAGS.output_json, what)
+
+    def earlier():
+        return measure.earlier_entries(FLAGS.output_json, what, worst_case)
+
+    entries = earlier()
     for name in FLAGS.attacks:
         if name not in entries:
             entry = both.run(name)
-            entries = {**entries, **earlier_entries(FLAGS.output_json, what), name: entry}
+            entries = {
+                **entries,
+                **measure.earlier_entries(FLAGS.output_json, what, worst_case),
+                name: entry,
+            }
             entries = {name: entries[name] for name in (*THEIR_NAMES, SUITE) if name in entries}
             if FLAGS.output_json:
                 result = {**what, "attacks": entries, "worst_case": worst_case(entries)}
                 measure.save(FLAGS.output_json, result, PACKAGES)
         print(f"{name:14} {_line(entries[name])}", flush=True)
     print(f"{'worst case':14} {_line(worst_case(entries))}")
-
-
-def earlier_entries(path, what):
-    """The entries, by attack, of a result file, which need not exist yet.
-
-    Args:
-        path: the file, or None.
-        what: dict that says what is compared.
-
-    Raises:
-        InputError: it holds another comparison.
-    """
-    if path is None or not os.path.exists(path):
-        return {}
-    try:
-        result = read_json(path)
-        differing = [name for name, value in what.items() if result[name] != value]
-        entries = result["attacks"]
-        worst_case(entries)
-    except Exception:  # a file of something else may raise anything
-        raise InputError(f"--output_json: expected a new file, got {path}") from None
-    if differing:
-        raise InputError(
-            f"--output_json: expected a new file or one of the same comparison, got {path}, which "
-            f"differs in {', '.join(differing)}"
-        )
-    return entries
 
 
 def worst_case(entries):

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import InputError
-from common.files import write_json
+from common.files import read_json, write_json
 from common.provenance import provenance
 from common.scripts import app
 
 # What the benchmarks compare, beside the peers.
-OURS, PLAIN, OURS_MIXED = "ours", "plain tf.function", "ours in mixed_bfloat16"
+OURS, PLAIN, OURS_BFLOAT16 = "ours", "plain tf.function", "ours in bfloat16"
 
 
 def run(main, define_flags):
@@ -61,11 +61,14 @@ def rates(seconds, work):
     return {"median": np.median(each), "lowest": each.min(), "highest": each.max()}
 
 
-def matmul_rate():
-    """A function that multiplies two float32 4096x4096 matrices, and the number of operations."""
-    matrix = tf.random.normal((4096, 4096))
-    multiply = tf.function(lambda a: tf.linalg.trace(a @ a))
-    return lambda: multiply(matrix).numpy(), 2 * 4096**3
+MATMUL_OPERATIONS = 2 * 4096**3
+
+
+def matmul(dtype):
+    """A function that multiplies two 4096x4096 matrices, `MATMUL_OPERATIONS`, of a dtype."""
+    matrix = tf.cast(tf.random.normal((4096, 4096)), dtype)
+    multiply = tf.function(lambda a: tf.linalg.trace(tf.cast(a @ a, tf.float32)))
+    return lambda: multiply(matrix).numpy()
 
 
 def peak_memory(script, *flags):
@@ -82,6 +85,34 @@ def own_peak_memory():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**20
     raise InputError("peak memory: expected VmHWM in /proc/self/status, which Linux has")
+
+
+def earlier_entries(path, what, check=lambda entries: None):
+    """The entries, by name, of the attacks in a result file, which need not exist yet.
+
+    Args:
+        path: the file, or None.
+        what: dict that says what is measured; the file must say the same.
+        check: function of the entries that raises anything if they are damaged.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if path is None or not os.path.exists(path):
+        return {}
+    try:
+        result = read_json(path)
+        differing = [name for name, value in what.items() if result[name] != value]
+        entries = result["attacks"]
+        check(entries)
+    except Exception:  # a file of something else may raise anything
+        raise InputError(f"--output_json: expected a new file, got {path}") from None
+    if differing:
+        raise InputError(
+            f"--output_json: expected a new file or one of the same comparison, got {path}, which "
+            f"differs in {', '.join(differing)}"
+        )
+    return entries
 
 
 def save(path, result, packages=()):

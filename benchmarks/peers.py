@@ -14,6 +14,7 @@ PEERS = {
     "Foolbox TensorFlow": ("foolbox",),
     "ART TensorFlow": ("adversarial-robustness-toolbox",),
     "torch channels_last": ("torch",),
+    "torch channels_last in bfloat16": ("torch",),
     "Foolbox torch": ("foolbox", "torch"),
     "torchattacks": ("torchattacks", "torch"),
 }
@@ -120,13 +121,15 @@ def _tensorflow(name, model, x_nat, y, *, epsilon, step_size, num_steps, bounds)
 def _torch(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds):
     import torch
 
-    channels_last = name == "torch channels_last"
+    channels_last = name.startswith("torch channels_last")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = _torch_network(keras_model).to(memory_format=layout)
     x = torch.tensor(x_nat.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     labels = torch.tensor(y)
     if channels_last:
-        return lambda: _torch_pgd(model, x, labels, epsilon, step_size, num_steps, bounds)
+        if "bfloat16" in name:
+            model = _autocast(model)
+        return lambda: torch_pgd(model, x, labels, epsilon, step_size, num_steps, bounds)
     if name == "Foolbox torch":
         import foolbox
 
@@ -150,7 +153,19 @@ def _torch(name, keras_model, x_nat, y, *, epsilon, step_size, num_steps, bounds
     return lambda: attack(x, labels) * width
 
 
-def _torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
+def _autocast(model):
+    """The logits of a torch.nn.Module as float32, computed in what autocast takes for bfloat16."""
+    import torch
+
+    def logits(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x).float()
+
+    return logits
+
+
+def torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
+    """PGD as a user of torch writes it, from the images themselves; arguments as in `make`."""
     import torch
 
     x = x_nat
@@ -161,6 +176,62 @@ def _torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
         x = x.detach() + step_size * gradient.sign()
         x = torch.clamp(torch.min(torch.max(x, x_nat - epsilon), x_nat + epsilon), *bounds)
     return x
+
+
+def training_step(
+    keras_model,
+    x_nat,
+    y,
+    *,
+    epsilon,
+    step_size,
+    num_steps,
+    bounds,
+    batch_statistics,
+    is_summed,
+    rate,
+    momentum,
+    weight_decay,
+):
+    """A step of adversarial training in torch, channels last, under autocast for bfloat16.
+
+    Args:
+        keras_model, x_nat, y, epsilon, step_size, num_steps, bounds: see `make`.
+        batch_statistics: whether the attack runs the network in training mode.
+        is_summed: whether the loss is the sum over the batch and not its mean.
+        rate: of the optimizer, which is SGD with `momentum`, or Adam if that is None.
+        weight_decay: factor of half the squared kernels in the loss.
+
+    Returns:
+        A function without arguments that takes the step and returns the loss as a float.
+    """
+    import torch
+
+    model = _torch_network(keras_model).requires_grad_(True)
+    model = model.to(memory_format=torch.channels_last)
+    logits = _autocast(model)
+    kernels = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() == 1]
+    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others}]
+    if momentum is None:
+        optimizer = torch.optim.Adam(groups, lr=rate)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
+    x = torch.tensor(x_nat.transpose(0, 3, 1, 2).copy()).to(memory_format=torch.channels_last)
+    labels = torch.tensor(y)
+
+    def step():
+        model.train(batch_statistics)
+        x_adv = torch_pgd(logits, x, labels, epsilon, step_size, num_steps, bounds)
+        model.train()
+        reduction = "sum" if is_summed else "mean"
+        loss = torch.nn.functional.cross_entropy(logits(x_adv), labels, reduction=reduction)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return step
 
 
 def scaled_torch_network(keras_model, width):

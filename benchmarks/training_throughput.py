@@ -1,4 +1,4 @@
-"""Times a step of adversarial training: ours, and the plain implementation.
+"""Times a step of adversarial training: ours, the plain implementation, and torch's if installed.
 
     python benchmarks/training_throughput.py --model=mnist|cifar_simple|cifar_wide
 
@@ -27,8 +27,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from benchmarks import measure, plain
-from benchmarks.measure import OURS, OURS_MIXED, PLAIN
+from benchmarks import measure, peers, plain
+from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge import train as cifar10
 from cifar10_challenge.challenge import CIFAR10
 from common.config import make_config
@@ -46,6 +46,8 @@ MODELS = {
     "cifar_wide": (CIFAR10, {"width": "wide"}, cifar10, tf.reduce_mean),
 }
 
+TORCH = "torch channels_last in bfloat16"
+
 FLAGS = flags.FLAGS
 
 
@@ -60,7 +62,8 @@ def define_flags():
     flags.DEFINE_list(
         "implementations",
         None,
-        f"which to time, of {OURS}, {PLAIN} and, on CIFAR-10, {OURS_MIXED}; default: all",
+        f"which to time, of {OURS}, {OURS_BFLOAT16}, {PLAIN} and, if torch is installed, {TORCH}; "
+        "default: all",
     )
     define_path("output_json", None, "file to write the result to")
     flags.DEFINE_bool("print_peak_memory", False, "one step; the last line is the memory in GiB")
@@ -71,9 +74,9 @@ def main():
     if FLAGS.output_json:
         check_writable("--output_json", FLAGS.output_json)
     challenge, size, script, reduce_loss = MODELS[FLAGS.model]
-    makers = {OURS: our_step, PLAIN: plain_step}
-    if challenge is CIFAR10:
-        makers[OURS_MIXED] = our_mixed_step
+    makers = {OURS: our_step, OURS_BFLOAT16: our_bfloat16_step, PLAIN: plain_step}
+    if TORCH in peers.importable():
+        makers[TORCH] = torch_step
     names = FLAGS.implementations or list(makers)
     if not set(names) <= set(makers):
         raise InputError(f"--implementations: expected {', '.join(makers)}, got {names}")
@@ -124,19 +127,19 @@ def main():
         measure.save(FLAGS.output_json, result)
 
 
-def our_step(challenge, config, reduce_loss, x, y, model=None):
+def our_step(challenge, config, reduce_loss, x, y, precision="float32"):
     """A step as `common.training.train` takes it, as function without arguments."""
-    model, optimizer = model or challenge.build_model(config), _optimizer(challenge, config)
+    config = dataclasses.replace(config, precision=precision)
+    policy = "mixed_bfloat16" if precision == "bfloat16" else precision
+    model, optimizer = challenge.build_model(config, policy), _optimizer(challenge, config)
     perturb = steps.make_adversary(config, challenge, model, _batch_statistics(config))
     update = steps.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(perturb(x, y, 0), y)[0])
 
 
-def our_mixed_step(challenge, config, reduce_loss, x, y):
-    """The same step with --precision=mixed_bfloat16."""
-    config = dataclasses.replace(config, precision="mixed_bfloat16")
-    model = cifar10.mixed_precision_model(config)
-    return our_step(challenge, config, reduce_loss, x, y, model)
+def our_bfloat16_step(challenge, config, reduce_loss, x, y):
+    """The same step with --precision=bfloat16."""
+    return our_step(challenge, config, reduce_loss, x, y, "bfloat16")
 
 
 def plain_step(challenge, config, reduce_loss, x, y):
@@ -152,6 +155,25 @@ def plain_step(challenge, config, reduce_loss, x, y):
     )
     update = plain.update(model, _optimizer(challenge, config), reduce_loss)
     return lambda: float(update(perturb(x, y), y))
+
+
+def torch_step(challenge, config, reduce_loss, x, y):
+    """The same step in torch, channels last, under autocast; see `plain_step`."""
+    plain_model = plain.build_model(challenge, challenge.build_model(config).get_weights())
+    return peers.training_step(
+        plain_model,
+        x.numpy(),
+        y.numpy().astype(np.int64),
+        epsilon=config.epsilon,
+        step_size=config.step_size,
+        num_steps=config.num_steps,
+        bounds=challenge.bounds,
+        batch_statistics=_batch_statistics(config),
+        is_summed=reduce_loss is tf.reduce_sum,
+        rate=config.step_size_schedule[0][1],
+        momentum=getattr(config, "momentum", None),
+        weight_decay=getattr(config, "weight_decay", 0.0),
+    )
 
 
 def _optimizer(challenge, config):
@@ -181,7 +203,7 @@ def loop_share(challenge, config, script, reduce_loss):
     with tempfile.TemporaryDirectory() as directory:
         settings = {"model_dir": f"{directory}/model", "max_num_training_steps": FLAGS.loop_steps}
         train(
-            dataclasses.replace(config, **settings),
+            dataclasses.replace(config, precision="float32", **settings),
             challenge,
             challenge.load("test", allow_sample=True),
             optimizer=_optimizer(challenge, config),

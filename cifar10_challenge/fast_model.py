@@ -29,7 +29,7 @@ def fast_logits(model, precision="float32"):
     Args:
         model: keras.Model of `model.build_model`.
         precision: "float32" computes in the dtype of the weights, "bfloat16" in that between
-            standardisation and mean.
+            the first convolution and the mean.
 
     Returns:
         A function from float32 images (batch, 32, 32, 3) to float32 logits (batch, 10), with a
@@ -42,12 +42,12 @@ def fast_logits(model, precision="float32"):
         for layer in model.layers
         if layer.name.endswith("_conv1")
     ]
-    stem = tf.cast(model.get_layer("stem").kernel, dtype)
+    stem = tf.convert_to_tensor(model.get_layer("stem").kernel)
     last = _normalise(*_scale_and_offset(model.get_layer("last_norm")), dtype)
     kernel, bias = (tf.convert_to_tensor(weight) for weight in model.get_layer("logits").weights)
 
     def logits(image):
-        x = tf.nn.conv2d(tf.cast(_standardise(image), dtype), stem, 1, "SAME")
+        x = tf.cast(tf.nn.conv2d(_standardise(image), stem, 1, "SAME"), dtype)
         for unit in units:
             x = unit(x)
         x = tf.reduce_mean(tf.cast(last(x), kernel.dtype), axis=(1, 2))

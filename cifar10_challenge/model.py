@@ -25,7 +25,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
         weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
             kernel, the dense one too; batch norm and bias are left out.
         seed: int that decides the initial weights; None draws them.
-        precision: Keras's dtype policy for the layers between standardisation and mean, such as
+        precision: Keras's dtype policy for the layers between first convolution and mean, such as
             "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
             `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
@@ -45,7 +45,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
     images = {"data_format": "channels_last"}
     seeds = keras.random.SeedGenerator(seed)
 
-    def conv(x, filters, stride, name):
+    def conv(x, filters, stride, name, dtype=precision):
         # Deviation sqrt(2 / fan-out), not truncated.
         start = keras.initializers.RandomNormal(stddev=(2 / (9 * filters)) ** 0.5, seed=seeds)
         return layers.Conv2D(
@@ -57,7 +57,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
             **images,
             kernel_initializer=start,
             kernel_regularizer=keras.regularizers.L2(weight_decay / 2),
-            dtype=precision,
+            dtype=dtype,
             name=name,
         )(x)
 
@@ -82,7 +82,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
 
     image = keras.Input((32, 32, 3), dtype=dtype, name="image")
     x = Standardise(dtype=dtype, name="standardise")(image)
-    x = conv(x, stem, 1, "stem")
+    x = conv(x, stem, 1, "stem", dtype)
     for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2), strict=True), start=1):
         for unit in range(UNITS_PER_GROUP):
             first = group == 1 and unit == 0

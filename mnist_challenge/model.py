@@ -16,9 +16,10 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
         scale: the paper's capacity s: 1, 2, 4, 8 or 16. 16 is its main network (3,274,634
             parameters), 1 the smallest (13,514).
         seed: int that decides the initial weights; None draws them.
-        precision: Keras's dtype policy for the layers before the last one, such as
-            "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
-            `dtype`.
+        precision: Keras's dtype policy for the second convolution and the first dense layer, such
+            as "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. The
+            first convolution of a robust network is a threshold, which 8 bits of a pixel miss.
+            None is `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
             `precision`, for a reference without rounding.
 
@@ -43,18 +44,16 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
             "bias_initializer": keras.initializers.Constant(0.1),
         }
 
-    def conv(x, filters, name):
-        options = {"padding": "same", "name": name, **images, **start(precision)}
-        return layers.Conv2D(filters, 5, **options)(x)
-
-    def pool(x, number):
+    def convolve(x, filters, number, dtype):
+        options = {"padding": "same", "name": f"conv{number}", **images, **start(dtype)}
+        x = layers.Conv2D(filters, 5, **options)(x)
         # ReLU follows the pooling: max and ReLU commute, and there it has a quarter of the work.
-        x = layers.MaxPooling2D(2, **images, dtype=precision, name=f"pool{number}")(x)
-        return layers.ReLU(dtype=precision, name=f"relu{number}")(x)
+        x = layers.MaxPooling2D(2, **images, dtype=dtype, name=f"pool{number}")(x)
+        return layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
 
     image = keras.Input((28, 28, 1), dtype=dtype, name="image")
-    x = pool(conv(image, 2 * scale, "conv1"), 1)
-    x = pool(conv(x, 4 * scale, "conv2"), 2)
+    x = convolve(image, 2 * scale, 1, dtype)
+    x = convolve(x, 4 * scale, 2, precision)
     x = layers.Flatten(**images, dtype=precision, name="flatten")(x)
     x = layers.Dense(64 * scale, activation="relu", name="dense", **start(precision))(x)
     logits = layers.Dense(10, name="logits", **start(dtype))(x)

@@ -3,6 +3,7 @@
 python paper/readme_tables.py
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -14,7 +15,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from benchmarks.measure import OURS, OURS_MIXED, PLAIN
+from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
@@ -126,18 +127,26 @@ def _accuracy(entry):
 
 def attack_speed_table():
     """The table of PGD's speed by implementation, as Markdown."""
-    columns, matmul, machines = {}, [], {}
+    columns, matmul, machines = {}, {"float32": [], "bfloat16": []}, {}
     for model, name in SPEED_COLUMNS.items():
         machines.setdefault(_machine(f"attack_{model}"), []).append(name)
         for batch in read_speed(f"attack_{model}")["batches"]:
             columns[f"{name}, {batch['batch_size']}"] = batch["implementations"]
-            matmul.append(batch["matmul_flop_per_second"]["median"] / 1e9)
+            for dtype, prefix in (("float32", ""), ("bfloat16", "bfloat16_")):
+                if found := batch.get(f"{prefix}matmul_flop_per_second"):
+                    matmul[dtype].append(found["median"] / 1e9)
     names = dict.fromkeys(name for column in columns.values() for name in column)
     versions = read_speed("attack_mnist")["versions"]
     lines = ["| PGD | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in names:
         cells = [_speed(column[name]) if name in column else "" for column in columns.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        arithmetic = "" if "bfloat16" in name else " in float32"
+        lines.append(f"| {name}{arithmetic} | " + " | ".join(cells) + " |")
+    products = " and ".join(
+        f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s in {dtype}"
+        for dtype, rates in matmul.items()
+        if rates
+    )
     packages = {
         "tensorflow": "TensorFlow",
         "torch": "torch",
@@ -150,7 +159,7 @@ def attack_speed_table():
     lines += [
         "",
         "; ".join(where if len(where) > 1 else machines)
-        + f"; matrix products at {min(matmul):.0f} to {max(matmul):.0f} GFLOP/s. "
+        + f"; matrix products at {products}. "
         + ", ".join(
             f"{name} {versions[package].split('+')[0]}" for package, name in packages.items()
         )
@@ -172,8 +181,10 @@ def training_speed_table():
         "|---|---|---|---|---|---|---|",
     ]
     # The wide network's training has not been timed.
-    for model, key in (("mnist", OURS), ("cifar_simple", OURS), ("cifar_simple", OURS_MIXED)):
+    for model, key in itertools.product(("mnist", "cifar_simple"), (OURS, OURS_BFLOAT16)):
         name, result = SPEED_COLUMNS[model], read_speed(f"training_{model}")
+        if key not in result["implementations"]:
+            continue
         plain, ours = (result["implementations"][implementation] for implementation in (PLAIN, key))
         name += key.removeprefix(OURS)
         rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]

@@ -94,7 +94,6 @@ def train(challenge, model_dir, watched=False, **settings):
         sample,
         optimizer=optimizer,
         reduce_loss=tf.reduce_sum,
-        model=cifar10_train.mixed_precision_model(config) if challenge is CIFAR10 else None,
         augment=cifar10_train.augment if challenge is CIFAR10 else None,
         batch_statistics=challenge is CIFAR10,
         validation_images=sample if watched else None,

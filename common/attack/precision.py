@@ -18,6 +18,7 @@ from common.attack.gradient import as_logits, value_and_gradient
 from common.errors import InputError, one_line
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
 _CPU_UNITS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 _FIRST_GPU = (8, 0)  # the compute capability from which on a GPU multiplies bfloat16 fast
 # More than rounding does to logits, as a share of the largest; less than an unfit model does.
@@ -57,7 +58,7 @@ def bfloat16_unit():
     if tf.config.list_physical_devices("TPU"):
         return "the TPU"
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
     except OSError:  # not Linux
         return None
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
@@ -93,8 +94,8 @@ def _fault_of(model, image_shape, bounds):
     """Why a model cannot run in bfloat16, in words, or None if it can."""
     if not isinstance(model, keras.Model):
         return "the model is a function, not a keras.Model"
-    if None in image_shape:
-        return "the images' size is not known"
+    if not tf.executing_eagerly():
+        return "the first call is within a tf.function, where the model cannot be tried"
     noise = np.random.default_rng(0).uniform(*bounds, (_NUM_CHECKED, *image_shape))
 
     @tf.function(autograph=False)
@@ -107,15 +108,14 @@ def _fault_of(model, image_shape, bounds):
             )
         return z, gradient
 
-    with tf.init_scope():  # it may be called within a tf.function
-        x = tf.constant(noise, tf.float32)
-        exact = as_logits(model(x, training=False), x).numpy()
-        if len(_matrix_layers(model)) < 2:
-            return "the model has no product of matrices before its last layer"
-        try:
-            rounded, gradient = (tensor.numpy() for tensor in check(x))
-        except Exception as error:  # whatever a layer does that bfloat16 is not made for
-            return f"the model does not run in bfloat16: {type(error).__name__}: {error}"
+    x = tf.constant(noise, tf.float32)
+    exact = as_logits(model(x, training=False), x).numpy()
+    if len(_matrix_layers(model)) < 3:
+        return "the model has no product of matrices between its first and its last"
+    try:
+        rounded, gradient = (tensor.numpy() for tensor in check(x))
+    except Exception as error:  # whatever a layer does that bfloat16 is not made for
+        return f"the model does not run in bfloat16: {type(error).__name__}: {error}"
     with np.errstate(invalid="ignore"):
         known = np.isfinite(exact)
         scale = np.max(np.abs(exact[known]), initial=1e-6)
@@ -129,14 +129,14 @@ def _fault_of(model, image_shape, bounds):
 def in_bfloat16(model):
     """Within it, a keras.Model is traced in bfloat16, with its own float32 weights.
 
-    The layers from the first with a kernel to before the last one compute in Keras's policy
-    mixed_bfloat16. What is before, such as a scaling of pixels, and the last layer, which makes the
-    logits, stay as they are; so do layers that have another policy than float32.
+    The layers between the first and the last with a kernel compute in Keras's policy
+    mixed_bfloat16. The first and what is before it stay as they are, since 8 bits are few for
+    pixels, and the last, since it makes the logits; so do layers of another policy than float32.
     """
     layers = _leaves(model)
     matrix_layers = _matrix_layers(model)
     first, last = (layers.index(layer) for layer in (matrix_layers[0], matrix_layers[-1]))
-    changed = [layer for layer in layers[first:last] if layer.dtype_policy.name == "float32"]
+    changed = [layer for layer in layers[first + 1 : last] if layer.dtype_policy.name == "float32"]
     try:
         for layer in changed:
             layer.dtype_policy = "mixed_bfloat16"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import attack_throughput, autoattack, peers, plain, training_throughput
+from benchmarks import attack_throughput, autoattack, measure, peers, plain, training_throughput
 from cifar10_challenge.challenge import CIFAR10
 from common.attack import PGD
 from common.checkpoints import LoadedModel, fast_model
@@ -32,7 +32,7 @@ def run(script, *flags):
 
 def test_attack_throughput(tmp_path):
     target = tmp_path / "result.json"
-    names = ["ours", "plain tf.function"]
+    names = ["ours", "ours in bfloat16", "plain tf.function"]
     flags = ["--batch_size=4", "--rounds=2", f"--implementations={','.join(names)}"]
     done = run("attack_throughput.py", *flags, f"--output_json={target}")
     assert done.returncode == 0, done.stderr
@@ -42,10 +42,12 @@ def test_attack_throughput(tmp_path):
     assert result["hardware"]["threads"] > 0 and "tensorflow" in result["versions"]
     (batch,) = result["batches"]
     assert batch["batch_size"] == 4 and list(batch["implementations"]) == names
-    for entry in batch["implementations"].values():
+    for name, entry in batch["implementations"].items():
         rate = entry["example_steps_per_second"]
         assert 0 < rate["lowest"] <= rate["median"] <= rate["highest"]
-        expected = rate["median"] * 4e6 * 13.883904 / batch["matmul_flop_per_second"]["median"]
+        prefix = "bfloat16_" if "bfloat16" in name else ""
+        matmul = batch[f"{prefix}matmul_flop_per_second"]["median"]
+        expected = rate["median"] * 4e6 * 13.883904 / matmul
         assert entry["share"] == pytest.approx(expected)
 
 
@@ -67,7 +69,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
     x, y = (tf.constant(array) for array in pictures(4))
     exact, mixed = (
         make(CIFAR10, config, tf.reduce_mean, x, y)()
-        for make in (training_throughput.our_step, training_throughput.our_mixed_step)
+        for make in (training_throughput.our_step, training_throughput.our_bfloat16_step)
     )
     assert exact > 1 and exact != mixed
     assert mixed == pytest.approx(exact, rel=0.03)
@@ -80,6 +82,8 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("precision.py", "--attacks=magic", "--attacks: expected some of pgd, apgd_xent, suite"),
+        ("precision.py", "--seeds=x", "--seeds: expected whole numbers below 2**31, got ['x']"),
         ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),
         ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
@@ -120,6 +124,42 @@ def test_plain_networks_are_the_challenges(challenge, make, images):
     np.testing.assert_allclose(logits, model(x, training=False), rtol=1e-3, atol=1e-3)
 
 
+def test_precision_compares_both_arithmetics_and_resumes(tmp_path):
+    target = tmp_path / "result.json"
+    flags = ["--num_images=5", "--attacks=pgd", "--seeds=3", f"--output_json={target}"]
+    done = run("precision.py", *flags)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(target.read_text())["attacks"]["pgd, seed 3"]
+    for precision in ("float32", "bfloat16"):
+        assert entry[precision]["accuracy"] in (80.0, 100.0)
+        (attack,) = entry[precision]["attacks"]
+        assert attack["name"] == "paper_pgd_40" and attack["num_gradients"] >= 4 * 40
+    assert len(entry["only_float32_breaks"]) <= 1
+    written = target.read_bytes()
+    assert "times as fast" in run("precision.py", *flags).stdout
+    assert target.read_bytes() == written
+
+
+def test_a_step_in_torch_is_the_float32_step_to_rounding():
+    pytest.importorskip("torch")
+    for challenge, reduce_loss, (x, y) in (
+        (MNIST, tf.reduce_sum, digits(4)),
+        (CIFAR10, tf.reduce_mean, pictures(4)),
+    ):
+        size = {"num_steps": 1, "random_seed": 1, "step_size_schedule": [[0, 1e-3]]}
+        if challenge is CIFAR10:
+            size["width"] = "simple"
+        config = make_config(challenge, ("test", size))
+        arguments = (challenge, config, reduce_loss, tf.constant(x), tf.constant(y))
+        theirs = training_throughput.torch_step(*arguments)
+        plain_loss = training_throughput.plain_step(*arguments)()
+        losses = [theirs() for _ in range(5)]
+        # Ours has the weight decay in its loss, torch in its optimizer.
+        decay = plain_loss - losses[0] if challenge is CIFAR10 else 0.0
+        assert losses[0] + decay == pytest.approx(plain_loss, rel=0.03) and decay < 0.5
+        assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_attack_the_same_network(name):
     if name not in peers.importable():
@@ -131,7 +171,9 @@ def test_peers_attack_the_same_network(name):
     plain_model = plain.mnist_model(model.get_weights())
     attack = peers.make(name, plain_model, x, y.astype(np.int64), **settings)
     expected = PGD(fast_model(model, MNIST), random_start=False, **settings).perturb(x, y)
-    assert np.mean(np.abs(peers.to_images(attack()) - expected) > 1e-5) < 0.01
+    is_rounded = "bfloat16" in name  # it decides the sign of small gradients
+    differing = np.mean(np.abs(peers.to_images(attack()) - expected) > 1e-5)
+    assert differing < (0.2 if is_rounded else 0.01)
 
 
 def test_torch_network_of_cifar10_is_the_same():
@@ -182,16 +224,16 @@ def test_the_worst_case_is_over_the_attacks_that_ran_alone():
 
 def test_a_comparison_resumes_with_its_own_results_only(tmp_path):
     what, path = {"model": "adv_trained", "seed": 1}, tmp_path / "result.json"
-    assert autoattack.earlier_entries(path, what) == {}
+    assert measure.earlier_entries(path, what, autoattack.worst_case) == {}
     entries = {"square": autoattack_entry("10", "11", 1.0)}
     path.write_text(json.dumps({**what, "attacks": entries}))
-    assert autoattack.earlier_entries(path, what) == entries
+    assert measure.earlier_entries(path, what, autoattack.worst_case) == entries
     with pytest.raises(InputError, match="the same comparison, got .*, which differs in seed"):
-        autoattack.earlier_entries(path, {**what, "seed": 2})
+        measure.earlier_entries(path, {**what, "seed": 2}, autoattack.worst_case)
     for other in ({}, {**what, "attacks": {"square": {"ratio": 2.0}}}):
         path.write_text(json.dumps(other))
         with pytest.raises(InputError, match="--output_json: expected a new file, got "):
-            autoattack.earlier_entries(path, what)
+            measure.earlier_entries(path, what, autoattack.worst_case)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ def network(width, dtype="float32"):
     return model
 
 
-def compiled(model):
+def compiled(model, precision="float32"):
     """The fast logits of a keras.Model as one graph, as attacks use them."""
     prepare = fast_model(model, CIFAR10).prepare
-    return tf.function(lambda x: prepare()(x))
+    return tf.function(lambda x: prepare(precision)(x))
 
 
 # The wide network has Winograd's convolutions.
@@ -87,7 +87,7 @@ def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding():
     assert {weight.dtype for weight in model.weights} == {"float32"}
     logits = exact(x, training=False).numpy()
     gradient = input_gradient(lambda x: exact(x, training=False), tf.constant(x), y).numpy()
-    for mixed in (lambda x: model(x, training=False), compiled(model)):
+    for mixed in (lambda x: model(x, training=False), compiled(exact, "bfloat16")):
         actual = mixed(tf.constant(x)).numpy()
         assert actual.dtype == np.float32
         error = np.abs(actual - logits).max() / np.abs(logits).max()

@@ -272,7 +272,7 @@ def test_a_result_that_is_not_a_number_is_null(tmp_path):
 def test_a_damaged_result_is_not_replaced(content, tmp_path):
     path = tmp_path / "r.json"
     path.write_bytes(content)
-    message = refusal(autoattack.earlier_entries, str(path), {"model": "mnist"})
+    message = refusal(measure.earlier_entries, str(path), {"model": "mnist"}, autoattack.worst_case)
     assert message == f"--output_json: expected a new file, got {path}"
 
 

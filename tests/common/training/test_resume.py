@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
+from common.attack import precision as precision_lib
 from common.checkpoints import load_model
 from common.config import make_config
 from common.errors import InputError
 from common.evaluation import suites
 from common.evaluation.presets import make_evaluator
-from common.training import runs, steps
+from common.training import directory, runs, steps
 from mnist_challenge.challenge import MNIST
 from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
 
@@ -24,9 +24,10 @@ from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
     [
         (MNIST, {"scale": 1}),
         (MNIST, {"scale": 1, "average_decay": 0.9}),
+        (MNIST, {"scale": 1, "precision": "bfloat16"}),
         (CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}),
     ],
-    ids=["mnist", "mnist averaged", "cifar10 mixed"],
+    ids=["mnist", "mnist averaged", "mnist bfloat16", "cifar10 bfloat16"],
 )
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(challenge, settings, tmp_path, capsys):
     train(challenge, tmp_path / "whole", **settings)
@@ -178,22 +179,81 @@ def test_training_in_mixed_precision_gives_a_float32_network_with_its_weights(
     tmp_path, monkeypatch
 ):
     trained = []
-    build_model = cifar10_train.build_model
-    monkeypatch.setattr(
-        cifar10_train,
-        "build_model",
-        lambda *a, **k: trained.append(build_model(*a, **k)) or trained[-1],
-    )
-    settings = {**TINY_CIFAR10, "precision": "mixed_bfloat16", "max_num_training_steps": 2}
+    make_update = steps.make_update
+
+    def recorded(config, model, *others):
+        trained.append(model)
+        return make_update(config, model, *others)
+
+    monkeypatch.setattr(steps, "make_update", recorded)
+    settings = {**TINY_CIFAR10, "precision": "bfloat16", "max_num_training_steps": 2}
     model = train(CIFAR10, tmp_path, **settings)
-    assert trained[0].get_layer("stem").compute_dtype == "bfloat16"
+    assert trained[0].get_layer("unit1_0_conv1").compute_dtype == "bfloat16"
     before = CIFAR10.build_model(make_config(CIFAR10, ("test", settings))).get_weights()
     for weight, its, start in zip(model.weights, trained[0].weights, before, strict=True):
         np.testing.assert_array_equal(weight, its)
         assert np.any(its != start), weight.path
-    assert load_model(CIFAR10, tmp_path).model.get_layer("stem").compute_dtype == "float32"
+    assert all(
+        layer.compute_dtype == "float32" for layer in load_model(CIFAR10, tmp_path).model.layers
+    )
     digest = load_model(CIFAR10, tmp_path / "saved_model").digest()
     assert load_model(CIFAR10, tmp_path).digest() == digest
+
+
+@pytest.mark.parametrize(("unit", "precision"), [(None, "float32"), ("AMX-BF16", "bfloat16")])
+def test_auto_is_recorded_as_what_it_became(unit, precision, tmp_path, capsys, monkeypatch):
+    def recorded():
+        return json.loads((tmp_path / "config.json").read_text())["precision"]
+
+    settings = {"scale": 1, "precision": "auto"}
+    monkeypatch.setattr(precision_lib, "bfloat16_unit", lambda: unit)
+    train(MNIST, tmp_path, **settings, max_num_training_steps=2)
+    assert recorded() == precision
+    # It is the training's from then on, on any machine.
+    other = None if unit else "AMX-BF16"
+    monkeypatch.setattr(precision_lib, "bfloat16_unit", lambda: other)
+    change_of_processor(tmp_path)
+    capsys.readouterr()
+    train(MNIST, tmp_path, **settings, max_num_training_steps=4)
+    assert recorded() == precision
+    printed = capsys.readouterr().out
+    assert "note: this training began with other hardware, {'processor': 'another'" in printed
+    assert ("in bfloat16, which this machine has no known unit for" in printed) == bool(unit)
+    # Another arithmetic that is asked for is another training.
+    chosen = "float32" if unit else "mixed_bfloat16"
+    with pytest.raises(InputError, match=f'precision \\("{precision}" there, '):
+        train(MNIST, tmp_path, scale=1, precision=chosen)
+
+
+def change_of_processor(directory):
+    """Lets a training's last run look like another machine's."""
+    path = directory / "runs.json"
+    entries = json.loads(path.read_text())
+    entries[-1]["hardware"]["processor"] = "another"
+    path.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    ("challenge", "old", "now"),
+    [
+        (MNIST, None, "float32"),  # which there was no other of
+        (CIFAR10, "mixed_bfloat16", "bfloat16"),
+    ],
+    ids=["MNIST", "CIFAR-10"],
+)
+def test_a_training_from_before_keeps_its_arithmetic(challenge, old, now, tmp_path):
+    size = {"scale": 1} if challenge is MNIST else {"width": "simple"}
+    config = make_config(challenge, ("test", {**size, "model_dir": str(tmp_path)}))
+    settings = json.loads(config.to_json())
+    del settings["precision"], settings["natural_share"]
+    (tmp_path / "config.json").write_text(
+        json.dumps({**settings, **({"precision": old} if old else {})})
+    )
+    for name in ("checkpoint-1.index", "checkpoint-1.data-00000-of-00001"):
+        (tmp_path / name).touch()
+    config = directory.with_precision(config)
+    assert config.precision == now
+    directory.check(tmp_path, config, challenge)
 
 
 def test_runs_add_up(tmp_path):

@@ -1,0 +1,260 @@
+"""Attacks in bfloat16: what computes in it, and that float32 has the last word."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar10_challenge.challenge import CIFAR10
+from common import checkpoints
+from common.attack import APGD, FAB, PGD, FastModel, MultiTargeted, Square, precision
+from common.attack.losses import leads_by
+from common.errors import InputError
+from common.evaluation.results import Trial
+from mnist_challenge.challenge import MNIST
+from tests.common.attack.attack_cases import SHAPE, images, labelled, linear_model
+from tests.helpers import digits, input_gradient, pictures
+
+UNIT = precision.bfloat16_unit.__wrapped__  # the real one, which all tests go without
+BFLOAT16 = {"precision": "bfloat16", "jit_compile": False}
+OPTIONS = {"epsilon": 0.2, **BFLOAT16}
+STAGED = {
+    "apgd": lambda model: APGD(model, num_steps=12, **OPTIONS),
+    "apgd_targeted": lambda model: APGD(
+        model, num_steps=12, loss_func="targeted_dlr", num_targets=2, **OPTIONS
+    ),
+    "fab": lambda model: FAB(model, num_steps=8, num_targets=2, **OPTIONS),
+    "square": lambda model: Square(model, num_queries=30, **OPTIONS),
+    "multi_targeted": lambda model: MultiTargeted(
+        model, step_size=0.05, num_steps=4, num_targets=2, **OPTIONS
+    ),
+}
+staged = pytest.mark.parametrize("name", STAGED)
+
+
+def convolutional(*before_last):
+    return keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Rescaling(2.0, name="scale"),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="first"),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Flatten(),
+            *before_last,
+            keras.layers.Dense(5, name="logits"),
+        ]
+    )
+
+
+class Bound(keras.layers.Layer):
+    """Adds a float32 tensor, as a layer does that was not made for other arithmetic."""
+
+    def call(self, x):
+        return tf.add(x, tf.ones((), tf.float32))
+
+
+class Overflowing(keras.layers.Layer):
+    """A difference of large numbers, of which 8 bits leave nothing."""
+
+    def call(self, x):
+        return (x + 1000.0) - 1000.0
+
+
+def taken_for(model, x_nat=None, **options):
+    """The arithmetic that an attack takes for a model, once it has run."""
+    x_nat = images(4) if x_nat is None else x_nat
+    attack = PGD(model, epsilon=0.1, step_size=0.05, num_steps=1, **options)
+    attack.perturb(x_nat, np.zeros(len(x_nat), "i4"))
+    return attack.precision
+
+
+def test_any_keras_model_runs_in_bfloat16_with_its_own_weights():
+    model = convolutional()
+    x = tf.constant(images())
+    y = np.zeros(len(x), "i4")
+    expected = model(x)
+    seen = {}
+
+    def in_bfloat16(x):
+        with precision.in_bfloat16(model):
+            seen.update({layer.name: layer.compute_dtype for layer in model.layers})
+            return model(x)
+
+    logits = tf.function(in_bfloat16)(x)
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert logits.dtype == tf.float32 and 1e-5 < error < 0.03
+    assert {seen[name] for name in ("conv", "norm")} == {"bfloat16"}
+    # 8 bits are too few for pixels, and for logits.
+    assert {seen[name] for name in ("scale", "first", "logits")} == {"float32"}
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+
+    # The attack's gradient is that one's, and it follows weights that change.
+    attack = PGD(model, epsilon=0.1, step_size=0.05, num_steps=1, random_start=False, **BFLOAT16)
+    for factor in (1.0, -1.0):
+        model.get_layer("logits").kernel.assign(factor * model.get_layer("logits").kernel)
+        gradient = input_gradient(tf.function(in_bfloat16), x, y)
+        stepped = np.clip(x + 0.05 * np.sign(gradient), 0, 1)
+        # Where a gradient is all but zero, rounding decides its sign.
+        assert np.mean(np.abs(attack.perturb(x, y) - stepped) > 1e-6) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (linear_model()[2], "the model is a function, not a keras.Model"),
+        (convolutional(Bound()), "the model does not run in bfloat16: "),
+        (convolutional(Overflowing()), "bfloat16 changes the model's logits by more than rounding"),
+        (
+            keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(5)]),
+            "the model has no product of matrices between its first and its last",
+        ),
+    ],
+    ids=["function", "float32 layer", "cancellation", "linear"],
+)
+def test_a_model_that_cannot_is_attacked_in_float32_with_the_reason(model, reason):
+    taken = taken_for(model, **BFLOAT16)
+    assert taken.name == "float32" and taken.reason.startswith(reason)
+    assert "\n" not in str(taken)
+
+
+def test_a_block_that_is_no_model_computes_in_bfloat16_within():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = keras.layers.Conv2D(8, 3, name="inner")
+
+        def call(self, x):
+            seen.append(self.conv.compute_dtype)
+            return self.conv(x)
+
+    seen = []
+    model = keras.Sequential(
+        [keras.Input(SHAPE), Block(), Block(), keras.layers.Flatten(), keras.layers.Dense(5)]
+    )
+    seen.clear()
+    assert taken_for(model, **BFLOAT16).name == "bfloat16"
+    assert set(seen) == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize(("unit", "name"), [(None, "float32"), ("AMX-BF16", "bfloat16")])
+def test_auto_takes_bfloat16_where_a_unit_multiplies_it(unit, name, monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_unit", lambda: unit)
+    taken = taken_for(convolutional(), precision="auto")
+    assert taken.name == name
+    assert (f"by {unit}" if unit else "no unit for bfloat16 is known here") == taken.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile\n", "AMX-BF16"),
+        ("processor: 0\nflags : fpu avx512_bf16\n", "AVX512-BF16"),
+        ("flags : fpu avx2\n", None),
+        ("Features : fp asimd\n", None),
+        (None, None),
+    ],
+)
+def test_the_unit_is_read_from_the_processors_flags(text, unit, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(precision, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    assert UNIT() == unit
+
+
+@pytest.mark.parametrize(("capability", "is_fast"), [((7, 5), False), ((8, 0), True)])
+def test_a_gpu_counts_from_compute_capability_8(capability, is_fast, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] * (kind == "GPU"))
+    details = {"compute_capability": capability, "device_name": "a GPU"}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    assert (UNIT() == "a GPU") == is_fast
+
+
+def test_another_name_is_refused():
+    with pytest.raises(InputError, match="precision: expected one of auto, float32, bfloat16, got"):
+        taken_for(linear_model()[2], precision="float16")
+
+
+@pytest.mark.parametrize(
+    ("challenge", "taken"), [(MNIST, digits), (CIFAR10, pictures)], ids=["MNIST", "CIFAR-10"]
+)
+def test_the_fast_forms_agree_to_the_rounding_of_bfloat16(challenge, taken):
+    x, y = taken(20)
+    x = tf.constant(x)
+    model = checkpoints.load_model(challenge, challenge.shipped).logits
+    exact, rounded = (
+        tf.function(lambda x, name=name: model.prepare(name)(x)) for name in ("float32", "bfloat16")
+    )
+    z, expected = rounded(x).numpy(), exact(x).numpy()
+    assert z.dtype == np.float32
+    error = np.abs(z - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 0.02  # bfloat16 has 8 bits
+    g, h = (input_gradient(form, x, y).numpy() for form in (rounded, exact))
+    assert g.dtype == np.float32
+    assert np.sum(g * h) / np.linalg.norm(g) / np.linalg.norm(h) > 0.99
+    # Where float32 has no gradient, neither has bfloat16: no image brings the filters above zero.
+    assert np.all(g[(h == 0).all(axis=(1, 2, 3))] == 0)
+
+
+def attacked(name, rounded):
+    """An attack on a linear model in float32, and on one of the same whose bfloat16 is `rounded`.
+
+    Returns:
+        The second attack, the images that it is given and their labels, and for both attacks, which
+        examples they broke.
+    """
+    _, _, model = linear_model()
+    x, y = labelled(model)
+    x, y = x[y == y[0]], y[y == y[0]]  # so that `rounded` need not know the rows
+    two_faced = FastModel(
+        model, lambda name: model if name == "float32" else lambda x: rounded(model(x), y[0])
+    )
+    attack = STAGED[name](two_faced)
+    broken = [
+        np.argmax(model(one.perturb(x, y, seed=1)), axis=1) != y
+        for one in (STAGED[name](model), attack)
+    ]
+    assert attack.precision.name == "bfloat16" and broken[0].sum() > 0
+    return attack, x, *broken
+
+
+@pytest.mark.parametrize("name", ["apgd", "square", "multi_targeted"])
+def test_what_float32_does_not_confirm_goes_on_being_attacked(name):
+    def rounded(z, label):  # everything is broken at once, and the gradient is the true one
+        return z - 100.0 * tf.one_hot(label, 5)
+
+    attack, x, expected, found = attacked(name, rounded)
+    assert found.sum() >= expected.sum() - 1
+    # Who stands has been attacked to the end.
+    gradients, queries = attack.passes(len(x))
+    left = np.count_nonzero(~found)
+    assert gradients >= left * attack.num_gradients and queries >= left * attack.num_queries
+
+
+@staged
+def test_what_only_float32_sees_is_found_in_the_end(name):
+    def rounded(z, label):  # nothing ever leads by more than rounding
+        return z + 1e6
+
+    _, _, expected, found = attacked(name, rounded)
+    assert np.mean(found == expected) >= 0.75 and found.any()
+
+
+def test_a_lead_is_a_share_of_the_largest_logit():
+    logits = np.float32([[100, 101, 0], [100, 102, 0], [100, 99, 0], [1, 2, -np.inf]])
+    leads = leads_by(tf.constant(logits), np.zeros(4, "i4"), 0.015)
+    np.testing.assert_array_equal(leads, [False, True, False, True])
+
+
+def test_records_name_the_arithmetic_if_it_is_not_float32():
+    names = [
+        Trial(PGD(convolutional(), epsilon=0.1, step_size=0.1, num_steps=1, precision=name))
+        for name in ("float32", "bfloat16")
+    ]
+    for trial in names:
+        trial.attack.perturb(images(2), [0, 1])
+    exact, rounded = (trial.settings() for trial in names)
+    assert "precision" not in exact
+    assert rounded == {**exact, "precision": "bfloat16"}
