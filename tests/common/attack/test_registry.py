@@ -19,7 +19,7 @@ from tests.common.attack.attack_cases import labelled, linear_model
 
 def config(**values):
     settings = {"epsilon": 0.02, "step_size": 0.005, "num_steps": 4, "random_start": True}
-    settings |= {"loss_func": "xent", "kappa": 50.0, "jit_compile": False}
+    settings |= {"loss_func": "xent", "kappa": 50.0, "jit_compile": False, "precision": "float32"}
     return types.SimpleNamespace(**settings | values)
 
 
