@@ -14,7 +14,7 @@ import numpy as np
 
 from common import checkpoints, json_shapes
 from common.attack import is_misclassified
-from common.config import NOT_OF_TRAINING, read_json
+from common.config import NOT_OF_TRAINING, parsed, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Optional
@@ -241,10 +241,12 @@ def _training_settings(path):
 def _differences(challenge, config):
     """Returns the settings in which a training differs from config.json, in words."""
     of_evaluation = NOT_OF_TRAINING - {"max_num_training_steps"}
+    papers = read_json(challenge.directory / "config.json")
+    own, of_paper = parsed(challenge, config), parsed(challenge, papers)
     differences = [
         f"`{name}` {json.dumps(config[name])} ({json.dumps(value)})"
-        for name, value in read_json(challenge.directory / "config.json").items()
-        if name in config and name not in of_evaluation and config[name] != value
+        for name, value in papers.items()
+        if name in config and name not in of_evaluation and own[name] != of_paper[name]
     ]
     return ", ".join(differences) or "nothing"
 

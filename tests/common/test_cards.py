@@ -80,6 +80,16 @@ def test_published_numbers_are_those_of_the_same_training(challenge, row, model,
     assert found == expected
 
 
+def test_another_spelling_of_a_setting_is_no_difference():
+    card = cards.read(MNIST, "adv_trained")
+    text = cards.readme(MNIST, card)
+    schedule = read_json(MNIST.directory / "config.json")["step_size_schedule"]
+    assert "random_start" not in text and "`step_size_schedule`" in text
+    card["training"]["config"].update(random_start="yes", step_size_schedule=json.dumps(schedule))
+    text = cards.readme(MNIST, card)
+    assert "random_start" not in text and "`step_size_schedule`" not in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
 def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, directory, tfds_dir):
