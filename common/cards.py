@@ -202,16 +202,17 @@ def readme(challenge, card):
 
 
 def published(challenge, row, path, source_path=None):
-    """Returns the published numbers beside a model's own: "paper 91.8, leaderboard 92.52".
+    """Returns the published numbers beside a model's own: {"paper": 91.8, "leaderboard": 92.52}.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        row: "natural", or a preset of the challenge.
+        row: "natural", or a preset of the challenge; None, as for another attack, has no numbers.
         path: the model's path; its card or config.json says how it was trained.
         source_path: the path of the model that the examples are made on; None for the same model.
 
     Returns:
-        str, empty if nothing is published or it is not known how the model was trained.
+        dict, without a number that is not published, or if it is not known how the model was
+        trained.
     """
     settings = _training_settings(path)
     entry = {"row": row, "source": None, "source_adversary": None}
@@ -219,12 +220,12 @@ def published(challenge, row, path, source_path=None):
         source = _training_settings(source_path)
         entry.update(source="another", source_adversary=source and source["adversary"])
     if settings is None or (entry["source"] and entry["source_adversary"] is None):
-        return ""
+        return {}
     numbers = {
         "paper": paper_accuracy(challenge, settings, entry),
         "leaderboard": leaderboard_accuracy(challenge, settings, entry),
     }
-    return ", ".join(f"{where} {number}" for where, number in numbers.items() if number != "")
+    return {where: number for where, number in numbers.items() if number != ""}
 
 
 def _training_settings(path):
