@@ -92,8 +92,8 @@ def evaluate(challenge, config, flag_values):
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     source = _load_source(challenge, flag_values.source)
     images = load_test_images(config, challenge)
-    trials = _trials(challenge, config, flag_values, source or loaded)
-    each_alone = flag_values.each_alone
+    attacked, each_alone = source or loaded, flag_values.each_alone
+    trials = _trials(challenge, config, flag_values, attacked)
     evaluator = make_evaluator(
         challenge, config, trials, loaded, spare_misclassified=is_suite, each_alone=each_alone
     )
@@ -108,13 +108,11 @@ def evaluate(challenge, config, flag_values):
         print(f"checking the model on {count} images", flush=True)
     else:
         _print_attack(*trials, *presets)
-    attacked = source or loaded
     warnings = warn(pitfalls.before(challenge, config, images, trials, attacked, large=is_suite))
     name = (flag_values.suite or flag_values.attack) if is_suite else "attack"
+    report = _print_line if is_suite else None
     with resumable(state, name):
-        result = evaluator.run(
-            images.images, images.labels, state, _print_line if is_suite else None
-        )
+        result = evaluator.run(images.images, images.labels, state, report)
     numbers = _published(challenge, images, presets, loaded, source)
     if is_suite:
         late = pitfalls.check_result(result, trials) if source is None else []
