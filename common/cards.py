@@ -14,7 +14,7 @@ import numpy as np
 
 from common import checkpoints, json_shapes
 from common.attack import is_misclassified
-from common.config import NOT_OF_TRAINING, read_json
+from common.config import NOT_OF_TRAINING, parsed, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Optional
@@ -202,16 +202,17 @@ def readme(challenge, card):
 
 
 def published(challenge, row, path, source_path=None):
-    """Returns the published numbers beside a model's own: "paper 91.8, leaderboard 92.52".
+    """Returns the published numbers beside a model's own: {"paper": 91.8, "leaderboard": 92.52}.
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        row: "natural", or a preset of the challenge.
+        row: "natural", or a preset of the challenge; None, as for another attack, has no numbers.
         path: the model's path; its card or config.json says how it was trained.
         source_path: the path of the model that the examples are made on; None for the same model.
 
     Returns:
-        str, empty if nothing is published or it is not known how the model was trained.
+        dict, without a number that is not published, or if it is not known how the model was
+        trained.
     """
     settings = _training_settings(path)
     entry = {"row": row, "source": None, "source_adversary": None}
@@ -219,12 +220,12 @@ def published(challenge, row, path, source_path=None):
         source = _training_settings(source_path)
         entry.update(source="another", source_adversary=source and source["adversary"])
     if settings is None or (entry["source"] and entry["source_adversary"] is None):
-        return ""
+        return {}
     numbers = {
         "paper": paper_accuracy(challenge, settings, entry),
         "leaderboard": leaderboard_accuracy(challenge, settings, entry),
     }
-    return ", ".join(f"{where} {number}" for where, number in numbers.items() if number != "")
+    return {where: number for where, number in numbers.items() if number != ""}
 
 
 def _training_settings(path):
@@ -241,10 +242,12 @@ def _training_settings(path):
 def _differences(challenge, config):
     """Returns the settings in which a training differs from config.json, in words."""
     of_evaluation = NOT_OF_TRAINING - {"max_num_training_steps"}
+    papers = read_json(challenge.directory / "config.json")
+    own, of_paper = parsed(challenge, config), parsed(challenge, papers)
     differences = [
         f"`{name}` {json.dumps(config[name])} ({json.dumps(value)})"
-        for name, value in read_json(challenge.directory / "config.json").items()
-        if name in config and name not in of_evaluation and config[name] != value
+        for name, value in papers.items()
+        if name in config and name not in of_evaluation and own[name] != of_paper[name]
     ]
     return ", ".join(differences) or "nothing"
 

@@ -354,6 +354,22 @@ def read_json(path):
     }
 
 
+def parsed(challenge, values):
+    """Settings as `make_config` takes them, so that two spellings of a value are equal.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        values: {name: value}. A setting that is unknown, or whose value is refused, stays as it is.
+    """
+    fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
+    pixel_range = challenge.bounds[1] - challenge.bounds[0]
+    values = dict(values)
+    for name in fields.keys() & values.keys():
+        with contextlib.suppress(ValueError, InputError):
+            values[name] = fields[name].metadata["parse"](values[name], pixel_range)
+    return values
+
+
 def make_config(challenge, *layers, norm="linf"):
     """Makes the challenge's config from its own config.json and `layers`; later layers win.
 

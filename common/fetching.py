@@ -21,13 +21,9 @@ from tqdm import tqdm
 
 from common import checkpoints
 from common.errors import InputError, one_line, reason_of
-from common.files import write_json
+from common.files import Lock, write_json
 from common.original_checkpoints import load_original
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
 _CHUNK = 1 << 20  # bytes read at a time
 _TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try may succeed
 
@@ -82,10 +78,10 @@ def fetch(challenge, name, source, models_dir, from_file=None):
     if _is_fetched(name, target):
         return target
     _make_directory(models_dir)
-    with _alone(models_dir, name) as is_alone:
+    with Lock(target, "--models_dir", models_dir / f".{name}.lock") as lock:
         if _is_fetched(name, target):  # by another process, just now
             return target
-        if is_alone:
+        if lock.is_held:
             _remove_left_over(models_dir, name)
         if from_file is None:
             archive = models_dir / f"{name}.zip"
@@ -213,56 +209,6 @@ def _make_directory(directory):
         tempfile.TemporaryFile(dir=directory).close()
     except (OSError, ValueError) as error:
         raise InputError(f"--models_dir: cannot write {directory}: {reason_of(error)}") from None
-
-
-@contextlib.contextmanager
-def _alone(models_dir, name):
-    """Keeps other processes from fetching the same model; any end of this one releases it.
-
-    Yields:
-        Whether it is certain that no other process does.
-
-    Raises:
-        InputError: another process does.
-    """
-    path, file = models_dir / f".{name}.lock", None
-    try:
-        file = _locked(path)
-    except BlockingIOError:
-        raise InputError(
-            f"--models_dir: expected that nothing else fetches {name} into {models_dir}, got "
-            "another process that does"
-        ) from None
-    except OSError:  # a file system without locks
-        with contextlib.suppress(OSError):
-            path.unlink()
-    try:
-        yield file is not None
-    finally:
-        if file is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            file.close()
-
-
-def _locked(path):
-    """Returns a new file that is locked until it is closed, or None on a system without locks.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
-        OSError: the file cannot be made or locked.
-    """
-    while fcntl is not None:
-        file = path.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-        except OSError:
-            file.close()
-            raise
-        file.close()  # its last holder removed it before it was locked
 
 
 def _remove_left_over(models_dir, name):

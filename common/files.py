@@ -196,56 +196,86 @@ class Lock:
     """Keeps a directory for one process; any end of the process releases it.
 
     Args:
-        directory: path of the directory, which is made if need be.
+        directory: path of the directory.
         what: the user's word for the directory, with which the message begins.
+        file: path of the file that is locked, which is made and removed, and the directories above
+            it made if need be; None for `NAME` in the directory.
+
+    Attributes:
+        is_held: whether it is certain that no other process is within the context, too; some
+            systems and file systems have no locks.
 
     Raises:
-        InputError: on entering, another process holds the lock, or the directory cannot be
-            written.
+        InputError: on entering, another process holds the lock, or the file cannot be written.
     """
 
     NAME = ".lock"
 
-    def __init__(self, directory, what):
+    def __init__(self, directory, what, file=None):
         self._directory = pathlib.Path(directory)
         self._what = what
+        self._path = self._directory / self.NAME if file is None else pathlib.Path(file)
+        self._file = None
+
+    @property
+    def is_held(self):
+        return self._file is not None
 
     def __enter__(self):
-        path = self._directory / self.NAME
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+")
-        except OSError as error:
-            raise InputError(
-                f"{self._what}: cannot write {self._directory}: {reason_of(error)}"
-            ) from None
-        if fcntl is None:
-            return self
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = one_line(self._file.read(200)) or "another process"
-            self._file.close()
-            raise InputError(
-                f"{self._what}: expected a directory that is not in use, got {self._directory}, "
-                f"which {holder} writes to"
-            ) from None
-        except OSError as error:  # a file system without locks
-            print(
-                f"note: no lock on {self._directory} ({reason_of(error)}); start nothing else in it"
-            )
-        with contextlib.suppress(OSError):  # the words are for people; a full disk may refuse them
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self._file.flush()
+        self._file = self._locked()
+        if self.is_held:
+            with contextlib.suppress(OSError):  # words for people; a full disk may refuse them
+                self._file.truncate(0)
+                self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                self._file.flush()
         return self
 
     def __exit__(self, *error):
+        if self.is_held:
+            self._remove()  # first: once it is closed, it may be another's
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _locked(self):
+        """Returns the open file that is locked, or None on a system without locks."""
+        file = self._open()
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                        return file
+            except BlockingIOError:
+                file.seek(0)
+                holder = one_line(file.read(200)) or "another process"
+                file.close()
+                raise InputError(
+                    f"{self._what}: expected a directory that is not in use, got "
+                    f"{self._directory}, which {holder} writes to"
+                ) from None
+            except OSError as error:  # a file system without locks
+                reason = reason_of(error)
+                print(f"note: no lock on {self._directory} ({reason}); start nothing else in it")
+                break
+            file.close()  # its last holder removed it before it was locked
+            file = self._open()
+        file.close()
+        self._remove()
+        return None
+
+    def _open(self):
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return self._path.open("a+")
+        except OSError as error:
+            raise InputError(
+                f"{self._what}: cannot write {self._path.parent}: {reason_of(error)}"
+            ) from None
+
+    def _remove(self):
         with contextlib.suppress(OSError):
-            self._file.truncate(0)
-        with contextlib.suppress(OSError):
-            self._file.close()
+            self._path.unlink()
 
 
 _PATTERN = re.compile(r"[*?\[\]\\]")

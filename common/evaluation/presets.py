@@ -1,5 +1,6 @@
 """A model under one of its challenge's presets: evaluated, resumed, kept once finished."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from common.evaluation.report import warn
 from common.evaluation.state import State, digest_of
 from common.evaluation.subject import key_of
 from common.files import check_writable, write_json
-from common.json_shapes import ANYTHING, COUNT, NUMBER, Nullable
+from common.json_shapes import ANYTHING, COUNT, NUMBER, Nullable, Optional
 
 
 def make_evaluator(challenge, config, trials, loaded, **options):
@@ -27,29 +28,20 @@ def make_evaluator(challenge, config, trials, loaded, **options):
     )
 
 
-def run_with_state(evaluator, images, state, name, report=None):
-    """Runs an `Evaluator`, which resumes from a `State`, and prints that it does.
+@contextlib.contextmanager
+def resumable(state, name):
+    """Within its context an `Evaluator` runs with a `State`; prints where it resumes or stops.
 
     Afterwards the state holds all that was found; the caller removes it once a result is written.
 
     Args:
-        evaluator: the `Evaluator`.
-        images: the `common.data.Split` to evaluate on.
         state: the `State`.
         name: what is evaluated, for people.
-        report: see `Evaluator.run`.
-
-    Returns:
-        A `Result`.
-
-    Raises:
-        InputError: as `Evaluator.run`.
-        KeyboardInterrupt: the evaluation was ended.
     """
     if state.path.exists():
         print(one_line(f"{name}: resuming from {state.path}"), flush=True)
     try:
-        result = evaluator.run(images.images, images.labels, state, report)
+        yield
     except KeyboardInterrupt:
         line = f"stopped; the same command resumes there, from {state.path}"
         print(one_line(line), flush=True)
@@ -58,12 +50,17 @@ def run_with_state(evaluator, images, state, name, report=None):
         state.keep_last()
     except InputError as error:  # the result can be shown all the same
         print(f"note: {error}", file=sys.stderr, flush=True)
-    return result
 
 
 _FINISHED = {
     "key": ANYTHING,
-    "found": {"accuracy": NUMBER, "attack": Nullable({}), "num_attacks": COUNT, "seconds": NUMBER},
+    "found": {
+        "accuracy": NUMBER,
+        "attack": Nullable({}),
+        "num_attacks": COUNT,
+        "num_undefined": Optional(COUNT),  # earlier versions kept rows without it
+        "seconds": NUMBER,
+    },
 }
 
 
@@ -84,17 +81,17 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
             kept of it is removed. None keeps the finished row in `state_dir`.
 
     Returns:
-        A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds.
+        A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds;
+        num_undefined, see `TrialResult`, unless an earlier version finished the row.
 
     Raises:
         KeyboardInterrupt: the evaluation was ended.
     """
-    trials, attack = [], None
+    trials = []
     if name != "natural":
         model = suites.with_gradient((source or loaded).logits)
         trials = [suites.preset_trial(name, model, config, challenge)]
-        attack = trials[0].settings()
-    key = {**key_of(config, loaded, images, trials, source), "attack": attack}
+    key = key_of(config, loaded, images, trials, source)
     path = state_dir / f"{name}-{digest_of(key)}"
     finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
     found = json_shapes.read_or_keep_aside(
@@ -106,14 +103,16 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     found = None if found is None else found["found"]
     if found is None:
         evaluator = make_evaluator(challenge, config, trials, loaded)
-        result = run_with_state(evaluator, images, state, name)
+        with resumable(state, name):
+            result = evaluator.run(images.images, images.labels, state)
         warn(pitfalls.undefined_gradients_in(result))
         summary = result.summary()
-        which = "natural_accuracy" if attack is None else "adversarial_accuracy"
+        which = "adversarial_accuracy" if trials else "natural_accuracy"
         found = {
             "accuracy": summary[which],
-            "attack": attack,
+            "attack": key["attack"],
             "num_attacks": summary["num_attacks"],
+            "num_undefined": sum(done.num_undefined for done in result.trials),
             "seconds": summary["seconds"],
         }
         if record is None:

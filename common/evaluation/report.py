@@ -43,12 +43,29 @@ def describe(trials, result):
     }
 
 
-def table(trials, result):
-    """Returns the numbers of `describe` as aligned lines of text."""
+def table(trials, result, published=None):
+    """Returns the numbers of `describe` as aligned lines of text.
+
+    Args:
+        trials, result: see `describe`.
+        published: dicts of published accuracies in percent by where they stand, such as
+            {"paper": 93.2}, for the natural images and for each of `trials`; None for no columns
+            of them.
+    """
     found = describe(trials, result)
-    head = ("attack", "given", "broken", "accuracy", "alone", "seconds", "gradients", "queries")
-    rows = [head, ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", "", "", "")]
-    for entry in found["attacks"]:
+    published = published or [{}] * (1 + len(trials))
+    places = list(dict.fromkeys(place for numbers in published[1:] for place in numbers))
+
+    def cells_of(numbers):
+        return [f"{numbers[place]}%" if place in numbers else "" for place in places]
+
+    rows = [
+        ("attack", "given", "broken", "accuracy", "alone", *places)
+        + ("seconds", "gradients", "queries"),
+        ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", *cells_of(published[0]))
+        + ("", "", ""),
+    ]
+    for entry, numbers in zip(found["attacks"], published[1:], strict=True):
         alone = entry["accuracy_alone"]
         rows.append(
             (
@@ -57,6 +74,7 @@ def table(trials, result):
                 f"{entry['num_broken']:,}",
                 f"{entry['accuracy']:.2f}%",
                 "" if alone is None else f"{alone:.2f}%",
+                *cells_of(numbers),
                 f"{entry['seconds']:.1f}",
                 f"{entry['num_gradients']:,}",
                 f"{entry['num_queries']:,}",
@@ -68,10 +86,12 @@ def table(trials, result):
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
     low, high = found["confidence_interval"]
+    under = ", ".join(["alone", *places])
     return "\n".join(
         [
             *lines,
-            "accuracy: in the worst case over this attack and those above; alone: under it alone",
+            "accuracy: in the worst case over this attack and those above; "
+            f"{under}: under it alone",
             f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
             f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
         ]

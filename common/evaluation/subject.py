@@ -33,8 +33,8 @@ def line_of(loaded):
     return one_line(f"{loaded.path}" + ("" if loaded.step is None else f", step {loaded.step}"))
 
 
-def key_of(config, loaded, images, trials, source=None):
-    """Returns what decides the result of `trials` beside their settings, for a `State`'s key.
+def key_of(config, loaded, images, trials, source=None, each_alone=None):
+    """Returns what decides the result of `trials`, as a `State`'s key.
 
     Args:
         config: the challenge's config.
@@ -42,7 +42,15 @@ def key_of(config, loaded, images, trials, source=None):
         images: the `common.data.Split` to evaluate on.
         trials: list of `Trial`.
         source: the `LoadedModel` that is attacked in its place, or None.
+        each_alone: see `Evaluator`, for several attacks in turn; None for one attack, or none.
     """
+    settings = [trial.settings() for trial in trials]
+    if each_alone is None:
+        what = {"attack": settings[0] if settings else None}
+    else:
+        named = zip(trials, settings, strict=True)
+        attacks = [{"name": trial.name, "attack": own} for trial, own in named]
+        what = {"attacks": attacks, "each_alone": each_alone}
     depends_on_batch = any(trial.attack.depends_on_batch for trial in trials)
     return {
         "model_digest": loaded.digest(),
@@ -51,6 +59,7 @@ def key_of(config, loaded, images, trials, source=None):
         "data_sha256": images.digest(),
         "num_examples": len(images.images),
         **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
+        **what,
     }
 
 

@@ -32,60 +32,78 @@ def run(main, challenge, define_own_flags=None, uses=None):
     if define_own_flags is not None:
         define_own_flags(challenge, flags.FLAGS)
 
-    def with_config(words):
-        if words:
-            raise InputError(f"expected flags only, got {' '.join(words)!r}")
+    def work(argv):
+        if argv[1:]:
+            raise InputError(f"expected flags only, got {' '.join(argv[1:])!r}")
         main(challenge, config_from_flags(challenge, flags.FLAGS), flags.FLAGS)
 
-    run_words(with_config, [field.name for field in dataclasses.fields(challenge.config_class)])
+    with _failures_in_one_line():
+        app.run(work, flags_parser=_parser(challenge))
 
 
-def run_words(main, settings=()):
+def run_words(main):
     """Calls `main(words)` with the command line's words that are not flags, then exits.
 
     Args:
         main: the work of a script whose flags are declared.
-        settings: names that a config file may hold; one that has no flag here is another script's.
+    """
+
+    def work(argv):
+        main(argv[1:])  # what it returns is no exit code
+
+    with _failures_in_one_line():
+        app.run(work, flags_parser=_parser())
+
+
+def _parser(challenge=None):
+    """Returns absl's `flags_parser`, which ends what `common.startup` began.
+
+    Args:
+        challenge: the `Challenge` whose config file may hold a setting that has no flag here, as it
+            is another script's; None for a script without settings.
     """
     app.define_help_flags()
     flags.DEFINE_flag(_Help())
+    fields = dataclasses.fields(challenge.config_class) if challenge is not None else ()
+    settings = {field.name for field in fields}
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
+            words = flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
             name = error.flagname
-            if name not in settings and name.removeprefix("no") not in settings:
+            if not settings & {name, name.removeprefix("no")}:
                 fail(error)
             script = pathlib.Path(argv[0]).name
             fail(f"--{name}: expected a setting that {script} uses; a --config file may hold it")
         except flags.Error as error:
             fail(error)
-
-    def guarded(argv):
         startup.end()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
-            main(argv[1:])
-        except InputError as error:
-            fail(error)
-        except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
-            raise
-        except FAILURES as error:
-            fail(_described(error))
-        except KeyboardInterrupt as error:
-            number = getattr(error, "number", signal.SIGINT)
-            with contextlib.suppress(OSError):
-                print("interrupted", file=sys.stderr)
-            drop_output()
-            sys.exit(128 + number)
+        return words
 
+    return parse
+
+
+@contextlib.contextmanager
+def _failures_in_one_line():
+    """Turns what a script cannot do into one line and an exit code."""
     try:
-        app.run(guarded, flags_parser=parse)
-    except BrokenPipeError:
+        yield
+    except InputError as error:
+        fail(error)
+    except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
         drop_output()
         sys.exit(128 + SIGPIPE)
+    except FAILURES as error:
+        fail(_described(error))
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        with contextlib.suppress(OSError):
+            print("interrupted", file=sys.stderr)
+        drop_output()
+        sys.exit(128 + number)
 
 
 class _Help(flags.BooleanFlag):

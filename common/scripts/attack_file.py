@@ -11,13 +11,13 @@ from common import checkpoints, config, data, submission
 from common.attack import is_misclassified
 from common.attack.gradient import as_logits
 from common.errors import InputError, one_line
-from common.evaluation import pitfalls
-from common.evaluation.presets import make_evaluator, run_with_state
+from common.evaluation import pitfalls, suites
+from common.evaluation.presets import make_evaluator, resumable
 from common.evaluation.report import arithmetic, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_atomically
-from common.scripts.flags import make_trial, refuse_unused_settings
+from common.scripts.flags import refuse_unused_restarts, refuse_unused_settings
 
 USES = (config.ATTACK, config.EVALUATION, config.ATTACK_FILE)
 SCORING = (config.SCORING,)
@@ -37,13 +37,16 @@ def pgd_attack(challenge, config, flag_values):
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
-    trial = make_trial(challenge, config, flag_values, loaded)
+    model = suites.with_gradient(loaded.logits)
+    trial = suites.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
+    refuse_unused_restarts(flag_values, [trial])
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     print(arithmetic([trial]))
     warnings = warn(pitfalls.before(challenge, config, images, [trial], loaded))
-    key = {**key_of(config, loaded, images, [trial]), "attack": trial.settings()}
+    key = key_of(config, loaded, images, [trial])
     state = State.in_directory(pathlib.Path(target).parent, key)
-    result = run_with_state(evaluator, images, state, "attack")
+    with resumable(state, "attack"):
+        result = evaluator.run(images.images, images.labels, state)
     summary = result.summary()
     summary["num_undefined"] = result.trials[0].num_undefined
     note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}

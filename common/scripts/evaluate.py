@@ -7,7 +7,7 @@ from absl import flags
 from common import cards, checkpoints, config, submission
 from common.errors import InputError
 from common.evaluation import pitfalls, suites
-from common.evaluation.presets import make_evaluator, run_with_state
+from common.evaluation.presets import make_evaluator, resumable
 from common.evaluation.report import arithmetic, describe, line, table, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, line_of, load_test_images, model_path, record_of
@@ -20,7 +20,6 @@ from common.scripts.flags import (
     MODEL,
     define_attack_flags,
     define_path,
-    make_trial,
     refuse_attack_settings,
     refuse_unused_restarts,
     refuse_unused_settings,
@@ -93,12 +92,50 @@ def evaluate(challenge, config, flag_values):
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     source = _load_source(challenge, flag_values.source)
     images = load_test_images(config, challenge)
+    attacked, each_alone = source or loaded, flag_values.each_alone
+    trials = _trials(challenge, config, flag_values, attacked)
+    evaluator = make_evaluator(
+        challenge, config, trials, loaded, spare_misclassified=is_suite, each_alone=each_alone
+    )
+    record = record_of(config, loaded, images, source)
+    key = key_of(config, loaded, images, trials, source, each_alone if is_suite else None)
+    state = State.in_directory(state_dir, key)
+    presets = [_preset_of(challenge, flag_values, trial) for trial in trials]
+    _print_models(loaded, source)
     if is_suite:
-        _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source)
-        return
-    trial = make_trial(challenge, config, flag_values, source or loaded)
-    evaluator = make_evaluator(challenge, config, [trial], loaded)
-    _evaluate_one(challenge, config, flag_values, loaded, images, evaluator, state_dir, source)
+        print(f"attacks: {', '.join(trial.name for trial in trials)}")
+    else:
+        _print_attack(*trials, *presets)
+    print(arithmetic(trials))
+    if is_suite:
+        count = min(pitfalls.NUM_IMAGES, len(images.images))
+        print(f"checking the model on {count} images", flush=True)
+    warnings = warn(pitfalls.before(challenge, config, images, trials, attacked, large=is_suite))
+    name = (flag_values.suite or flag_values.attack) if is_suite else "attack"
+    report = _print_line if is_suite else None
+    with resumable(state, name):
+        result = evaluator.run(images.images, images.labels, state, report)
+    numbers = _published(challenge, images, presets, loaded, source)
+    if is_suite:
+        late = pitfalls.check_result(result, trials) if source is None else []
+        warnings += warn(late + pitfalls.undefined_gradients_in(result))
+        print(table(trials, result, numbers), flush=True)
+        found = {"suite": flag_values.suite, "each_alone": each_alone, **describe(trials, result)}
+    else:
+        found = _print_result(*trials, result, numbers)
+        warnings += warn(pitfalls.after(result))
+    _write(flag_values, challenge, result, {**record, **found, "warnings": warnings}, state)
+
+
+def _trials(challenge, config, flag_values, attacked):
+    """Returns the list of `Trial` that the command line asks for, on a `LoadedModel`."""
+    model, norm = suites.with_gradient(attacked.logits), flag_values.norm
+    if flag_values.suite is not None:
+        return suites.suite_trials(flag_values.suite, model, config, challenge, norm)
+    names = split(flag_values.attack)
+    trials = [suites.named_trial(name, model, config, challenge, norm) for name in names]
+    refuse_unused_restarts(flag_values, trials)
+    return trials
 
 
 def _check_eval_flags(flag_values):
@@ -146,32 +183,44 @@ def _load_source(challenge, name):
         raise InputError(str(error).replace("--model_dir", "--source", 1)) from None
 
 
-def _evaluate_one(
-    challenge, config, flag_values, loaded, images, evaluator, state_dir=None, source=None
-):
-    """Runs one attack and prints its numbers beside the published ones; returns them as a dict."""
-    (trial,) = evaluator.trials
-    record = {**record_of(config, loaded, images, source), "attack": trial.settings()}
-    _print_models(loaded, source)
-    preset, natural, adversarial = flag_values.preset, "", ""
-    if preset is None or not suites.is_preset(trial, challenge, preset):
-        preset = suites.preset_of(trial, challenge)
+def _preset_of(challenge, flag_values, trial):
+    """Returns the preset that a `Trial` is, or None; --preset before others of its settings."""
+    preset = flag_values.preset
+    if preset is not None and suites.is_preset(trial, challenge, preset):
+        return preset
+    return suites.preset_of(trial, challenge)
+
+
+def _print_attack(trial, preset):
+    """Prints the settings of the one attack, and the preset that they are, if any."""
     if preset is not None:
         print(f"preset: {preset}")
-        natural = _published(challenge, "natural", loaded)
-        adversarial = _published(challenge, preset, loaded, source)
-    print("attack: " + ", ".join(f"{name} {value}" for name, value in record["attack"].items()))
-    print(arithmetic([trial]))
-    warnings = warn(pitfalls.before(challenge, config, images, [trial], source or loaded))
-    state = None
-    if state_dir is None:
-        result = evaluator.run(images.images, images.labels)
-    else:
-        key = {**key_of(config, loaded, images, [trial], source), "attack": trial.settings()}
-        state = State.in_directory(state_dir, key)
-        result = run_with_state(evaluator, images, state, "attack")
-    summary = result.summary()
-    (done,) = result.trials
+    print("attack: " + ", ".join(f"{name} {value}" for name, value in trial.settings().items()))
+
+
+def _print_line(done):
+    """Prints what one of several attacks did, a `TrialResult`."""
+    print(line(done), flush=True)
+
+
+def _published(challenge, images, presets, loaded, source=None):
+    """Returns the published numbers as `table` takes them, for the images and for each preset.
+
+    They count the whole test set, and there are none beside the sample's.
+    """
+    if images.is_sample or not any(presets):
+        return [{}] * (1 + len(presets))
+    source_path = source and source.path
+    return [
+        cards.published(challenge, "natural", loaded.path),
+        *(cards.published(challenge, preset, loaded.path, source_path) for preset in presets),
+    ]
+
+
+def _print_result(trial, result, numbers):
+    """Prints one attack's numbers beside the published ones; returns them as a dict for JSON."""
+    summary, (done,) = result.summary(), result.trials
+    natural, adversarial = map(_in_brackets, numbers)
     low, high = result.confidence_interval
     print(
         f"{summary['num_examples']:,} images, {done.num_gradients:,} gradients; 95% confidence "
@@ -181,73 +230,20 @@ def _evaluate_one(
     print(f"adversarial: {summary['adversarial_accuracy']:.2f}%{adversarial}")
     print(f"avg nat loss: {summary['natural_loss']:.4f}")
     print(f"avg adv loss: {summary['adversarial_loss']:.4f}", flush=True)
-    warnings += warn(pitfalls.after(result))
-    summary |= {
+    return {
+        "attack": trial.settings(),
+        **summary,
         "confidence_interval": result.confidence_interval,
         "num_gradients": done.num_gradients,
         "num_queries": done.num_queries,
-        "warnings": warnings,
         "num_undefined": done.num_undefined,
     }
-    _write(flag_values, challenge, result, {**record, **summary}, state)
-    return summary
 
 
-def _published(challenge, row, loaded, source=None):
-    """Returns the published numbers of a row in brackets, or "" if there are none."""
-    words = cards.published(challenge, row, loaded.path, source and source.path)
+def _in_brackets(numbers):
+    """Returns published numbers as text behind our own: " (paper 98.8, leaderboard 98.53)"."""
+    words = ", ".join(f"{where} {number}" for where, number in numbers.items())
     return f" ({words})" if words else ""
-
-
-def _evaluate_suite(challenge, config, flag_values, loaded, images, state_dir, source):
-    """Runs several attacks in turn and prints a table; checks whether it may flatter."""
-    name, attacked = flag_values.suite, suites.with_gradient((source or loaded).logits)
-    if name is None:
-        name = flag_values.attack
-        trials = [
-            suites.named_trial(one, attacked, config, challenge, flag_values.norm)
-            for one in split(name)
-        ]
-        refuse_unused_restarts(flag_values, trials)
-    else:
-        trials = suites.suite_trials(name, attacked, config, challenge, flag_values.norm)
-    record = record_of(config, loaded, images, source)
-    attacks = [{"name": trial.name, "attack": trial.settings()} for trial in trials]
-    key = {
-        **key_of(config, loaded, images, trials, source),
-        "attacks": attacks,
-        "each_alone": flag_values.each_alone,
-    }
-    state = State.in_directory(state_dir, key)
-    _print_models(loaded, source)
-    print(f"attacks: {', '.join(trial.name for trial in trials)}")
-    print(arithmetic(trials))
-    count = min(pitfalls.NUM_IMAGES, len(images.images))
-    print(f"checking the model on {count} images", flush=True)
-    warnings = warn(
-        pitfalls.before(challenge, config, images, trials, source or loaded, large=True)
-    )
-    evaluator = make_evaluator(
-        challenge,
-        config,
-        trials,
-        loaded,
-        spare_misclassified=True,
-        each_alone=flag_values.each_alone,
-    )
-    result = run_with_state(
-        evaluator, images, state, name, lambda trial: print(line(trial), flush=True)
-    )
-    late = pitfalls.check_result(result, trials) if source is None else []
-    late = warn(late + pitfalls.undefined_gradients_in(result))
-    print(table(trials, result), flush=True)
-    described = {
-        "suite": flag_values.suite,
-        "each_alone": flag_values.each_alone,
-        **describe(trials, result),
-        "warnings": warnings + late,
-    }
-    _write(flag_values, challenge, result, {**record, **described}, state)
 
 
 def _watch(challenge, config, flag_values):
@@ -258,19 +254,28 @@ def _watch(challenge, config, flag_values):
     while True:
         before, loaded = loaded, watch.wait_for_checkpoint(challenge, path, loaded, seen)
         if before is None or loaded.model is not before.model:
-            trial = make_trial(challenge, config, flag_values, loaded)
-            evaluator = make_evaluator(challenge, config, [trial], loaded)
-        summary = _evaluate_one(challenge, config, flag_values, loaded, images, evaluator)
-        writer = watch.write_events(path / "eval", writer, loaded.step, summary)
+            trials = _trials(challenge, config, flag_values, loaded)
+            evaluator = make_evaluator(challenge, config, trials, loaded)
+        record = record_of(config, loaded, images)
+        presets = [_preset_of(challenge, flag_values, trial) for trial in trials]
+        _print_models(loaded)
+        _print_attack(*trials, *presets)
+        warnings = warn(pitfalls.before(challenge, config, images, trials, loaded))
+        result = evaluator.run(images.images, images.labels)
+        numbers = _published(challenge, images, presets, loaded)
+        found = _print_result(*trials, result, numbers)
+        warnings += warn(pitfalls.after(result))
+        _write(flag_values, challenge, result, {**record, **found, "warnings": warnings})
+        writer = watch.write_events(path / "eval", writer, loaded.step, found)
 
 
-def _print_models(loaded, source):
+def _print_models(loaded, source=None):
     print(f"model: {line_of(loaded)}")
     if source is not None:
         print(f"attacked in its place: {line_of(source)}")
 
 
-def _write(flag_values, challenge, result, record, state):
+def _write(flag_values, challenge, result, record, state=None):
     """Writes what is asked for, and only then removes the state."""
     if flag_values.output_json:
         write_json(flag_values.output_json, record)

@@ -13,7 +13,6 @@ from common.attack.ball import NORMS
 from common.attack.registry import maker, norm_of
 from common.config import GROUPS, make_config, path, path_or_null, read_json
 from common.errors import InputError
-from common.evaluation import suites
 
 MODEL, ATTACK, EVALUATION, TRAINING = GROUPS.values()  # for `define_path` and absl's module_name
 _OWN = "This script"  # what --help lists a script's other flags under
@@ -223,18 +222,6 @@ def define_attack_flags(challenge, flag_values):
         flag_values=flag_values,
         module_name=ATTACK,
     )
-
-
-def make_trial(challenge, config, flag_values, attacked):
-    """Returns the `Trial` that --attack, --norm and the config ask for, on a `LoadedModel`.
-
-    Raises:
-        InputError: as `suites.named_trial`; restarts are asked for that would all be the same.
-    """
-    model = suites.with_gradient(attacked.logits)
-    trial = suites.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
-    refuse_unused_restarts(flag_values, [trial])
-    return trial
 
 
 def refuse_unused_settings(flag_values):

@@ -112,14 +112,13 @@ def check(directory, config, challenge):
     recorded = _recorded(directory)
     if recorded is None:
         return
-    known = {field.name for field in dataclasses.fields(config)}
-    old = {name: value for name, value in recorded.items() if name in known}
     # A setting that is newer than the training had the value that config.json has now.
-    old = dataclasses.asdict(config_lib.make_config(challenge, (directory / "config.json", old)))
+    old = {**config_lib.read_json(challenge.directory / "config.json"), **recorded}
+    there = config_lib.parsed(challenge, old)
     differing = [
-        f"{name} ({json.dumps(old[name])} there, {json.dumps(value)} now)"
+        f"{name} ({json.dumps(old.get(name))} there, {json.dumps(value)} now)"
         for name, value in dataclasses.asdict(config).items()
-        if name not in config_lib.NOT_OF_TRAINING and old[name] != value
+        if name not in config_lib.NOT_OF_TRAINING and there.get(name) != value
     ]
     if differing:
         raise InputError(

@@ -62,22 +62,32 @@ def test_a_card_tells_how_every_number_came_about(challenge, directory):
 @pytest.mark.parametrize(
     "challenge, row, model, source, expected",
     [
-        (MNIST, "natural", "adv_trained", None, "paper 98.8, leaderboard 98.53"),
-        (MNIST, "paper_pgd_40", "adv_trained", None, "paper 93.2"),
-        (MNIST, "paper_pgd_100", "adv_trained", None, "paper 91.8, leaderboard 92.52"),
-        (MNIST, "leaderboard_pgd_100_cw", "adv_trained", None, "leaderboard 93.04"),
-        (MNIST, "paper_pgd_40", "adv_trained", "adv_trained_b", "paper 96.0"),
-        (MNIST, "paper_pgd_40", "natural", None, "paper 0.0"),
-        (MNIST, "leaderboard_pgd_100_cw", "natural", None, ""),
-        (CIFAR10, "paper_pgd_20", "simple_adv_trained", None, "paper 43.7"),
-        (MNIST, "natural", "of_nobody", None, ""),
-        (MNIST, "paper_pgd_40", "adv_trained", "of_nobody", ""),
+        (MNIST, "natural", "adv_trained", None, {"paper": 98.8, "leaderboard": 98.53}),
+        (MNIST, "paper_pgd_40", "adv_trained", None, {"paper": 93.2}),
+        (MNIST, "paper_pgd_100", "adv_trained", None, {"paper": 91.8, "leaderboard": 92.52}),
+        (MNIST, "leaderboard_pgd_100_cw", "adv_trained", None, {"leaderboard": 93.04}),
+        (MNIST, "paper_pgd_40", "adv_trained", "adv_trained_b", {"paper": 96.0}),
+        (MNIST, "paper_pgd_40", "natural", None, {"paper": 0.0}),
+        (MNIST, "leaderboard_pgd_100_cw", "natural", None, {}),
+        (CIFAR10, "paper_pgd_20", "simple_adv_trained", None, {"paper": 43.7}),
+        (MNIST, "natural", "of_nobody", None, {}),
+        (MNIST, "paper_pgd_40", "adv_trained", "of_nobody", {}),
     ],
 )
 def test_published_numbers_are_those_of_the_same_training(challenge, row, model, source, expected):
     models = challenge.directory / "models"
     found = cards.published(challenge, row, models / model, source and models / source)
     assert found == expected
+
+
+def test_another_spelling_of_a_setting_is_no_difference():
+    card = cards.read(MNIST, "adv_trained")
+    text = cards.readme(MNIST, card)
+    schedule = read_json(MNIST.directory / "config.json")["step_size_schedule"]
+    assert "random_start" not in text and "`step_size_schedule`" in text
+    card["training"]["config"].update(random_start="yes", step_size_schedule=json.dumps(schedule))
+    text = cards.readme(MNIST, card)
+    assert "random_start" not in text and "`step_size_schedule`" not in text
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -257,6 +258,31 @@ def test_later_layers_win():
 )
 def test_jit_compile_is_auto_or_a_bool(given, taken):
     assert config.make_config(MNIST, ("here", {"jit_compile": given})).jit_compile is taken
+
+
+@pytest.mark.parametrize(
+    "name, spellings",
+    [
+        ("jit_compile", ("yes", "true", True)),
+        ("random_start", ("no", "0", False)),
+        ("epsilon", ("8/255", 8, 8.0, "8")),
+        ("num_steps", (7, 7.0, "7")),
+        ("step_size_schedule", ([[0, 1], [5, 0.5]], "[[0, 1.0], [5, 0.5]]")),
+        ("attack_schedule", ([[0, 5, 2]], '[[0, 5, "2/255"]]')),
+        ("attack_schedule", (None, "null")),
+        ("store_adv_path", ("~", os.path.expanduser("~"))),
+    ],
+)
+def test_two_spellings_of_a_value_are_equal_once_parsed(name, spellings):
+    first, *others = [config.parsed(CIFAR10, {name: spelling}) for spelling in spellings]
+    assert all(other == first for other in others)
+    made = make(CIFAR10, **{name: spellings[0]})
+    assert first == {name: getattr(made, name)}
+
+
+def test_what_cannot_be_parsed_stays_as_it_is():
+    values = {"epsilon": "wide", "num_steps": -1, "store_adv_path": "", "other": [1]}
+    assert config.parsed(MNIST, values) == values
 
 
 def test_flags_take_every_kind():

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import cifar10_challenge.fetch_model
 import mnist_challenge.fetch_model
-from common import checkpoints, fetching
+from common import checkpoints, fetching, files
 from common.errors import InputError
 from common.original_checkpoints import load_original
 from common.scripts import fetch_model
@@ -417,7 +417,7 @@ fetching.fetch(MNIST, "adv_trained", source, sys.argv[1], sys.argv[2])
 """
 
 
-@pytest.mark.skipif(fetching.fcntl is None, reason="needs fcntl")
+@pytest.mark.skipif(files.fcntl is None, reason="needs fcntl")
 def test_another_process_is_left_alone_until_it_is_killed(server, original, archive, tmp_path):
     models_dir, file = tmp_path / "models", tmp_path / "a.zip"
     file.write_bytes(archive)
@@ -425,7 +425,8 @@ def test_another_process_is_left_alone_until_it_is_killed(server, original, arch
     assert process.stdout.readline() == "unpacked\n"
     before = names_in(models_dir)
     assert len(before) == 2 and ".adv_trained.lock" in before
-    refused("got another process that does", fetch, server, models_dir)
+    held = f"not in use, got {models_dir}/adv_trained, which process {process.pid} on "
+    refused(held, fetch, server, models_dir)
     # Another model is no matter of its.
     source = source_of(server)
     fetching.fetch(MNIST, "other", source, models_dir, file)
@@ -441,13 +442,13 @@ def test_another_process_is_left_alone_until_it_is_killed(server, original, arch
 @pytest.mark.parametrize("fault", ["no fcntl", "no locks"])
 def test_without_locks_nothing_is_removed(server, original, tmp_path, monkeypatch, fault):
     if fault == "no fcntl":
-        monkeypatch.setattr(fetching, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     else:
 
         def flock(*args):
             raise OSError(95, "Operation not supported")
 
-        monkeypatch.setattr(fetching.fcntl, "flock", flock)
+        monkeypatch.setattr(files.fcntl, "flock", flock)
     (tmp_path / ".adv_trained.abcd_123").mkdir()
     fetch(server, tmp_path)
     assert names_in(tmp_path) == [".adv_trained.abcd_123", "adv_trained"]

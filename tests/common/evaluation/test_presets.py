@@ -1,5 +1,6 @@
 """Rows of a table outlive what cannot be written."""
 
+import json
 import os
 
 import pytest
@@ -66,3 +67,7 @@ def test_a_finished_row_that_cannot_be_kept_is_kept_later_without_an_attack(
     found = evaluate_row(*arguments)
     (kept,) = os.listdir(tmp_path)
     assert kept.endswith(".json") and evaluate_row(*arguments) == found
+    content = json.loads((tmp_path / kept).read_text())
+    assert content["found"].pop("num_undefined") == found.pop("num_undefined") == 0
+    (tmp_path / kept).write_text(json.dumps(content))  # as earlier versions kept it
+    assert evaluate_row(*arguments) == found and os.listdir(tmp_path) == [kept]

@@ -322,6 +322,25 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
     assert json.loads((tmp_path / "a.npy.json").read_text())["num_undefined"] == 32
 
 
+def test_published_numbers_stand_beside_those_of_the_test_set(evaluate, tfds_dir):
+    command = ("--model_dir=adv_trained", "--num_eval_examples=10")
+    lines = evaluate(*command, f"--data_dir={tfds_dir}").out.splitlines()
+    number, _, published = lines[-4].removeprefix("natural: ").partition("% ")
+    assert float(number) > 80 and published == "(paper 98.8, leaderboard 98.53)"
+    number, _, published = lines[-3].removeprefix("adversarial: ").partition("% ")
+    assert float(number) > 60 and published == "(paper 93.2)"
+
+    several = "--attack=fgsm,pgd,apgd_dlr"
+    lines = evaluate(*command, several, f"--data_dir={tfds_dir}").out.splitlines()
+    head, natural, fgsm, pgd, apgd = (line.split() for line in lines[-7:-2])
+    assert head[3:7] == ["accuracy", "alone", "paper", "leaderboard"]
+    assert natural[0] == "none" and natural[2:] == ["98.8%", "98.53%"]
+    assert fgsm[5:7] == ["95.6%", "96.36%"] and pgd[0] == "pgd" and pgd[4] == "93.2%"
+    assert apgd[0] == "apgd_dlr" and len(apgd) == 7  # no published number
+    assert lines[-2].endswith("; alone, paper, leaderboard: under it alone")
+    assert "paper" not in evaluate(*command, several).out  # the sample
+
+
 def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypatch):
     """https://github.com/fra31/auto-attack/issues/51."""
     command = ("--attack=fgsm,pgd", "--loss_func=cw", "--num_steps=2", "--output_json=r.json")

@@ -1,12 +1,15 @@
 """The comparison with the leaderboards: numbers by hand, and compare.py as users run it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
+from common import checkpoints
 from common.errors import InputError
 from common.leaderboard import Entry, rank, read_leaderboard, standing
 from common.scripts import compare as compare_lib
@@ -298,6 +301,24 @@ def test_settings_of_an_attack_are_refused_as_the_rows_have_their_own(tmp_path):
     err = run(COMPARE, "--num_steps=3", cwd=tmp_path, code=1)
     assert error_line(err).startswith("error: --num_steps: expected a setting that compare.py uses")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_undefined_gradients_are_counted_in_the_rows(tmp_path, compare, monkeypatch):
+    @tf.custom_gradient
+    def undefined(z):
+        return tf.identity(z), lambda dz: dz * np.nan
+
+    def load_model(challenge, path):
+        loaded = load(challenge, path)
+        return dataclasses.replace(loaded, logits=lambda x: undefined(loaded.logits(x)))
+
+    load = checkpoints.load_model
+    monkeypatch.setattr(checkpoints, "load_model", load_model)
+    command = ("--rows=natural,leaderboard_fgsm_xent", "--num_eval_examples=5")
+    compare(*command)
+    assert [row["num_undefined"] for row in rows_of(tmp_path / "comparison.json")] == [0, 5]
+    compare(*command)  # the rows that were kept
+    assert [row["num_undefined"] for row in rows_of(tmp_path / "comparison.json")] == [0, 5]
 
 
 def test_a_state_dir_that_is_a_file_is_refused(tmp_path, compare):

@@ -86,6 +86,21 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_another_spelling_of_a_setting_does_not_keep_a_training_from_resuming(tmp_path):
+    settings = {"scale": 1, "jit_compile": False, "max_num_training_steps": 1}
+    train(MNIST, tmp_path, **settings)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    assert old["jit_compile"] is False
+    old |= {"jit_compile": "no", "random_start": "yes", "epsilon": "76.5/255"}
+    old["step_size_schedule"] = json.dumps(old["step_size_schedule"])
+    path.write_text(json.dumps(old))
+    train(MNIST, tmp_path, **{**settings, "max_num_training_steps": 2})
+    path.write_text(json.dumps({**old, "jit_compile": "yes"}))
+    with pytest.raises(InputError, match=r'jit_compile \("yes" there, false now\)'):
+        train(MNIST, tmp_path, **settings)
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="holds other files"):
