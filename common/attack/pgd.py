@@ -155,22 +155,19 @@ class PGD(Attack):
     def _climb(self, state, epsilon, step_size):
         logits = self._model.prepare()
 
-        def ascend(loss, state, step_size):
-            _, _, gradient, undefined = value_and_gradient(loss, logits, state["x"])
-            x = step(
-                state["x"], gradient, state["x_nat"], epsilon, step_size, self.bounds, self.norm
-            )
-            return {**state, "x": x, "undefined": state["undefined"] | undefined}
+        def climb(loss_of, step_size):
+            def ascend(_, state):
+                loss, x = loss_of(state), state["x"]
+                _, _, gradient, undefined = value_and_gradient(loss, logits, x)
+                x = step(x, gradient, state["x_nat"], epsilon, step_size, self.bounds, self.norm)
+                return {**state, "x": x, "undefined": state["undefined"] | undefined}
 
-        def climb(_, state):
-            return ascend(self._loss_of(state), state, step_size)
-
-        def diversify(_, state):
-            return ascend(_combination_of_logits(state["weights"]), state, epsilon)
+            return ascend
 
         if self.odi_steps:
+            diversify = climb(_combination_of_logits, epsilon)
             state = self._model.iterate(diversify, state, 0, self.odi_steps)
-        state = self._model.iterate(climb, state, 0, self.num_steps)
+        state = self._model.iterate(climb(self._loss_of, step_size), state, 0, self.num_steps)
         return state["x"], state["undefined"]
 
     def _loss_of(self, state):
@@ -238,9 +235,9 @@ def _to_target(target):
         ) from None
 
 
-def _combination_of_logits(weights):
+def _combination_of_logits(state):
     def loss(logits):
-        return tf.reduce_sum(weights * finite_logits(logits), axis=-1)
+        return tf.reduce_sum(state["weights"] * finite_logits(logits), axis=-1)
 
     return loss
 
