@@ -67,6 +67,9 @@ def define_flags():
     flags.DEFINE_integer(
         "random_seed", None, "seed for both; default: random_seed of config.json", lower_bound=0
     )
+    flags.DEFINE_enum(
+        "precision", "auto", ["auto", "float32", "bfloat16"], "arithmetic of ours, as in eval.py"
+    )
     flags.DEFINE_list(
         "attacks",
         list(THEIR_NAMES),
@@ -87,7 +90,11 @@ def main():
         raise InputError("--attacks: expected one or more, got none")
     peers.require(*PACKAGES)
     challenge = MODELS[FLAGS.model]
-    given = {"eval_batch_size": FLAGS.batch_size, "random_seed": FLAGS.random_seed}
+    given = {
+        "eval_batch_size": FLAGS.batch_size,
+        "random_seed": FLAGS.random_seed,
+        "precision": FLAGS.precision,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     config = make_config(challenge, ("command line", given))
     loaded = checkpoints.load_model(challenge, FLAGS.model_dir or challenge.shipped)
@@ -193,7 +200,11 @@ class Comparison:
         self._challenge, self._config, self._loaded, self._test = challenge, config, loaded, test
         self._x, self._y = challenge.to_pixels(test.images), test.labels.astype(np.int64)
         suite = attacks.standard_suite(
-            loaded.logits, config.epsilon, challenge.bounds, jit_compile=config.jit_compile
+            loaded.logits,
+            config.epsilon,
+            challenge.bounds,
+            jit_compile=config.jit_compile,
+            precision=config.precision,
         )
         self._trials = {name: Trial(attack, name=name) for name, attack in suite}
         # The package wants pixels in [0, 1].

@@ -97,7 +97,11 @@ EPSILONS = {
 
 def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_options):
     """Accuracy in percent at each of `epsilons`, which rise from 0, under an attack of `PAPER`."""
-    options = {"bounds": challenge.bounds, "jit_compile": config.jit_compile}
+    options = {
+        "bounds": challenge.bounds,
+        "jit_compile": config.jit_compile,
+        "precision": config.precision,
+    }
     if attack == "boundary":
         options |= boundary_options
         distances = boundary_distances(challenge, config, loaded, images, options)

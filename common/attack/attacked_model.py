@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
 from common.attack.gradient import as_logits
-from common.attack.precision import check_precision, in_bfloat16, precision_of
+from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
 
@@ -62,10 +62,12 @@ class AttackedModel:
         Args:
             image_shape: (height, width, channels), which matters for a keras.Model only.
         """
-        if self.precision is None:
-            model = self._model
-            if isinstance(model, FastModel) and not self._is_fast and model.network is None:
-                model = model.model
+        if self.precision is not None:
+            return
+        model = self._model
+        if isinstance(model, FastModel) and not self._is_fast and model.network is None:
+            self.precision = Precision("float32", "the model's fast form does not run here")
+        else:
             self.precision = precision_of(self._asked, model, image_shape, self._bounds)
 
     @property

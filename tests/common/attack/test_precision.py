@@ -198,6 +198,24 @@ def test_the_fast_forms_agree_to_the_rounding_of_bfloat16(challenge, taken):
     assert np.all(g[(h == 0).all(axis=(1, 2, 3))] == 0)
 
 
+def test_xla_runs_the_network_itself_in_bfloat16():
+    model = convolutional()
+    x, y = images(4), np.zeros(4, "i4")
+
+    def prepare(name):
+        raise AssertionError("not under XLA")
+
+    options = {"epsilon": 0.1, "step_size": 0.05, "num_steps": 2, "random_start": False}
+    expected = PGD(model, **options, **BFLOAT16).perturb(x, y)
+    fast = FastModel(model, prepare, network=model)
+    attack = PGD(fast, **options, precision="bfloat16", jit_compile=True)
+    assert attack.precision.name == "bfloat16"
+    assert np.mean(np.abs(attack.perturb(x, y) - expected) > 1e-6) < 0.05
+    # Without the network, what XLA runs is a function.
+    attack = PGD(FastModel(model, prepare), **options, precision="bfloat16", jit_compile=True)
+    assert attack.precision.name == "float32"
+
+
 def attacked(name, rounded):
     """An attack on a linear model in float32, and on one of the same whose bfloat16 is `rounded`.
 
