@@ -21,6 +21,13 @@ LARGEST = 1 << 20  # bytes of a command line and an environment
 _server = None
 
 
+def heed_signals():
+    """Undoes what background jobs, such as these tests may be, pass on: they ignore signals."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 class Script:
     """A script that runs: what the tests use of `subprocess.Popen`."""
 
@@ -90,8 +97,7 @@ def _started_server(environment):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=[its.fileno()],
-            # A shell's background jobs, such as these tests may be, ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
     return ours
 

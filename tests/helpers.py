@@ -51,8 +51,7 @@ def start(*command, cwd, data_dir=None, afresh=False):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A shell's background jobs, such as these tests may be, ignore Ctrl-C and pass that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=forked.heed_signals,
     )
 
 
