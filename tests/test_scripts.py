@@ -25,6 +25,7 @@ def mnist_dir(tmp_path_factory, tfds_dir):
         *MNIST_TINY,
         cwd=place,
         data_dir=tfds_dir,
+        afresh=True,
     )
     return place
 
@@ -75,7 +76,7 @@ def test_a_training_whose_terminal_or_reader_is_gone_leaves_a_checkpoint(tmp_pat
 
 
 def test_ctrl_c_during_start_up_is_one_line(tmp_path):
-    process = start(ROOT / "cifar10_challenge" / "eval.py", cwd=tmp_path)
+    process = start(ROOT / "cifar10_challenge" / "eval.py", cwd=tmp_path, afresh=True)
     time.sleep(1.0)  # imports of TensorFlow and Keras take three times that
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -92,7 +93,7 @@ def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
         data_dir=tfds_dir,
     )
     by_module = run("-m", "mnist_challenge.eval", *flags, cwd=ROOT, data_dir=tfds_dir)
-    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=tfds_dir)
+    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=tfds_dir, afresh=True)
     numbers = [out.splitlines()[-4:] for out in (by_path, by_module, inside)]
     assert numbers[0] == numbers[1] == numbers[2]
     result = json.loads((tmp_path / "r.json").read_text())
@@ -201,7 +202,8 @@ def test_wrong_use_is_one_line_and_exit_code_1(script, flags, message, tmp_path)
 
 def test_the_readme_command_without_data_or_network(tmp_path):
     """The shipped network on the shipped sample, said in one line."""
-    out = run(ROOT / "mnist_challenge" / "eval.py", "--num_eval_examples=100", cwd=tmp_path)
+    script = ROOT / "mnist_challenge" / "eval.py"
+    out = run(script, "--num_eval_examples=100", cwd=tmp_path, afresh=True)
     lines = out.splitlines()
     assert "shipped sample: 1,000 images" in out
     # The published numbers are of the whole test set.
@@ -217,8 +219,9 @@ def test_a_shipped_name_is_taken_by_every_script(tmp_path):
     folder = ROOT / "mnist_challenge"
     out = run(folder / "eval.py", "--num_steps=1", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
-    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path)
+    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path, afresh=True)
     accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
-    assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few, cwd=tmp_path)
-    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
+    scored = run(folder / "run_attack.py", *few, cwd=tmp_path, afresh=True)
+    assert f"Accuracy: {accuracy}" in scored
+    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path, afresh=True)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out

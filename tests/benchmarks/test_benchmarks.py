@@ -1,9 +1,6 @@
 """The benchmarks run, and all that they time attacks the same network."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,23 +16,15 @@ from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
-from tests.helpers import digits, pictures
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def run(script, *flags):
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / script, *flags], capture_output=True, text=True
-    )
+from tests.helpers import ROOT, digits, error_line, pictures, run
 
 
 def test_attack_throughput(tmp_path):
     target = tmp_path / "result.json"
     names = ["ours", "ours in bfloat16", "plain tf.function"]
     flags = ["--batch_size=4", "--rounds=2", f"--implementations={','.join(names)}"]
-    done = run("attack_throughput.py", *flags, f"--output_json={target}")
-    assert done.returncode == 0, done.stderr
+    script = ROOT / "benchmarks" / "attack_throughput.py"
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
     result = json.loads(target.read_text())
     # 784 * 25 * 32 + 196 * 800 * 64 + 3136 * 1024 + 1024 * 10 multiplications
     assert result["megaflop_per_example_step"] == pytest.approx(4 * 13.883904)
@@ -54,8 +43,8 @@ def test_attack_throughput(tmp_path):
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
     flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
-    done = run("training_throughput.py", *flags, f"--output_json={target}")
-    assert done.returncode == 0, done.stderr
+    script = ROOT / "benchmarks" / "training_throughput.py"
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
     result = json.loads(target.read_text())
     assert (result["batch_size"], result["num_steps"]) == (2, 40)
     assert 0 < result["loop_share"] < 1
@@ -88,11 +77,9 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
 )
-def test_wrong_flags(script, flag, expected):
-    done = run(script, flag)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith(f"error: {expected}")
+def test_wrong_flags(script, flag, expected, tmp_path):
+    err = run(ROOT / "benchmarks" / script, flag, cwd=tmp_path, code=1)
+    assert error_line(err).startswith(f"error: {expected}")
 
 
 def test_a_network_of_another_size_is_refused():

@@ -1,8 +1,5 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
-import pathlib
-import subprocess
-import sys
 import types
 
 import matplotlib.pyplot as plt
@@ -15,8 +12,8 @@ from common.attack import PGD, xent_loss
 from common.config import make_config
 from mnist_challenge.challenge import MNIST
 from paper import accuracy_against_epsilon, loss_along_pgd, readme_tables
+from tests.helpers import ROOT, run
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
 
 
@@ -51,18 +48,14 @@ def test_tables_are_those_of_the_results(path):
     ],
 )
 def test_figures(script, challenge, flags, tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "paper" / script,
-            challenge,
-            f"--model_dir={MODELS[challenge]}",
-            "--output=picture.png",
-            *flags,
-        ],
+    run(
+        ROOT / "paper" / script,
+        challenge,
+        f"--model_dir={MODELS[challenge]}",
+        "--output=picture.png",
+        *flags,
         cwd=tmp_path,
-        check=True,
-        capture_output=True,
+        afresh=(script, challenge) == ("training_curve.py", "mnist"),
     )
     picture = plt.imread(tmp_path / "picture.png")
     assert picture.shape[0] > 200 and picture.shape[1] > 600 and picture.std() > 0.1
@@ -154,12 +147,7 @@ def test_python_of_the_readme_runs(monkeypatch):
     assert names["logits"].shape == (1, 10)
 
 
-def test_figures_are_of_a_challenge():
-    result = subprocess.run(
-        [sys.executable, ROOT / "paper" / "training_curve.py", "--model_dir=adv_trained"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    expected = "expected mnist or cifar10 as the first word, got '--model_dir=adv_trained'"
-    assert expected in result.stderr
+def test_figures_are_of_a_challenge(tmp_path):
+    script = ROOT / "paper" / "training_curve.py"
+    err = run(script, "--model_dir=adv_trained", cwd=tmp_path, code=1)
+    assert "expected mnist or cifar10 as the first word, got '--model_dir=adv_trained'" in err

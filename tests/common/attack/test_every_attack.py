@@ -1,5 +1,6 @@
 """What holds of every attack."""
 
+import functools
 import json
 
 import numpy as np
@@ -51,12 +52,18 @@ def make(name, model, norm, **options):
     return MAKERS[name](model, **options)
 
 
+@functools.cache
+def attack_on_linear_model(name, norm="linf"):
+    """The attack on `linear_model()`, whose functions are traced once for all tests."""
+    return make(name, linear_model()[2], norm)
+
+
 @every_attack
 @both_norms
 def test_examples_stay_in_ball_and_range_and_depend_on_seed_and_index_alone(name, norm):
     _, _, model = linear_model()
     x_nat, y = labelled(model)
-    attack = make(name, model, norm)
+    attack = attack_on_linear_model(name, norm)
     x = attack.perturb(x_nat, y, seed=3)
     assert x.dtype == tf.float32 and x.shape == x_nat.shape
     assert np.max(length(x - x_nat, norm)) <= EPSILON[norm] * (1 + 1e-5)
@@ -101,7 +108,7 @@ def test_a_function_may_have_python_control_flow_over_tensors(name):
         return linear(x)
 
     x_nat, y = labelled(linear, count=3)
-    expected = make(name, linear, "linf").perturb(x_nat, y, seed=3)
+    expected = attack_on_linear_model(name).perturb(x_nat, y, seed=3)
     np.testing.assert_allclose(
         make(name, model, "linf").perturb(x_nat, y, seed=3), expected, atol=1e-6
     )
@@ -118,7 +125,7 @@ def test_a_fast_model_in_padded_halves_gives_the_same(name):
         return model(x)
 
     fast = make(name, FastModel(model, lambda precision: prepared), "linf")
-    expected = make(name, model, "linf").perturb(x_nat, y, seed=3)
+    expected = attack_on_linear_model(name).perturb(x_nat, y, seed=3)
     np.testing.assert_allclose(fast.perturb(x_nat, y, seed=3), expected, atol=1e-6)
     assert None not in sizes
 
@@ -128,7 +135,7 @@ def test_the_misclassified_come_back_as_they_are(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=4)
     wrong = (y + 1) % 5
-    np.testing.assert_array_equal(make(name, model, "linf").perturb(x_nat, wrong), x_nat)
+    np.testing.assert_array_equal(attack_on_linear_model(name).perturb(x_nat, wrong), x_nat)
 
 
 @the_new
@@ -179,7 +186,7 @@ def test_few_batch_sizes_are_few_traces(name):
 def test_xla_finds_the_same(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=3)
-    expected = make(name, model, "l2").perturb(x_nat, y, seed=3)
+    expected = attack_on_linear_model(name, "l2").perturb(x_nat, y, seed=3)
     actual = make(name, model, "l2", jit_compile=True).perturb(x_nat, y, seed=3)
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 

@@ -82,12 +82,14 @@ def test_no_random_point_is_worse_than_the_worst(norm):
 def test_an_attack_ends_at_the_worst_point(name, norm):
     highest, lowest = score(worst(norm)), score(IMAGE)
     # It is not broken even there, so that nothing ends early.
-    x = make(name, norm, highest + 0.01).perturb(IMAGE, [0], seed=1)
+    threshold = tf.Variable(highest + 0.01, dtype=tf.float32)
+    attack = make(name, norm, threshold)
+    x = attack.perturb(IMAGE, [0], seed=1)
     assert 0.99 * (highest - lowest) <= score(x) - lowest <= (highest - lowest) * (1 + 1e-5)
 
     # And broken where the threshold is within reach.
-    threshold = lowest + 0.95 * (highest - lowest)
-    assert score(make(name, norm, threshold).perturb(IMAGE, [0], seed=1)) > threshold
+    threshold.assign(lowest + 0.95 * (highest - lowest))
+    assert score(attack.perturb(IMAGE, [0], seed=1)) > threshold
 
 
 @pytest.mark.parametrize("norm", EPSILON)
@@ -117,9 +119,10 @@ def test_fgsm_takes_one_step_in_either_norm():
 def test_fab_breaks_what_is_within_reach(norm, random_start):
     highest, lowest = score(worst(norm)), score(IMAGE)
     options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
+    threshold = tf.Variable(0.0)
+    attack = FAB(model(threshold), random_start=random_start, **options)
     for share, is_broken in ((0.97, True), (1.03, False)):
-        threshold = lowest + share * (highest - lowest)
-        attack = FAB(model(threshold), random_start=random_start, **options)
+        threshold.assign(lowest + share * (highest - lowest))
         x = attack.perturb(IMAGE, [0], seed=(1, 1)).numpy()  # a restart
         assert (score(x) > threshold) == is_broken
         assert is_broken or np.array_equal(x, IMAGE)
