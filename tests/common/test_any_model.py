@@ -217,7 +217,8 @@ def test_models_of_other_dtypes_give_float32_logits(challenge, dtype, form, tmp_
     expected = tf.cast(model(tf.cast(x, dtype), training=False), tf.float32)
     np.testing.assert_allclose(logits, expected, rtol=1e-2 if dtype != "float64" else 1e-6)
     assert np.any(gradient) and len(loaded.digest()) == 64
-    assert_attackable(loaded, challenge)
+    # XLA compiles the same for either challenge.
+    assert_attackable(loaded, challenge, compiled=(False, True) if challenge is MNIST else (False,))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"])
