@@ -29,6 +29,7 @@ from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
+from common.attack.precision import bfloat16_unit
 from common.config import make_config
 from common.errors import InputError
 from common.files import check_writable
@@ -98,7 +99,11 @@ def main():
 
 def _implementations():
     """The names of the implementations that are timed."""
-    names = FLAGS.implementations or [OURS, OURS_BFLOAT16, PLAIN, *peers.importable()]
+    names = FLAGS.implementations
+    if not names:
+        names = [OURS, OURS_BFLOAT16, PLAIN, *peers.importable()]
+        if bfloat16_unit() is None:
+            names = [name for name in names if "bfloat16" not in name]
     known = [OURS, OURS_BFLOAT16, PLAIN, *peers.PEERS]
     for name in names:
         if name not in known:
@@ -192,7 +197,7 @@ def _measure(attacks, model, y, num_steps):
         result["implementations"][name] = entry
         memory = f", {entry['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in entry else ""
         print(
-            f"  {name:20} {rate['median']:8.1f} example-steps/s "
+            f"  {name:31} {rate['median']:8.1f} example-steps/s "
             f"({rate['lowest']:.1f} to {rate['highest']:.1f}), {100 * entry['share']:.0f}% of "
             f"matmul{memory}, accuracy {entry['adversarial_accuracy']:.1f}%",
             flush=True,

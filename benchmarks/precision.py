@@ -71,6 +71,7 @@ def main():
         "model_digest": loaded.digest(),
         "data": test.name,
         "num_examples": len(test.labels),
+        "batch_size": make_config(challenge).eval_batch_size,
     }
 
     def earlier():

@@ -113,7 +113,7 @@ def main():
             "peak_memory_gib": memory,
         }
         print(
-            f"{name:20} {rate['median']:.2f} examples/s ({rate['lowest']:.2f} to "
+            f"{name:31} {rate['median']:.2f} examples/s ({rate['lowest']:.2f} to "
             f"{rate['highest']:.2f}), {memory:.2f} GiB",
             flush=True,
         )

@@ -28,7 +28,7 @@ def fast_logits(model, precision="float32"):
 
     Args:
         model: keras.Model of `model.build_model`.
-        precision: "float32" computes in the dtype of the weights, "bfloat16" in that between
+        precision: "float32" computes in the dtype of the weights, "bfloat16" in bfloat16 between
             the first convolution and the mean.
 
     Returns:

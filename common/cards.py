@@ -49,6 +49,7 @@ _ATTACK = {
     "step_size": NUMBER,
     "random_start": BOOL,
     "num_restarts": COUNT,
+    "precision": Optional(TEXT),
 }
 SHAPE = {
     "name": TEXT,
@@ -247,7 +248,11 @@ def _differences(challenge, config):
     differences = [
         f"`{name}` {json.dumps(config[name])} ({json.dumps(value)})"
         for name, value in papers.items()
-        if name in config and name not in of_evaluation and own[name] != of_paper[name]
+        if name in config
+        and name not in of_evaluation
+        and own[name] != of_paper[name]
+        # Where the machine decides, a training in float32 is the paper's.
+        and (name, own[name]) != ("precision", "float32")
     ]
     return ", ".join(differences) or "nothing"
 

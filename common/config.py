@@ -295,7 +295,7 @@ class Config:
     )
     precision: str = key(
         "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 where this "
-        "machine multiplies it fast; weights and every accuracy are float32's",
+        "machine multiplies it fast; weights, validation and evaluation are float32's",
         precision,
         ATTACK,
         (TRAINING, ATTACK, EVALUATION),

@@ -29,7 +29,7 @@ def fast_logits(model, precision="float32"):
 
     Args:
         model: keras.Model of `model.build_model`.
-        precision: "float32" computes in the dtype of the weights, "bfloat16" in that between
+        precision: "float32" computes in the dtype of the weights, "bfloat16" in bfloat16 between
             the first convolution and the last layer. Elements of the second pooling's windows that
             differ in float32 may then be equal; the gradient goes to the first of them.
 

@@ -14,7 +14,7 @@ from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import per_image, project, select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
-from common.attack.losses import LOSSES, TARGETED_LOSSES, is_misclassified
+from common.attack.losses import LOSSES, TARGETED_LOSSES, is_misclassified, leads_by
 from common.attack.staged import StagedAttack, where
 from common.errors import InputError
 
@@ -22,6 +22,9 @@ FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}  # by the names of `lo
 
 MOMENTUM = 0.75  # the paper's alpha: the share of the new step
 LEAST_INCREASES = 0.75  # the paper's rho
+# In bfloat16 a point is proposed as misclassified once a wrong class leads by this share of the
+# largest logit, about twice of what rounding moves it by. Float32 then decides.
+LEAST_LEAD_IN_BFLOAT16 = 0.01
 # Most of what breaks does so within the first steps, and leaves after these, too.
 EARLY = (3, 10)
 
@@ -110,7 +113,7 @@ class APGD(StagedAttack):
         self.name = "apgd_targeted" if self.is_targeted else f"apgd_{loss_func}"
         num_climbs = self.num_targets or 1
         self.num_gradients = num_climbs * self.num_steps
-        self.num_queries = num_climbs
+        self.num_queries = num_climbs  # in bfloat16 twice, and one for each proposed point
 
     def settings(self):
         settings = super().settings()
@@ -133,6 +136,8 @@ class APGD(StagedAttack):
             for segment in segments(self.num_steps):
                 first, last, num_since = (tf.constant(number) for number in segment)
                 yield functools.partial(self._climb, first=first, last=last, num_since=num_since)
+                if not self._model.is_exact:
+                    yield self._confirm
             yield self._finish
 
     @drawing
@@ -156,6 +161,7 @@ class APGD(StagedAttack):
             # At the last of `halving_steps`.
             "was_halved": tf.zeros_like(state["broken"]),
             "loss_best_before": lowest,
+            **({} if self._model.is_exact else {"proposed": state["broken"], "x_proposed": x}),
         }
 
     def _loss(self, logits, state):
@@ -172,8 +178,8 @@ class APGD(StagedAttack):
             z, loss, gradient, undefined = value_and_gradient(
                 lambda z: self._loss(z, state), logits, state["x"]
             )
-            broken = self._is_broken(z, state["y"])
-            state = self._evaluated(state, broken, loss, gradient)
+            state = self._proposed(state, z) if not self._model.is_exact else self._judged(state, z)
+            state = self._evaluated(state, loss, gradient)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}
             # The first step prepares for the next of `halving_steps`, and halves nothing.
@@ -189,10 +195,32 @@ class APGD(StagedAttack):
 
         return self._model.iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
 
-    def _evaluated(self, state, broken, loss, gradient):
-        """Records the loss and gradient at x, and whether it is misclassified."""
-        broken &= ~state["broken"]
-        state = where(broken, state, x_adv=state["x"], broken=broken)
+    def _judged(self, state, logits):
+        """Records whether float32 logits say that x is misclassified."""
+        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
+        return where(broken, state, x_adv=state["x"], broken=broken)
+
+    def _proposed(self, state, logits):
+        """Records x as a point that float32 is to judge, if bfloat16 logits say so."""
+        proposed = leads_by(logits, state["y"], LEAST_LEAD_IN_BFLOAT16) & ~state["proposed"]
+        return where(proposed, state, x_proposed=state["x"], proposed=proposed)
+
+    def _confirm(self, state):
+        """Lets float32 judge the proposed points; those that it refutes are forgotten."""
+        rows = np.flatnonzero((state["proposed"] & ~state["broken"]).numpy())
+        if not len(rows):
+            return state
+        x, y = (tf.gather(state[name], rows) for name in ("x_proposed", "y"))
+        broken = np.zeros(len(state["y"]), bool)
+        broken[rows] = is_misclassified(self._model.logits(x), y)
+        passes = np.zeros(state["passes"].shape, np.int64)
+        passes[rows, 1] = 1
+        state = where(tf.constant(broken), state, x_adv=state["x_proposed"])
+        broken = state["broken"] | broken
+        return {**state, "broken": broken, "proposed": broken, "passes": state["passes"] + passes}
+
+    def _evaluated(self, state, loss, gradient):
+        """Records the loss and gradient at x."""
         state = {
             **state,
             "num_increases": state["num_increases"] + tf.cast(loss > state["loss"], tf.int32),
@@ -238,13 +266,15 @@ class APGD(StagedAttack):
         exact = self._model.prepare(exact=True)
 
         def finish(_, state):
+            if not self._model.is_exact:  # the best point's own verdict and loss
+                z = exact(state["x_best"])
+                state = {**self._judged({**state, "x": state["x_best"]}, z), "x": state["x"]}
+                state = {**state, "loss_best": self._loss(z, state)}
             z = exact(state["x"])
-            broken = is_misclassified(z, state["y"])
-            state = self._evaluated(state, broken, self._loss(z, state), state["gradient_best"])
-            if not self._model.is_exact:
-                broken = is_misclassified(exact(state["x_best"]), state["y"]) & ~state["broken"]
-                state = where(broken, state, x_adv=state["x_best"], broken=broken)
+            state = self._judged(state, z)
+            state = self._evaluated(state, self._loss(z, state), state["gradient_best"])
             is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
             return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
 
-        return self._model.iterate(finish, state, 0, 1, passes=(0, 1))
+        passes = (0, 1 if self._model.is_exact else 2)
+        return self._model.iterate(finish, state, 0, 1, passes=passes)

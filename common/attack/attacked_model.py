@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
 from common.attack.gradient import as_logits
-from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
+from common.attack.precision import Precision, check_precision, precision_of
 from common.attack.sizes import Sizes
 
 
@@ -53,19 +53,22 @@ class AttackedModel:
         # The halves of a batch, and XLA, need its size.
         self._needs_batch_size = self._is_fast or self.uses_xla
         self._sizes = Sizes(num_parts)
-        if precision == "float32" or not isinstance(model, keras.Model):
-            self.decide_precision()
+        shape = getattr(model, "input_shape", None) if isinstance(model, keras.Model) else None
+        is_known = isinstance(shape, tuple) and None not in shape[1:] and len(shape) == 4
+        self.decide_precision(shape[1:] if is_known else None)
 
     def decide_precision(self, image_shape=None):
-        """Decides in which arithmetic gradients and queries are computed, once.
+        """Decides in which arithmetic gradients and queries are computed, once it can be.
 
         Args:
-            image_shape: (height, width, channels), which matters for a keras.Model only.
+            image_shape: see `precision_of`.
         """
         if self.precision is not None:
             return
         model = self._model
-        if isinstance(model, FastModel) and not self._is_fast and model.network is None:
+        if self._batch_statistics:
+            self.precision = Precision("float32", "in training mode a model has its own arithmetic")
+        elif isinstance(model, FastModel) and not self._is_fast and model.network is None:
             self.precision = Precision("float32", "the model's fast form does not run here")
         else:
             self.precision = precision_of(self._asked, model, image_shape, self._bounds)
@@ -80,7 +83,7 @@ class AttackedModel:
 
         Args:
             exact: False for gradients and queries, in the attack's `precision`; True for verdicts,
-                in the model's own, float32.
+                as the model is, in float32.
         """
         model = self._as_run("float32" if exact else self.precision.name)
 
@@ -177,23 +180,16 @@ class AttackedModel:
         """The model in inference mode, or with batch statistics, in the form that is run."""
         if self._is_fast:
             return self._model.prepare(precision)
-        model = self._model
-        if precision == "bfloat16" and isinstance(model, FastModel):
-            model = model.network or model
-        is_layer = isinstance(model, keras.layers.Layer)
+        if precision == "bfloat16":
+            return self.precision.logits
+        is_layer = isinstance(self._model, keras.layers.Layer)
         options = {"training": self._batch_statistics} if is_layer or self._batch_statistics else {}
 
         def call(x):
-            return model(x, **options)
+            return self._model(x, **options)
 
-        def call_in_bfloat16(x):
-            with in_bfloat16(model):
-                return call(x)
-
-        if is_layer:
-            return call_in_bfloat16 if precision == "bfloat16" else call
         # A function may have Python control flow over tensors; Keras does not allow it in layers.
-        return tf.autograph.to_graph(call)
+        return call if is_layer else tf.autograph.to_graph(call)
 
     def _halves(self, tensor):
         """A tensor (batch, ...) as a list of its halves for a `FastModel`, else of itself.

@@ -13,7 +13,7 @@ from common.attack.base import Attack
 from common.attack.fast import FastModel
 from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified
-from common.attack.precision import check_precision
+from common.attack.precision import Precision, check_precision
 from common.attack.staged import SIZES
 from common.errors import InputError
 
@@ -51,6 +51,7 @@ class Boundary(Attack):
             model = model.model  # it ends on the boundary, where the fast form may round otherwise
         kwargs |= {"norm": norm, "precision": "float32"}
         super().__init__(model, epsilon=epsilon, num_parts=SIZES, **kwargs)
+        self._model.precision = Precision("float32", "each of its queries is a verdict")
         if norm != "l2":
             raise InputError(f"norm: expected l2, which the boundary attack is for, got {norm!r}")
         self.num_steps = whole_number("num_steps", num_steps, 1)

@@ -86,7 +86,8 @@ class FAB(StagedAttack):
 
     An example is returned as the first misclassified point within epsilon, else as the image.
 
-    The points lie close to the boundary, and therefore only gradients are in bfloat16.
+    In bfloat16 float32 still says which points are misclassified, as they lie close to the
+    boundary; the linearisation is bfloat16's.
 
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.

@@ -21,8 +21,8 @@ class FastModel:
             it once before a loop, so that what depends on the weights alone is computed once.
         bounds: (lowest, highest) pixel value of the images for which the two agree; attacks on
             wider ranges run `model`.
-        network: keras.Model that computes the same, for bfloat16 where `prepare` is not run: with
-            XLA, and on wider ranges. None, and `model` runs in its own arithmetic there.
+        network: keras.Model that computes the same, Sequential or functional, for bfloat16 where
+            `prepare` is not run: with XLA, and on wider ranges. Without it `model` runs there.
     """
 
     model: Callable

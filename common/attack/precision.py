@@ -4,10 +4,10 @@ bfloat16 has float32's range and 8 significant bits. Matrix units multiply it 2 
 and add up in float32. Weights, pixels, steps and every verdict stay float32.
 """
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -33,10 +33,13 @@ class Precision:
     Attributes:
         name: "float32" or "bfloat16".
         reason: why, in words.
+        logits: in bfloat16, a keras.Model's logits in it, a function of float32 images; None for
+            a `FastModel` without a network, and in float32.
     """
 
     name: str
     reason: str
+    logits: Callable | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __str__(self):
         return f"{self.name} ({self.reason})"
@@ -51,10 +54,13 @@ def check_precision(precision):
 @functools.cache
 def bfloat16_unit():
     """What multiplies bfloat16 fast here: a GPU, a TPU or a unit of the processor; None if none."""
-    for gpu in tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
         details = tf.config.experimental.get_device_details(gpu)
         if details.get("compute_capability", (0, 0)) >= _FIRST_GPU:
             return details.get("device_name", "the GPU")
+    if gpus:  # attacks run there, and not on the processor
+        return None
     if tf.config.list_physical_devices("TPU"):
         return "the TPU"
     try:
@@ -72,92 +78,131 @@ def precision_of(asked, model, image_shape, bounds):
         asked: one of `PRECISIONS`; "auto" is bfloat16 where this machine multiplies it fast.
             A model that cannot run so is attacked in float32 in any case.
         model: see `Attack`.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or None, which is enough for what is no keras.Model.
         bounds: (lowest, highest) pixel value.
 
     Returns:
-        A `Precision`.
+        A `Precision`; or None if `image_shape` is needed and None.
     """
     if asked == "float32":
         return Precision("float32", "as asked for")
     unit = bfloat16_unit()
     if asked == "auto" and unit is None:
         return Precision("float32", "no unit for bfloat16 is known here")
-    is_fast = isinstance(model, FastModel)
-    fault = None if is_fast else _fault_of(model, image_shape, bounds)
-    if fault is not None:
-        return Precision("float32", one_line(fault))
-    return Precision("bfloat16", "as asked for" if asked == "bfloat16" else f"by {unit}")
+    reason = "as asked for" if asked == "bfloat16" else f"by {unit}"
+    logits = None
+    if not isinstance(model, FastModel):
+        if not isinstance(model, keras.Model):
+            return Precision("float32", "the attack sees a function, not a keras.Model")
+        if image_shape is None:
+            return None
+        try:
+            logits = _tried(model, image_shape, bounds)
+        except Exception as error:  # whatever a layer does that bfloat16 is not made for
+            name = "" if isinstance(error, _CannotError) else f"{type(error).__name__}: "
+            (what, *_) = [*str(error).splitlines(), ""]
+            return Precision("float32", one_line(f"the model cannot run in bfloat16: {name}{what}"))
+    elif model.network is not None:
+        logits = in_bfloat16(model.network)
+    return Precision("bfloat16", reason, logits)
 
 
-def _fault_of(model, image_shape, bounds):
-    """Why a model cannot run in bfloat16, in words, or None if it can."""
-    if not isinstance(model, keras.Model):
-        return "the model is a function, not a keras.Model"
+class _CannotError(Exception):
+    """Why a model cannot run in bfloat16."""
+
+
+def _tried(model, image_shape, bounds):
+    """`in_bfloat16(model)`, after it has run on two images; raises anything if it cannot."""
     if not tf.executing_eagerly():
-        return "the first call is within a tf.function, where the model cannot be tried"
+        raise _CannotError("the first call is within a tf.function, where it cannot be tried")
     noise = np.random.default_rng(0).uniform(*bounds, (_NUM_CHECKED, *image_shape))
+    x = tf.constant(noise, tf.float32)
+    exact = as_logits(model(x, training=False), x).numpy()  # which builds a model that is not yet
+    logits = in_bfloat16(model)
 
     @tf.function(autograph=False)
     def check(x):
-        with in_bfloat16(model):
-            z, _, gradient, _ = value_and_gradient(
-                lambda z: tf.reduce_sum(z, axis=1),
-                lambda x: as_logits(model(x, training=False), x),
-                x,
-            )
+        z, _, gradient, _ = value_and_gradient(
+            lambda z: tf.reduce_sum(z, axis=1), lambda x: as_logits(logits(x), x), x
+        )
         return z, gradient
 
-    x = tf.constant(noise, tf.float32)
-    exact = as_logits(model(x, training=False), x).numpy()
-    if len(_matrix_layers(model)) < 3:
-        return "the model has no product of matrices between its first and its last"
-    try:
-        rounded, gradient = (tensor.numpy() for tensor in check(x))
-    except Exception as error:  # whatever a layer does that bfloat16 is not made for
-        return f"the model does not run in bfloat16: {type(error).__name__}: {error}"
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(exact)
-        scale = np.max(np.abs(exact[known]), initial=1e-6)
-        difference = np.max(np.abs(rounded[known] - exact[known]), initial=0.0)
+    rounded, gradient = (tensor.numpy() for tensor in check(x))
+    known = np.isfinite(exact)
+    scale = np.max(np.abs(exact[known]), initial=1e-6)
+    difference = np.max(np.abs(rounded[known] - exact[known]), initial=0.0)
     if not (difference <= _MOST_ROUNDING * scale and np.all(np.isfinite(gradient))):
-        return "bfloat16 changes the model's logits by more than rounding"
-    return None
+        raise _CannotError("bfloat16 changes the logits by more than rounding")
+    return logits
 
 
-@contextlib.contextmanager
 def in_bfloat16(model):
-    """Within it, a keras.Model is traced in bfloat16, with its own float32 weights.
+    """The logits of a keras.Model with its own float32 weights, computed in bfloat16.
 
-    The layers between the first and the last with a kernel compute in Keras's policy
+    A copy of the model computes them, with the weights that the model has as it is called. In the
+    copy, the layers between the first and the last with a kernel have Keras's policy
     mixed_bfloat16. The first and what is before it stay as they are, since 8 bits are few for
     pixels, and the last, since it makes the logits; so do layers of another policy than float32.
+
+    Args:
+        model: keras.Model, Sequential or functional, built.
+
+    Returns:
+        A function from float32 images to logits, in inference mode.
+
+    Raises:
+        Exception: it cannot be copied so, of any kind.
     """
-    layers = _leaves(model)
-    matrix_layers = _matrix_layers(model)
-    first, last = (layers.index(layer) for layer in (matrix_layers[0], matrix_layers[-1]))
-    changed = [layer for layer in layers[first + 1 : last] if layer.dtype_policy.name == "float32"]
-    try:
-        for layer in changed:
-            layer.dtype_policy = "mixed_bfloat16"
-        yield
-    finally:
-        for layer in changed:
-            layer.dtype_policy = "float32"
+    if not _is_graph(model):
+        raise _CannotError("it is neither Sequential nor functional")
+    layers = _layers(model)
+    kernels = [i for i, layer in enumerate(layers) if _has_kernel(layer)]
+    between = layers[kernels[0] + 1 : kernels[-1]] if kernels else []
+    changed = {id(layer) for layer in between if layer.dtype_policy.name == "float32"}
+    if not any(layers[i] in between and id(layers[i]) in changed for i in kernels):
+        raise _CannotError("it has no float32 kernel between its first and its last")
+
+    def copy(layer):
+        if id(layer) not in changed:
+            return layer.__class__.from_config(layer.get_config())
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_bfloat16")  # of what the layer itself makes
+        try:
+            settings = {**layer.get_config(), "dtype": "mixed_bfloat16"}
+            return layer.__class__.from_config(settings)
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    rounded = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    if _shapes(model) != _shapes(rounded):
+        raise _CannotError("its copy has other weights")
+
+    def logits(x):
+        weights = (
+            [tf.convert_to_tensor(variable) for variable in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        )
+        return rounded.stateless_call(*weights, x, training=False)[0]
+
+    return logits
 
 
-def _leaves(layer):
-    """The layers within a layer that hold none themselves, each once, in the order they are held.
-
-    `keras.Model.layers` does not list what a layer that is no model holds, such as a block.
-    """
-    if not layer._layers:
-        return [layer]
-    return list(dict.fromkeys(leaf for part in layer._layers for leaf in _leaves(part)))
+def _has_kernel(layer):
+    """Whether a layer multiplies by matrices, or a layer that it holds does."""
+    return any(weight.name == "kernel" for weight in layer.weights)
 
 
-def _matrix_layers(model):
-    """The layers with a kernel, in the order in which the model holds them."""
-    return [
-        layer for layer in _leaves(model) if any(len(weight.shape) >= 2 for weight in layer.weights)
-    ]
+def _shapes(model):
+    variables = (*model.trainable_variables, *model.non_trainable_variables)
+    return [tuple(variable.shape) for variable in variables]
+
+
+def _layers(model):
+    """The layers of a model and of the models within it, in the order in which they run."""
+    parts = (_layers(layer) if _is_graph(layer) else [layer] for layer in model.layers)
+    return list(dict.fromkeys(layer for part in parts for layer in part))
+
+
+def _is_graph(layer):
+    """Whether a layer is a model whose graph of layers Keras knows, and can copy."""
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))

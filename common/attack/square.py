@@ -13,7 +13,7 @@ import tensorflow as tf
 from common.attack.attacked_model import compiled, drawing
 from common.attack.ball import draw, length, per_image, project
 from common.attack.inputs import SMALLEST, real_number, whole_number
-from common.attack.losses import margin
+from common.attack.losses import is_misclassified, margin
 from common.attack.staged import StagedAttack, where
 
 # The queries, out of 10,000, from which the share of pixels is halved. The paper's text has no 500;
@@ -105,11 +105,15 @@ class Square(StagedAttack):
 
     def _stages(self, num_classes):
         yield self._from_start
+        if not self._model.is_exact:
+            yield self._judge
         first = 1
         while first < self.num_queries:
             # Broken examples leave often while many break.
             last = min(first + min(max(10, first // 4), BLOCK), self.num_queries)
             yield functools.partial(self._next_queries, first=first, last=last)
+            if not self._model.is_exact:
+                yield self._judge
             first = last
 
     def _numbers(self, state, shape, stream):
@@ -215,10 +219,27 @@ class Square(StagedAttack):
         return project(x, x_nat, self.epsilon, self.bounds, "l2")
 
     def _tried(self, state, x, logits):
-        """Keeps `x` for the examples whose least margin so far it has, or which it breaks."""
-        broken = self._is_broken(logits, state["y"]) & ~state["broken"]
+        """Keeps `x` for the examples whose least margin so far it has."""
         new = margin(logits, state["y"])
         state = where(new < state["margin"], state, x=x, margin=new)
+        if not self._model.is_exact:
+            return state
+        return self._judged(state, x, logits)
+
+    @compiled
+    def _judge(self, state):
+        """Lets float32 judge the point of the least margin in bfloat16."""
+        exact = self._model.prepare(exact=True)
+
+        def judge(_, state):
+            return self._judged(state, state["x"], exact(state["x"]))
+
+        return self._model.iterate(judge, state, 0, 1, passes=(0, 1))
+
+    def _judged(self, state, x, logits):
+        """Records `x`, by its float32 logits, as broken or as the point of the least margin."""
+        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
+        new = margin(logits, state["y"])
         is_better = broken | (new < state["margin_adv"])
         state = where(is_better & ~state["broken"], state, x_adv=x, margin_adv=new)
         return {**state, "broken": state["broken"] | broken}

@@ -5,12 +5,9 @@ import tensorflow as tf
 
 from common.attack.ball import select, uniform_start
 from common.attack.base import Attack
-from common.attack.losses import is_misclassified, leads_by, likely_wrong_classes
+from common.attack.losses import is_misclassified, likely_wrong_classes
 
 SIZES = 8  # batches of that many sizes are compiled while a batch shrinks
-# In bfloat16 an example is taken for broken once a wrong class leads by this share of the largest
-# logit, about twice of what rounding moves it by; float32 then says whether it is.
-LEAST_LEAD = 0.01
 
 
 class StagedAttack(Attack):
@@ -20,8 +17,8 @@ class StagedAttack(Attack):
     one after another, and `_begin`, which adds to the first state what they need. An image that is
     misclassified itself is returned unchanged.
 
-    What a stage in bfloat16 takes for broken is broken once the float32 model says so, and goes on
-    being attacked until then.
+    `broken` is float32's verdict. What bfloat16 takes for broken stays under attack until float32
+    confirms it.
 
     The state is a dict of tensors (batch, ...), of which every attack has:
 
@@ -88,28 +85,10 @@ class StagedAttack(Attack):
                 if not len(standing):
                     break
                 numbers, state = numbers[standing], _take(state, rows)
-            was_broken, state = state["broken"], stage(state)
-            if not self._model.is_exact:
-                state = self._confirmed(state, was_broken, len(numbers))
+            state = stage(state)
         write()
         self._passes = passes.sum(axis=0)
         return tf.constant(x_adv)
-
-    def _is_broken(self, logits, y):
-        """Whether logits in the attack's precision are those of a broken example, bool (batch,)."""
-        broken = is_misclassified(logits, y)
-        return broken if self._model.is_exact else broken & leads_by(logits, y, LEAST_LEAD)
-
-    def _confirmed(self, state, was_broken, count):
-        """The state, with `broken` only where float32 agrees, in its first `count` rows."""
-        newly = np.flatnonzero((state["broken"] & ~was_broken).numpy()[:count])
-        if not len(newly):
-            return state
-        logits = self._model.logits(tf.gather(state["x_adv"], newly))
-        is_refuted = ~is_misclassified(logits, tf.gather(state["y"], newly)).numpy()
-        broken = state["broken"].numpy()
-        broken[newly[is_refuted]] = False
-        return {**state, "broken": tf.constant(broken)}
 
     def _ranks(self, num_classes):
         """The places of the targets among `targets`, the likeliest first."""

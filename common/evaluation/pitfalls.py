@@ -261,6 +261,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
             step_size=2.5 * width / LARGE_EPSILON_STEPS,
             num_steps=LARGE_EPSILON_STEPS,
             bounds=bounds,
+            precision="float32",
         )
         stand = 0
         for batch in batches:

@@ -260,6 +260,7 @@ def _watch(challenge, config, flag_values):
         presets = [_preset_of(challenge, flag_values, trial) for trial in trials]
         _print_models(loaded)
         _print_attack(*trials, *presets)
+        print(arithmetic(trials))
         warnings = warn(pitfalls.before(challenge, config, images, trials, loaded))
         result = evaluator.run(images.images, images.labels)
         numbers = _published(challenge, images, presets, loaded)

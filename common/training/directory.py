@@ -127,25 +127,30 @@ def check(directory, config, challenge):
         )
 
 
-def with_precision(config):
-    """The config of a training with its arithmetic decided, and says which and why.
+def with_precision(config, challenge):
+    """The config of a training with its arithmetic decided; prints which, and why.
 
     "auto" is what the training in `config.model_dir` began with, else bfloat16 where this machine
     multiplies it fast.
 
     Args:
         config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
     """
-    unit = precision.bfloat16_unit()
-    chosen = config.precision
+    unit, chosen = precision.bfloat16_unit(), config.precision
     if chosen == "auto":
         chosen = "float32" if unit is None else "bfloat16"
-        chosen = (_recorded(pathlib.Path(config.model_dir)) or {}).get("precision", chosen)
-    config = dataclasses.replace(config, precision=config_lib.precision(chosen, None))
-    if config.precision == "bfloat16":
+        directory = pathlib.Path(config.model_dir)
+        if checkpoint_files.steps_in(directory):
+            recorded = config_lib.parsed(challenge, _recorded(directory) or {})
+            if recorded.get("precision") in ("float32", "bfloat16"):
+                chosen = recorded["precision"]
+    if chosen == "float32":
+        print("training steps in float32")
+    else:
         where = "which this machine has no known unit for" if unit is None else f"by {unit}"
-        print(one_line(f"training steps in bfloat16, {where}; weights and verdicts in float32"))
-    return config
+        print(one_line(f"training steps in bfloat16, {where}; weights, validation in float32"))
+    return dataclasses.replace(config, precision=chosen)
 
 
 def _recorded(directory):

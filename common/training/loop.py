@@ -55,7 +55,7 @@ def train(
             cannot be written; a setting is out of range; a loss or weight is not finite.
         Interrupted: the training was ended before its last step; the same call resumes it.
     """
-    config = with_precision(config)
+    config = with_precision(config, challenge)
     with TrainingDirectory(config, challenge) as directory:
         result = model = challenge.build_model(config)
         if config.precision == "bfloat16":

@@ -36,7 +36,7 @@ class Runs:
         self._runs.append({**provenance(), "data": data, "first_step": step})
         for part in ("versions", "hardware"):
             if before.get(part) not in (None, self._runs[-1][part]):
-                print(one_line(f"note: this training began with other {part}, {before[part]}"))
+                print(one_line(f"note: the run before had other {part}, {before[part]}"))
         self.update(step)
 
     def update(self, step):

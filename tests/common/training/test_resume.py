@@ -232,7 +232,7 @@ def test_auto_is_recorded_as_what_it_became(unit, precision, tmp_path, capsys, m
     train(MNIST, tmp_path, **settings, max_num_training_steps=4)
     assert recorded() == precision
     printed = capsys.readouterr().out
-    assert "note: this training began with other hardware, {'processor': 'another'" in printed
+    assert "note: the run before had other hardware, {'processor': 'another'" in printed
     assert ("in bfloat16, which this machine has no known unit for" in printed) == bool(unit)
     # Another arithmetic that is asked for is another training.
     chosen = "float32" if unit else "mixed_bfloat16"
@@ -251,7 +251,7 @@ def change_of_processor(directory):
 @pytest.mark.parametrize(
     ("challenge", "old", "now"),
     [
-        (MNIST, None, "float32"),  # which there was no other of
+        (MNIST, None, "float32"),  # the only one there was
         (CIFAR10, "mixed_bfloat16", "bfloat16"),
     ],
     ids=["MNIST", "CIFAR-10"],
@@ -266,7 +266,7 @@ def test_a_training_from_before_keeps_its_arithmetic(challenge, old, now, tmp_pa
     )
     for name in ("checkpoint-1.index", "checkpoint-1.data-00000-of-00001"):
         (tmp_path / name).touch()
-    config = directory.with_precision(config)
+    config = directory.with_precision(config, challenge)
     assert config.precision == now
     directory.check(tmp_path, config, challenge)
 
