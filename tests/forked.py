@@ -6,6 +6,7 @@ imports the project itself.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -51,8 +52,9 @@ class Script:
 
     def send_signal(self, number):
         """Sends a signal, unless the script has ended."""
-        if self.poll() is None:
-            os.kill(self._pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it ends at this moment
+            if self.poll() is None:
+                os.kill(self._pid, number)
 
     def kill(self):
         """Kills the script, unless it has ended."""

@@ -83,6 +83,23 @@ def test_ctrl_c_during_start_up_is_one_line(tmp_path):
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
+def test_eval_in_bfloat16_says_and_records_it(mnist_dir, tfds_dir, tmp_path):
+    script = ROOT / "mnist_challenge" / "eval.py"
+    flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
+    for precision in ("bfloat16", "float32"):
+        asked = (f"--precision={precision}", f"--output_json={precision}.json")
+        out = run(script, *flags, *asked, cwd=tmp_path, data_dir=tfds_dir)
+        line = f"arithmetic of attacks: {precision} (as asked for); of every accuracy: float32"
+        assert line in out.splitlines()
+    exact, rounded = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("float32", "bfloat16")
+    )
+    assert rounded["attack"] == {**exact["attack"], "precision": "bfloat16"}
+    assert rounded["natural_accuracy"] == exact["natural_accuracy"]
+    assert rounded["natural_loss"] == exact["natural_loss"]
+    assert rounded["adversarial_loss"] != exact["adversarial_loss"]
+
+
 def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
     flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
     by_path = run(

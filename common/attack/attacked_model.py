@@ -1,5 +1,6 @@
 """A model as attacks run it: to float32 logits, compiled, in batches of few sizes."""
 
+import dataclasses
 import functools
 
 import keras
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
 from common.attack.gradient import as_logits
-from common.attack.precision import Precision, check_precision, precision_of
+from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
 
@@ -72,6 +73,9 @@ class AttackedModel:
             self.precision = Precision("float32", "the model's fast form does not run here")
         else:
             self.precision = precision_of(self._asked, model, image_shape, self._bounds)
+            if isinstance(model, FastModel) and not self._is_fast and not self.is_exact:
+                logits = in_bfloat16(model.network)
+                self.precision = dataclasses.replace(self.precision, logits=logits)
 
     @property
     def is_exact(self):

@@ -33,8 +33,7 @@ class Precision:
     Attributes:
         name: "float32" or "bfloat16".
         reason: why, in words.
-        logits: in bfloat16, a keras.Model's logits in it, a function of float32 images; None for
-            a `FastModel` without a network, and in float32.
+        logits: in bfloat16, a keras.Model's logits in it, a function of float32 images; else None.
     """
 
     name: str
@@ -102,8 +101,6 @@ def precision_of(asked, model, image_shape, bounds):
             name = "" if isinstance(error, _CannotError) else f"{type(error).__name__}: "
             (what, *_) = [*str(error).splitlines(), ""]
             return Precision("float32", one_line(f"the model cannot run in bfloat16: {name}{what}"))
-    elif model.network is not None:
-        logits = in_bfloat16(model.network)
     return Precision("bfloat16", reason, logits)
 
 
@@ -159,7 +156,9 @@ def in_bfloat16(model):
     kernels = [i for i, layer in enumerate(layers) if _has_kernel(layer)]
     between = layers[kernels[0] + 1 : kernels[-1]] if kernels else []
     changed = {id(layer) for layer in between if layer.dtype_policy.name == "float32"}
-    if not any(layers[i] in between and id(layers[i]) in changed for i in kernels):
+    if any(_has_kernel(layer) and layer.compute_dtype == "bfloat16" for layer in between):
+        return lambda x: model(x, training=False)  # it computes so by itself
+    if not any(_has_kernel(layer) and id(layer) in changed for layer in between):
         raise _CannotError("it has no float32 kernel between its first and its last")
 
     def copy(layer):

@@ -140,11 +140,9 @@ def with_precision(config, challenge):
     unit, chosen = precision.bfloat16_unit(), config.precision
     if chosen == "auto":
         chosen = "float32" if unit is None else "bfloat16"
-        directory = pathlib.Path(config.model_dir)
-        if checkpoint_files.steps_in(directory):
-            recorded = config_lib.parsed(challenge, _recorded(directory) or {})
-            if recorded.get("precision") in ("float32", "bfloat16"):
-                chosen = recorded["precision"]
+        recorded = config_lib.parsed(challenge, _recorded(pathlib.Path(config.model_dir)) or {})
+        if recorded.get("precision") in ("float32", "bfloat16"):
+            chosen = recorded["precision"]
     if chosen == "float32":
         print("training steps in float32")
     else:
@@ -154,8 +152,10 @@ def with_precision(config, challenge):
 
 
 def _recorded(directory):
-    """What config.json of a training's directory holds, or None without one that is whole."""
+    """What config.json of a training with checkpoints holds, or None without one that is whole."""
     try:
+        if not checkpoint_files.steps_in(directory):
+            return None
         return {"precision": "float32", **config_lib.read_json(directory / "config.json")}
     except InputError:  # a damaged one is kept aside when the new one is written
         return None

@@ -222,13 +222,15 @@ def test_the_result_does_not_depend_on_the_batch_size(evaluate, tmp_path):
 
 
 def test_the_standard_suite_is_that_of_the_attacks(evaluate, tmp_path, monkeypatch):
-    def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto"):
-        assert (epsilon, bounds, norm, jit_compile) == (0.1, (0.0, 1.0), "linf", False)
+    def standard_suite(model, epsilon, bounds, norm, jit_compile, precision):
+        assert (epsilon, bounds, norm) == (0.1, (0.0, 1.0), "linf")
+        assert (jit_compile, precision) == (False, "bfloat16")
         pgd = PGD(model, epsilon=epsilon, step_size=0.05, num_steps=2, bounds=bounds)
         return [("one", FGSM(model, epsilon=epsilon, bounds=bounds)), ("two", pgd)]
 
     monkeypatch.setattr(attack, "standard_suite", standard_suite, raising=False)
-    evaluate("--suite=standard", "--epsilon=0.1", "--jit_compile=no", "--output_json=r.json", *FEW)
+    flags = ("--epsilon=0.1", "--jit_compile=no", "--precision=bfloat16", "--output_json=r.json")
+    evaluate("--suite=standard", *flags, *FEW)
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["suite"] == "standard"
     assert [entry["name"] for entry in result["attacks"]] == ["one", "two"]
