@@ -25,6 +25,7 @@ brevity; watch others.
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +178,20 @@ class _Target:
 
     logits: Callable
     attack: Any
+    num_classes: int
+
+
+@contextlib.contextmanager
+def _as_lines():
+    """Lets what is wrong with a batch out as an `InputError`, also from a compiled step."""
+    with as_raised():
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            said = re.search(r"assertion failed: \[(\w+: expected .*?), got\]", str(error))
+            if said is None:
+                raise
+            raise InputError(f"{said[1]}, got others") from None
 
 
 class AdversarialModel(keras.Model):
@@ -265,19 +280,19 @@ class AdversarialModel(keras.Model):
 
     def fit(self, *args, **kwargs):
         """Trains the inner model; see `keras.Model.fit`."""
-        with as_raised():
+        with _as_lines():
             return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Natural loss and metrics, and robust_accuracy; see `keras.Model.evaluate`."""
-        with as_raised():
+        with _as_lines():
             return super().evaluate(*args, **kwargs)
 
     def train_step(self, data):
         """One step of the min-max on a batch (x, y) or (x, y, sample_weight)."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         target = self._target_of(x)
-        x_nat, labels = _batch_of(x, y, target.attack)
+        x_nat, labels = _batch_of(x, y, target)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         x_adv = steps.ascend(
             target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps
@@ -298,7 +313,7 @@ class AdversarialModel(keras.Model):
         """Natural loss and metrics of a batch, and its robust accuracy."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         target = self._target_of(x)
-        x_nat, labels = _batch_of(x, y, target.attack)
+        x_nat, labels = _batch_of(x, y, target)
         logits = as_logits(target.logits(x_nat, training=False), x_nat)
         loss = _weighted_mean(weights, xent_loss(logits, labels))
         loss += tf.add_n(target.logits.losses or [0.0])
@@ -329,11 +344,13 @@ class AdversarialModel(keras.Model):
             shape = tuple(size or 32 for size in x.shape[1:])
             with tf.init_scope():  # a step may be traced
                 noise = np.random.default_rng(0).uniform(size=(NUM_PROBED, *shape))
-                logits = logits_of(self.model, noise.astype(np.float32))
+                noise = noise.astype(np.float32)
+                logits = logits_of(self.model, noise)
+                num_classes = as_logits(logits(noise, training=False)).shape[1]
                 attack = _on(self.attack, self.model, logits)
                 if hasattr(attack, "_model"):
                     attack._model.decide_precision(shape)
-            self._target = _Target(logits, attack)
+            self._target = _Target(logits, attack, num_classes)
         return self._target
 
     def _outputs(self, logits):
@@ -347,11 +364,11 @@ class AdversarialModel(keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight=weights)
 
 
-def _batch_of(x, y, attack):
+def _batch_of(x, y, target):
     """A batch as float32 images and int labels."""
-    x_nat = to_images(x, attack.bounds, "x")
+    x_nat = to_images(x, target.attack.bounds, "x")
     count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
-    return x_nat, tf.convert_to_tensor(to_labels(y, count))
+    return x_nat, tf.convert_to_tensor(to_labels(y, count, target.num_classes))
 
 
 def _weighted_mean(weights, values):

@@ -368,6 +368,22 @@ def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
     assert len(found["trainer"].history.history["val_robust_accuracy"]) == 2
 
 
+def test_what_is_wrong_with_a_batch_is_one_line():
+    x, y = examples(8)
+    trainer = AdversarialModel(network(), ATTACK)
+    trainer.compile("sgd")
+    for images, labels, message in (
+        (2 * x, y, r"^x: expected pixels in \[0, 1\], got others$"),
+        (x, y + 4, "^y: expected classes from 0 to 3 or one-hot labels"),
+        (x, np.full(8, -1), "^y: expected classes from 0 to 3 or one-hot labels"),
+        (x, np.zeros((8, 5)), "^y: expected one of 4 classes, got one of 5$"),
+    ):
+        for call in (trainer.fit, trainer.evaluate):
+            with pytest.raises(InputError, match=message):
+                call(images, labels, verbose=0)
+    assert np.all([np.isfinite(weight).all() for weight in trainer.get_weights()])
+
+
 def test_an_attack_on_the_model_is_that_on_its_logits():
     x, y = examples(8)
     found = []
