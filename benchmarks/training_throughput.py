@@ -134,7 +134,7 @@ def our_step(challenge, config, reduce_loss, x, y, precision="float32"):
     model, optimizer = challenge.build_model(config, policy), _optimizer(challenge, config)
     perturb = steps.make_adversary(config, challenge, model, _batch_statistics(config))
     update = steps.make_update(config, model, optimizer, reduce_loss)
-    return lambda: float(update(perturb(x, y, 0), y)[0])
+    return lambda: float(update(x, perturb(x, y, 0), y)[0])
 
 
 def our_bfloat16_step(challenge, config, reduce_loss, x, y):

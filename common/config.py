@@ -254,6 +254,15 @@ class Config:
     natural_share: float = key(
         "share of each training batch that is left as it is, not attacked", number(0, 1)
     )
+    loss: str = key(
+        "what the training minimises: the cross-entropy of the adversarial images, of the natural "
+        "and the adversarial ones, or TRADES",
+        one_of("adversarial", "natural_and_adversarial", "trades"),
+    )
+    natural_weight: float = key(
+        "natural_and_adversarial: weight of the natural images' loss, of 1 for both", number(0, 1)
+    )
+    trades_beta: float = key("trades: weight of the divergence", number(0))
     num_eval_examples: int = key(
         "test images evaluated, from the first", integer(1), EVALUATION, (EVALUATION, SCORING)
     )

@@ -14,7 +14,7 @@ STOREYS = (
     "data checkpoint_files checkpoints original_checkpoints fetching submission",
     "evaluation",
     "training",
-    "cards leaderboard",
+    "cards leaderboard robust",
     "scripts",
 )
 STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms.split()}

@@ -44,7 +44,24 @@ def describe(trials, result):
 
 
 def table(trials, result, published=None):
-    """Returns the numbers of `describe` as aligned lines of text.
+    """Returns the numbers of `describe` as aligned lines of text, and the robust accuracy's line.
+
+    Args:
+        trials, result, published: see `table_lines`.
+    """
+    found = describe(trials, result)
+    low, high = found["confidence_interval"]
+    return "\n".join(
+        [
+            *table_lines(trials, result, published),
+            f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
+            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
+        ]
+    )
+
+
+def table_lines(trials, result, published=None):
+    """Returns the table of the attacks, and what its columns are, as a list of lines.
 
     Args:
         trials, result: see `describe`.
@@ -85,17 +102,11 @@ def table(trials, result, published=None):
     for name, *cells in rows:
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
-    low, high = found["confidence_interval"]
     under = ", ".join(["alone", *places])
-    return "\n".join(
-        [
-            *lines,
-            "accuracy: in the worst case over this attack and those above; "
-            f"{under}: under it alone",
-            f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
-            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
-        ]
-    )
+    return [
+        *lines,
+        f"accuracy: in the worst case over this attack and those above; {under}: under it alone",
+    ]
 
 
 def warn(warnings):

@@ -1,8 +1,9 @@
 """Adversarial training: min over weights of E[max over |delta|_inf <= epsilon of loss].
 
-The outer minimisation takes its steps on examples that the inner maximisation has just made; no
-natural image is trained on, unless the adversary is "none". Every step depends on the config and
-its own number alone, so that a resumed run equals one that was never stopped.
+The outer minimisation takes its steps on examples that the inner maximisation has just made;
+natural images are trained on if the adversary is "none", or if `natural_share` or `loss` says so.
+Every step depends on the config and its own number alone, so that a resumed run equals one that was
+never stopped.
 """
 
 from common import checkpoints
@@ -40,7 +41,8 @@ def train(
         challenge: a `common.challenge.Challenge`.
         images: a `common.data.Split` to train on.
         optimizer: a keras optimizer.
-        reduce_loss: maps a batch's cross-entropies to its loss: tf.reduce_sum or tf.reduce_mean.
+        reduce_loss: maps the losses of a batch's examples to its own: tf.reduce_sum or
+            tf.reduce_mean.
         augment: see `training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
         validation_images: a `common.data.Split` to watch the training on, or None.
@@ -92,7 +94,7 @@ def train(
 
                     x_adv = perturb(x_nat, y, step)  # inner maximisation
                     log.look(step, x_nat, y)
-                    metrics = update(x_adv, y)  # outer minimisation
+                    metrics = update(x_nat, x_adv, y)  # outer minimisation
 
                     log.record(step, x_adv, *metrics)
                     step += 1

@@ -4,8 +4,8 @@
 
 A step of a training is its two sides, one after the other:
 
-    x_adv = perturb(x_nat, y, step)    # inner maximisation
-    xent, accuracy = update(x_adv, y)  # outer minimisation
+    x_adv = perturb(x_nat, y, step)           # inner maximisation
+    xent, accuracy = update(x_nat, x_adv, y)  # outer minimisation
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import tensorflow as tf
 from common import checkpoints
 from common.attack import is_misclassified, make_attack, xent_loss
 from common.attack.fast import compiles_with_xla
+from common.training.losses import make_loss
 from common.training.optimizers import average_weights, copy_weights
 
 
@@ -46,13 +47,54 @@ def make_adversary(config, challenge, model, batch_statistics=False):
 
     def perturb(x_nat, y, step):
         attack = attacks[max(first for first in attacks if first <= step)]
-        scale = min(1.0, (step + 1) / (config.epsilon_warmup_steps or 1))
-        x_adv = attack.perturb(
-            x_nat[natural:], y[natural:], seed=(config.random_seed, step), scale=scale
-        )
+        seed, warmup = config.random_seed, config.epsilon_warmup_steps
+        x_adv = ascend(attack, x_nat[natural:], y[natural:], step, seed, warmup)
         return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
 
     return perturb
+
+
+def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0):
+    """The inner maximisation of one step: x_adv.
+
+    Args:
+        attack: a `common.attack.Attack`; a `PGD` if epsilon is to grow.
+        x_nat: float32 images.
+        y: int labels (batch,).
+        step: the number of the training's steps so far, an int or an int32 tensor.
+        seed: int within int32, which decides the random starts together with `step`.
+        epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
+    """
+    options = {}
+    if epsilon_warmup_steps:
+        scale = (step + 1) / epsilon_warmup_steps
+        is_tensor = tf.is_tensor(scale)
+        scale = tf.minimum(tf.cast(scale, tf.float32), 1.0) if is_tensor else min(1.0, scale)
+        options["scale"] = scale
+    return attack.perturb(x_nat, y, seed=(seed, step), **options)
+
+
+def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
+    """The outer minimisation of one step: the optimizer moves the model's weights.
+
+    Args:
+        loss_of: function (x_nat, x_adv, y, model), see `common.training.losses`.
+        reduce_loss: maps the losses of the examples to that of the batch.
+        model: keras.Model to logits.
+        optimizer: keras optimizer, which is built.
+        x_nat, x_adv: float32 images.
+        y: int labels (batch,).
+
+    Returns:
+        The batch's loss, and the float32 logits of `x_adv`, both from before the step.
+    """
+    with tf.GradientTape() as tape:
+        losses, logits = loss_of(x_nat, x_adv, y, model)
+        loss = reduce_loss(losses) + tf.add_n(model.losses or [0.0])
+        scaled = optimizer.scale_loss(loss)  # by 1, except in float16
+    variables = model.trainable_variables
+    optimizer.apply(tape.gradient(scaled, variables), variables)
+    return loss, logits
 
 
 def num_natural(config):
@@ -64,36 +106,33 @@ def num_natural(config):
 
 
 def make_update(config, model, optimizer, reduce_loss, result=None):
-    """The outer minimisation, as function (x, y) to the cross-entropy and accuracy before its step.
+    """The outer minimisation, as function (x_nat, x_adv, y) to cross-entropy and accuracy.
 
-    Both numbers are of the images that the adversary has changed.
+    Both numbers are from before its step, of the images that the adversary has changed.
 
     Args:
-        config: the challenge's config.
+        config: the challenge's config: `loss` is one of `common.training.losses`.
         model: keras.Model whose weights the optimizer moves.
         optimizer: keras optimizer.
-        reduce_loss: maps a batch's cross-entropies to its loss, as tf.reduce_sum.
+        reduce_loss: maps the losses of a batch's examples to its own, as tf.reduce_sum.
         result: keras.Model of the same network that gets the weights after each step, averaged if
             `config.average_decay` says so; None if that is `model` itself.
     """
     result = model if result is None else result
     natural = num_natural(config)
+    loss_of = make_loss(config.loss, config.natural_weight, config.trades_beta)
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
 
     @tf.function(reduce_retracing=not jit_compile, jit_compile=jit_compile)
-    def update(x, y):
-        with tf.GradientTape() as tape:
-            logits = model(x, training=True)
-            xent = xent_loss(logits, y)
-            loss = reduce_loss(xent) + tf.add_n(model.losses or [0.0])
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
+    def update(x_nat, x_adv, y):
+        _, logits = descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y)
         if config.average_decay:
             average_weights(result, model, config.average_decay, optimizer.iterations)
         elif result is not model:
             copy_weights(result, model)
-        return tf.reduce_mean(xent[natural:]), accuracy_of(logits[natural:], y[natural:])
+        xent = tf.reduce_mean(xent_loss(logits, y)[natural:])
+        return xent, accuracy_of(logits[natural:], y[natural:])
 
     return update
 

@@ -68,7 +68,7 @@ def what_it_does(challenge, folder, **options):
     else:
         optimizer = optimizers.Momentum(rate, momentum=0.9)
     update = steps.make_update(config, model, optimizer, tf.reduce_mean)
-    numbers = [before, *(value.numpy() for _ in range(2) for value in update(x, y))]
+    numbers = [before, *(value.numpy() for _ in range(2) for value in update(x, x, y))]
     numbers += [weight.numpy() for weight in model.weights]
     numbers += [np.asarray(variable) for variable in optimizer.variables]
     if options:

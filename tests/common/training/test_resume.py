@@ -166,8 +166,8 @@ def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
     def recorded(config, model, *args):
         update = make_update(config, model, *args)
 
-        def step(x, y):
-            result = update(x, y)
+        def step(x_nat, x_adv, y):
+            result = update(x_nat, x_adv, y)
             seen.append(model.get_weights())
             return result
 

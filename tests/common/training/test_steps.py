@@ -53,7 +53,7 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
     start = model.get_weights()
     mnist = recipe(MNIST)
     update = steps.make_update(config_of(MNIST), model, mnist.optimizer, mnist.reduce_loss)
-    means = [float(update(x, y)[0]) for _ in range(10)]
+    means = [float(update(x, x, y)[0]) for _ in range(10)]
 
     with tf.Graph().as_default(), tf1.Session() as session:
         variables = original_variables(start)
@@ -79,7 +79,7 @@ def test_cifar10_step_is_momentum_on_the_mean_loss_and_weight_decay(recipe):
 
     cifar10 = recipe(CIFAR10)
     update = steps.make_update(config_of(CIFAR10), model, cifar10.optimizer, cifar10.reduce_loss)
-    assert float(update(x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
+    assert float(update(x, x, y)[0]) == pytest.approx(float(mean_xent), rel=1e-5)
     for variable, before, gradient in zip(model.trainable_variables, start, gradients, strict=True):
         decay = 0.5 * before if variable.name == "kernel" else 0.0
         expected = before - 0.1 * (gradient + decay)
@@ -161,7 +161,7 @@ def test_the_natural_share_is_trained_on_as_it_is(linear):
     logits = model(x)
     config = config_of(MNIST, **settings)
     update = steps.make_update(config, model, optimizers.Momentum(0.0), tf.reduce_sum)
-    xent, accuracy = update(x, y)
+    xent, accuracy = update(x, x, y)
     expected = tf.keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
     np.testing.assert_allclose(xent, np.mean(expected[3:]), rtol=1e-5)
     np.testing.assert_allclose(accuracy, np.mean(np.argmax(logits, 1)[3:] == y[3:]))

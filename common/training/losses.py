@@ -1,0 +1,89 @@
+"""What a training step minimises: a loss of each example, from its natural and adversarial image.
+
+Every loss is a function (x_nat, x_adv, y, model):
+
+    x_nat, x_adv: float32 images (batch, height, width, channels).
+    y: int labels (batch,).
+    model: keras.Model to logits, called in training mode.
+
+and returns the loss of each example, float32 (batch,), and the logits of the adversarial images,
+float32 (batch, classes). Two calls of the model are two batches for batch norm: each is
+standardised by its own statistics, and each moves the stored averages, as in the public code of
+TRADES.
+"""
+
+import functools
+
+import tensorflow as tf
+
+from common.attack.gradient import as_logits
+from common.attack.losses import finite_logits, xent_loss
+from common.errors import InputError
+
+LOSSES = ("adversarial", "natural_and_adversarial", "trades")
+
+
+def adversarial(x_nat, x_adv, y, model):
+    """The cross-entropy of the adversarial images (paper, equation 2.1)."""
+    logits = as_logits(model(x_adv, training=True), x_adv)
+    return xent_loss(logits, y), logits
+
+
+def natural_and_adversarial(x_nat, x_adv, y, model, natural_weight=0.5):
+    """Both images' cross-entropies: w xent(x_nat) + (1 - w) xent(x_adv) (Goodfellow et al. 2015).
+
+    Args:
+        x_nat, x_adv, y, model: see the module.
+        natural_weight: w.
+    """
+    natural = xent_loss(as_logits(model(x_nat, training=True), x_nat), y)
+    losses, logits = adversarial(x_nat, x_adv, y, model)
+    return natural_weight * natural + (1.0 - natural_weight) * losses, logits
+
+
+def trades(x_nat, x_adv, y, model, beta=6.0):
+    """TRADES: xent(x_nat) + beta KL(p(x_nat) || p(x_adv)) (Zhang et al. 2019).
+
+    Its own adversary climbs that divergence, from a small normal noise. Here the adversary is that
+    of every other loss, such as PGD on the cross-entropy.
+
+    Args:
+        x_nat, x_adv, y, model: see the module.
+        beta: the weight of the divergence.
+    """
+    natural = as_logits(model(x_nat, training=True), x_nat)
+    logits = as_logits(model(x_adv, training=True), x_adv)
+    return xent_loss(natural, y) + beta * divergence(natural, logits), logits
+
+
+def divergence(first, second):
+    """The Kullback-Leibler divergence KL(p || q) of two predictions.
+
+    Args:
+        first, second: float32 logits (batch, classes) of p and q.
+
+    Returns:
+        float32 (batch,).
+    """
+    log_p, log_q = (tf.nn.log_softmax(finite_logits(logits)) for logits in (first, second))
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def make_loss(name, natural_weight=0.5, trades_beta=6.0):
+    """The loss of a name, as function (x_nat, x_adv, y, model).
+
+    Args:
+        name: one of `LOSSES`.
+        natural_weight: see `natural_and_adversarial`.
+        trades_beta: `beta` of `trades`.
+
+    Raises:
+        InputError: there is no such loss.
+    """
+    if name == "adversarial":
+        return adversarial
+    if name == "natural_and_adversarial":
+        return functools.partial(natural_and_adversarial, natural_weight=natural_weight)
+    if name == "trades":
+        return functools.partial(trades, beta=trades_beta)
+    raise InputError(f"loss: expected one of {', '.join(LOSSES)}, got {name!r}")
