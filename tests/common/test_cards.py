@@ -116,6 +116,7 @@ def training(tfds_dir, tmp_path_factory):
         "--adversary=none",
         "--step_size_schedule=[[0,0.003]]",
         "--max_num_training_steps=40",
+        "--precision=float32",
         cwd=directory.parent,
         data_dir=tfds_dir,
     )

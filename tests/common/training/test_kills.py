@@ -27,6 +27,7 @@ from tests.helpers import TINY, checkpoint_arrays
 
 SETTINGS = {
     "scale": 1,
+    "precision": "float32",
     "max_num_training_steps": 22,
     "num_checkpoint_steps": 2,
     "num_output_steps": 1000,
