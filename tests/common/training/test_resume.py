@@ -25,7 +25,9 @@ from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
         (MNIST, {"scale": 1}),
         (MNIST, {"scale": 1, "average_decay": 0.9}),
         (MNIST, {"scale": 1, "precision": "bfloat16"}),
-        (CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}),
+        pytest.param(
+            CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["mnist", "mnist averaged", "mnist bfloat16", "cifar10 bfloat16"],
 )
