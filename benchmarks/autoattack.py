@@ -32,6 +32,7 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
+from common.attack.precision import PRECISIONS
 from common.config import make_config
 from common.errors import InputError, one_line
 from common.evaluation.evaluator import Evaluator
@@ -67,9 +68,7 @@ def define_flags():
     flags.DEFINE_integer(
         "random_seed", None, "seed for both; default: random_seed of config.json", lower_bound=0
     )
-    flags.DEFINE_enum(
-        "precision", "auto", ["auto", "float32", "bfloat16"], "arithmetic of ours, as in eval.py"
-    )
+    flags.DEFINE_enum("precision", "auto", PRECISIONS, "arithmetic of ours, as in eval.py")
     flags.DEFINE_list(
         "attacks",
         list(THEIR_NAMES),
@@ -123,11 +122,7 @@ def main():
     for name in FLAGS.attacks:
         if name not in entries:
             entry = both.run(name)
-            entries = {
-                **entries,
-                **measure.earlier_entries(FLAGS.output_json, what, worst_case),
-                name: entry,
-            }
+            entries = {**entries, **earlier(), name: entry}
             entries = {name: entries[name] for name in (*THEIR_NAMES, SUITE) if name in entries}
             if FLAGS.output_json:
                 result = {**what, "attacks": entries, "worst_case": worst_case(entries)}

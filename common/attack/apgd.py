@@ -178,7 +178,7 @@ class APGD(StagedAttack):
             z, loss, gradient, undefined = value_and_gradient(
                 lambda z: self._loss(z, state), logits, state["x"]
             )
-            state = self._proposed(state, z) if not self._model.is_exact else self._judged(state, z)
+            state = self._judged(state, z) if self._model.is_exact else self._proposed(state, z)
             state = self._evaluated(state, loss, gradient)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}

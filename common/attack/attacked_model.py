@@ -146,8 +146,7 @@ class AttackedModel:
             step: function of an int tensor and a state to a state; examples do not meet in it.
             state: dict of tensors (batch, ...).
             first, last: ints or int tensors.
-            is_done: the name of a bool entry of `state`; the loop ends once all are True, if the
-                attack computes in float32, so that they are a verdict.
+            is_done: the name of a bool entry of `state`; the loop ends once all are True.
             passes: how many gradients and further forward passes a step takes for an example.
         """
         names = list(state)
@@ -155,7 +154,7 @@ class AttackedModel:
         halves = [dict(zip(names, half, strict=True)) for half in halves]
 
         def continues(i, *halves):
-            if is_done is None or not self.is_exact:
+            if is_done is None:
                 return i < last
             return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
 
