@@ -34,7 +34,7 @@ def losses_at(loaded, x, y):
     return np.concatenate(losses) if losses else np.zeros(0, np.float32)
 
 
-def losses_along_pgd(loaded, challenge, image, label, seed, *, num_restarts, num_steps, step_size):
+def losses_along_pgd(loaded, challenge, image, label, seed, num_restarts, num_steps):
     """Returns the cross-entropy before each step of PGD and after the last (paper, Figure 1).
 
     Args:
@@ -44,12 +44,13 @@ def losses_along_pgd(loaded, challenge, image, label, seed, *, num_restarts, num
         label: its class.
         seed: int.
         num_restarts: how many uniform points of the ball are started from.
-        num_steps, step_size: of PGD, in the units of the pixels.
+        num_steps: of PGD, each of `STEP_SIZES`.
 
     Returns:
         float32 (num_steps + 1, num_restarts).
     """
     logits, epsilon = logits_of(loaded), epsilon_of(challenge)
+    step_size = STEP_SIZES[challenge.name]
     x_nat = tf.constant(np.repeat(image[None], num_restarts, axis=0))
     y = tf.fill([num_restarts], tf.constant(label, tf.int32))
 
@@ -67,27 +68,65 @@ def losses_along_pgd(loaded, challenge, image, label, seed, *, num_restarts, num
     return np.array(along)
 
 
-def maxima(loaded, challenge, image, label, seed, index, *, num_steps, step_size):
+def maxima(loaded, challenge, image, label, seed, index, num_steps):
     """Returns where PGD ends from random starts, float32 (n, height, width, channels).
 
     Args:
-        loaded, challenge, image, label, seed, num_steps, step_size: see `losses_along_pgd`.
+        loaded, challenge, image, label, seed, num_steps: see `losses_along_pgd`.
         index: int (n,), the number of each start, which with `seed` decides it.
     """
-    attack = PGD(
-        loaded.logits,
-        epsilon=epsilon_of(challenge),
-        step_size=step_size,
-        num_steps=num_steps,
-        bounds=challenge.bounds,
-        precision="float32",
-    )
+    attack = pgd(loaded, challenge, num_steps)
     found = []
     for first in range(0, len(index), BATCH):
         numbers = np.asarray(index[first : first + BATCH])
         x_nat = np.repeat(image[None], len(numbers), axis=0)
         found.append(attack.perturb(x_nat, np.full(len(numbers), label), seed, numbers).numpy())
     return np.concatenate(found)
+
+
+def pgd(loaded, challenge, num_steps):
+    """Returns PGD of `num_steps` steps of `STEP_SIZES` on a `LoadedModel`, in float32."""
+    return PGD(
+        loaded.logits,
+        epsilon=epsilon_of(challenge),
+        step_size=STEP_SIZES[challenge.name],
+        num_steps=num_steps,
+        bounds=challenge.bounds,
+        precision="float32",
+    )
+
+
+def examples(work, robust):
+    """Returns the numbers of the test images that Figures 1, 2 and 11 are about, ints.
+
+    All five of the paper's MNIST examples end at a loss above 1 on the robust network, which PGD
+    breaks on 7 % of the images alone: they are of those. So on MNIST these are the first images
+    that one run of PGD breaks there; if `work` has too few, the first others follow. The paper's
+    CIFAR-10 examples are as broken as any, and there these are the first images.
+
+    Args:
+        work: a `paper.item.Work`; its images are searched.
+        robust: the robust network as a `LoadedModel`.
+    """
+    settings, number = work.settings, np.arange(len(work.y))
+    if work.challenge.name == "MNIST":
+        attack = pgd(robust, work.challenge, settings["num_steps"])
+        x_adv = np.concatenate(
+            [
+                attack.perturb(work.x_nat[batch], work.y[batch], settings["seed"], batch).numpy()
+                for batch in np.split(number, range(BATCH, len(number), BATCH))
+            ]
+        )
+        natural, adversarial = (predictions(robust, x) for x in (work.x_nat, x_adv))
+        is_broken = (natural == work.y) & (adversarial != work.y)
+        number = np.concatenate([number[is_broken], number[~is_broken]])
+    return number[: settings["num_images"]].tolist()
+
+
+def predictions(loaded, x):
+    """Returns the classes that a `LoadedModel` sees in images, int (n,); `x` as in `losses_at`."""
+    batches = (x[first : first + BATCH] for first in range(0, len(x), BATCH))
+    return np.concatenate([np.argmax(loaded.logits(tf.constant(b)), axis=1) for b in batches])
 
 
 def epsilon_of(challenge):

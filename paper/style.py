@@ -37,8 +37,7 @@ _SETTINGS = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
-    "svg.hashsalt": "paper",
-    "pdf.fonttype": 42,
+    "figure.titlesize": 8,
 }
 
 
@@ -60,15 +59,11 @@ def subplots(rows, columns, width, height, **options):
         width, height: of the figure, in inches of 100 pixels.
         **options: further arguments of `plt.subplots`.
     """
-    with plt.rc_context(_SETTINGS):
-        return plt.subplots(
-            rows,
-            columns,
-            figsize=(width, height),
-            squeeze=False,
-            layout="constrained",
-            **options,
-        )
+    matplotlib.rcdefaults()  # whatever the user's own style is
+    plt.rcParams.update(_SETTINGS)
+    return plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
+    )
 
 
 def save(figure, path):
@@ -77,8 +72,7 @@ def save(figure, path):
     metadata = {"CreationDate": None} if is_pdf else {}
     options = {} if is_pdf else {"pil_kwargs": {"optimize": True}}
     buffer = io.BytesIO()
-    with plt.rc_context(_SETTINGS):
-        figure.savefig(buffer, format=path.suffix[1:], dpi=_DPI, metadata=metadata, **options)
+    figure.savefig(buffer, format=path.suffix[1:], dpi=_DPI, metadata=metadata, **options)
     plt.close(figure)
     write_atomically(path, buffer.getvalue())
 
