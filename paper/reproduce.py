@@ -233,20 +233,25 @@ def overrides():
     return found
 
 
-def define_flags():
-    """Declares the flags, of which every item's settings have one."""
-    flags.DEFINE_bool("all", False, "make all items that the networks at hand allow")
-    flags.DEFINE_bool("pdf", False, "write figures/NAME.pdf, too")
-    flags.DEFINE_bool("afresh", False, "compute anew what is there")
+def define_flags(flag_values=flags.FLAGS):
+    """Declares the flags; every setting of an item has one."""
+    flags.DEFINE_bool("all", False, "make all items that the networks at hand allow", flag_values)
+    flags.DEFINE_bool("pdf", False, "write figures/NAME.pdf, too", flag_values)
+    flags.DEFINE_bool("afresh", False, "compute anew what is there", flag_values)
     flags.DEFINE_bool(
-        "sample", False, f"try it out: random small networks, few images, in ./{SAMPLE_DIR}"
+        "sample",
+        False,
+        f"try it out: random small networks, few images, in ./{SAMPLE_DIR}",
+        flag_values,
     )
-    define_path("output_dir", None, "where results/, figures/ and README.md go (default: paper/)")
-    define_path("data_dir", None, "TensorFlow Datasets directory")
+    place = "where results/, figures/ and README.md go (default: paper/)"
+    define_path("output_dir", None, place, flag_values)
+    define_path("data_dir", None, "TensorFlow Datasets directory", flag_values)
     for name, having in overrides().items():
         kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
         defaults = ", ".join(f"{item.name} {item.settings[name]}" for item in having)
-        kinds[type(having[0].settings[name])](name, None, f"replaces a setting: {defaults}")
+        define = kinds[type(having[0].settings[name])]
+        define(name, None, f"replaces a setting: {defaults}", flag_values=flag_values)
 
 
 if __name__ == "__main__":
