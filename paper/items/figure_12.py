@@ -65,8 +65,11 @@ def draw(result):
             axis.set_title(label)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle(
-        f"{ROBUST.label}: PGD in L2, epsilon {settings['epsilon']:g}, {settings['num_steps']} steps"
+    style.title(
+        figure,
+        (ROBUST,),
+        f"{ROBUST.label}: PGD in L2 of {settings['num_steps']} steps, "
+        f"epsilon {settings['epsilon']:g}",
     )
     return figure
 

@@ -129,15 +129,16 @@ def draw(result):
             axis.set_yscale("log")
             axis.set_xlim(0, None)
             axis.set_title("\n".join(dict.fromkeys(titles)))
-        note = f"\n{pair[0].note}".replace("; ", "\n") if pair[0].note else ""
-        row[0].set_ylabel(f"{pair[0].challenge.name}: starts in the bin{note}")
+        row[0].set_ylabel(f"{pair[0].challenge.name}: starts in the bin")
         row[-1].legend(loc="upper center")
     for axis in axes[-1]:
         axis.set_xlabel("cross-entropy at the end, nats")
-    figure.suptitle(
+    style.title(
+        figure,
+        NETWORKS,
         f"PGD of {result.settings['num_steps']} steps; bins of {BIN['natural']:g} (natural) and "
         f"{BIN['robust']:g} nats (robust); grey: the ranges of the paper's 100,000 starts, of "
-        "other images"
+        "other images",
     )
     return figure
 

@@ -89,15 +89,16 @@ def draw(result):
             axis.set_yscale("log")
             axis.set_xlim(0, 1)
             axis.set_title(f"test image {image}")
-        note = f"\n{network.note}".replace("; ", "\n") if network.note else ""
-        row[0].set_ylabel(f"{network.label}{note}\ncross-entropy, nats")
+        row[0].set_ylabel(f"{network.label}\ncross-entropy, nats")
         row[-1].legend(loc="lower right")
     for axis in axes[-1]:
         axis.set_xlabel("share of the perturbation")
     step_sizes = " and ".join(f"{size:g} ({name})" for name, size in ascent.STEP_SIZES.items())
-    figure.suptitle(
+    style.title(
+        figure,
+        there,
         f"{result.settings['num_restarts']} runs of PGD of {result.settings['num_steps']} steps of "
-        f"{step_sizes}; grey: the paper's ends, of other images and, if robust, the wide network"
+        f"{step_sizes}; grey: the paper's ends, of other images and, if robust, the wide network",
     )
     return figure
 
