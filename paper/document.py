@@ -76,9 +76,9 @@ def section(result):
     verdict = item.verdict(result)
     lines += [
         "",
-        f"**{verdict.word.capitalize()}.** {verdict.reason[0].upper()}{verdict.reason[1:]}",
+        f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
         "",
-        f"Rule: {item.rule}",
+        *(f"- {criterion}" for criterion in verdict.criteria),
     ]
     missing = [part.name for part in result.parts if part.name not in result.records]
     if missing:

@@ -174,7 +174,9 @@ def make(item, flag_values, given, source, directory):
             style.save(item.draw(result), path)
             print(one_line(f"{item.name}: figure in {path}"))
     verdict = item.verdict(result)
-    print(one_line(f"{item.name}: {verdict.word}. {verdict.reason}"), flush=True)
+    print(f"{item.name}: {verdict.word}")
+    for criterion in verdict.criteria:
+        print(f"    {one_line(criterion)}", flush=True)
 
 
 def listing(directory):

@@ -40,7 +40,7 @@ def test_an_item_runs_to_its_end_on_a_sample(name, tmp_path):
     settings = {**item.settings, **item.sample}
     assert result["settings"] == settings
     assert list(result["parts"]) == [part.name for part in item.parts(settings)]
-    assert any(f"{name}: {word}. " in out for word in (REPRODUCED, IN_PART, NOT_REPRODUCED))
+    assert any(f"{name}: {word}\n" in out for word in (REPRODUCED, IN_PART, NOT_REPRODUCED))
     assert f"### {item.title}" in (made / "README.md").read_text()
     if item.draw is not None:
         picture = plt.imread(made / "figures" / f"{name}.png")
@@ -140,7 +140,7 @@ def test_interrupted_work_resumes_after_the_last_finished_part(place, capsys):
     assert make(item, place).records == result.records and len(calls) == 2
     out = capsys.readouterr().out
     assert "the same command resumes" in out
-    assert "counting: reproduced. holds: more than one part." in out
+    assert "counting: reproduced\n" in out and "holds: more than one part\n" in out
 
 
 def test_other_settings_replace_nothing_unless_asked_to(place):
