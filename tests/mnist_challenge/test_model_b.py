@@ -59,7 +59,11 @@ def test_in_bfloat16_its_gradient_is_that_of_float32_to_rounding():
     assert np.abs(attack.perturb(x, y) - x).max() == pytest.approx(0.3, abs=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, marks=pytest.mark.slow), {"precision": "bfloat16"}],
+    ids=["float32", "bfloat16"],
+)
 def test_a_resumed_training_draws_the_same_dropout(settings, tmp_path):
     settings = {"precision": "float32", **settings, "network": "b", "adversary": "none"}
     train(MNIST, tmp_path / "whole", **settings)
@@ -83,3 +87,5 @@ def test_the_shapes_of_its_weights_tell_it_from_the_papers_networks():
     assert MNIST.size_of(shapes) == {"network": "b"}
     assert MNIST.size_of(shapes[:-1]) is None
     assert MNIST.paper({"adversary": "none", "network": "b"}) == {}
+    small = MNIST.paper({"adversary": "pgd", "network": "paper", "scale": 4})
+    assert small["paper_pgd_40", None] == 87.7
