@@ -202,16 +202,19 @@ def listing(directory):
     return lines
 
 
-def main(words):
-    """Makes the items that the command line names, or lists all of them."""
-    flag_values = flags.FLAGS
+def main(words, flag_values=flags.FLAGS):
+    """Makes the items that the command line names, or lists all of them.
+
+    Args:
+        words: the names of items.
+        flag_values: absl's FlagValues, with the flags of `define_flags`.
+    """
     for word in words:
         if word not in items.NAMES:
             raise InputError(f"expected some of {', '.join(items.NAMES)}, got {word!r}")
     if flag_values.all and words:
         raise InputError(f"--all: expected no names of items beside it, got {' '.join(words)}")
-    given = {name: flag_values[name].value for name in overrides()}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: flag_values[name].value for name in overrides() if flag_values[name].present}
     directory, own = HERE, own_models(flag_values)
     if flag_values.sample or flag_values.output_dir is not None:
         directory = pathlib.Path(flag_values.output_dir or SAMPLE_DIR)

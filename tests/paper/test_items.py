@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import types
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from PIL import Image
 
 from cifar10_challenge.challenge import CIFAR10
@@ -21,7 +23,7 @@ from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
 from tests.helpers import ROOT, error_line, run
 
 # The cheapest items; the others run with -m slow.
-BY_DEFAULT = ("figure_1",)
+BY_DEFAULT = ("figure_10", "figure_12")
 WORDS = (REPRODUCED, IN_PART, NOT_REPRODUCED)
 SCRIPT = ROOT / "paper" / "reproduce.py"
 
@@ -227,16 +229,50 @@ def test_mnist_examples_are_those_that_pgd_breaks(linear):
     assert ascent.examples(work, loaded) == [*broken[1:], *others][:4]
 
 
-def test_words_and_flags_that_no_item_has_are_refused(tmp_path):
+def test_words_that_are_no_item_are_refused(tmp_path):
     err = run(SCRIPT, "figure_99", cwd=tmp_path, code=1)
-    assert error_line(err).endswith("got 'figure_99'") and "expected some of" in err
-    err = run(SCRIPT, "figure_1", "--num_images=3", "--sample", cwd=tmp_path, code=1)
-    assert error_line(err) == "error: --num_images: expected an item that has it, got figure_1"
-    err = run(SCRIPT, "--all", "figure_1", cwd=tmp_path, code=1)
-    assert error_line(err) == "error: --all: expected no names of items beside it, got figure_1"
-    err = run(SCRIPT, "figure_1", "--own_models=adv_trained=/tmp/x", cwd=tmp_path, code=1)
-    assert error_line(err).startswith("error: --own_models: expected an --output_dir")
+    assert error_line(err).endswith("got 'figure_99'") and "expected some of figure_1, " in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, given, message",
+    [
+        ("figure_1", "--num_images=3", "--num_images: expected an item that has it, got figure_1"),
+        ("figure_1", "--all", "--all: expected no names of items beside it, got figure_1"),
+        (
+            "figure_1",
+            f"--sample --output_dir={SCRIPT.parent}",
+            f"--output_dir: expected another place for a sample, got {SCRIPT.parent}",
+        ),
+        (
+            "figure_1",
+            "--own_models=adv_trained=/tmp/x",
+            "--own_models: expected an --output_dir for their results, got none",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_with_the_items_are_refused(
+    words, given, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    flag_values = flags.FlagValues()
+    reproduce.define_flags(flag_values)
+    flag_values(["reproduce.py", *given.split()])
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        reproduce.main(words.split(), flag_values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_listing_tells_what_each_item_needs_and_how_far_it_is(capsys):
+    flag_values = flags.FlagValues()
+    reproduce.define_flags(flag_values)
+    flag_values(["reproduce.py"])
+    reproduce.main([], flag_values)
+    out = capsys.readouterr().out
+    for name in items.NAMES:
+        assert f"{name}: {items.load(name).title}\n    state: " in out
+    assert "needs: MNIST, natural; MNIST, robust; CIFAR-10, natural" in out
 
 
 def test_a_model_of_ones_own_takes_the_place_of_a_network(place):
