@@ -202,6 +202,7 @@ def test_nan_pixels_and_endless_data_are_refused(trained):
         evaluate(trained, x, y, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
     x, y = examples(20, classes=4, shape=(6, 5, 3))
     network(shape=(6, 5, 3), activation="softmax").save(tmp_path / "mine.keras")

@@ -32,27 +32,41 @@ def robust_accuracies(text):
 # Any Keras model.
 
 
-def keras_fit(*flags, monkeypatch, capsys):
-    """What examples/keras_fit.py prints."""
-    monkeypatch.setattr(sys, "argv", ["keras_fit.py", *map(str, flags)])
-    runpy.run_path(EXAMPLES / "keras_fit.py", run_name="__main__")
-    return capsys.readouterr().out
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """A function from an example's name and flags to what it prints."""
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        runpy.run_path(EXAMPLES / name, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.slow
-def test_keras_fit_makes_a_network_robust(tmp_path, monkeypatch, capsys):
+def test_keras_fit_makes_a_network_robust(printed, tmp_path):
     path = tmp_path / "its.keras"
-    out = keras_fit(f"--save={path}", monkeypatch=monkeypatch, capsys=capsys)
+    out = printed("keras_fit.py", f"--save={path}")
     natural, robust = robust_accuracies(out)
     assert natural < 30 < 50 < robust
     assert keras.models.load_model(path).output_shape == (None, 10)
 
 
-def test_keras_fit_takes_any_set_of_tensorflow_datasets(tfds_dir, monkeypatch, capsys):
+@pytest.mark.slow
+def test_keras_fit_takes_any_set_of_tensorflow_datasets(tfds_dir, printed):
     flags = ["--dataset=mnist", f"--data_dir={tfds_dir}", "--images=210", "--epochs=1"]
-    out = keras_fit(*flags, "--suite=pgd", monkeypatch=monkeypatch, capsys=capsys)
+    out = printed("keras_fit.py", *flags, "--suite=pgd")
     assert out.startswith("210 training images, 42 test images, epsilon 0.1")
     assert len(robust_accuracies(out)) == 2
+
+
+@pytest.mark.slow
+def test_a_network_of_keras_applications_is_attacked_at_its_own_size(printed):
+    out = printed("keras_applications.py", "--images=3")
+    assert ": 3 images, linf epsilon 1 of pixels in [0, 255], attacks: pgd" in out
+    (accuracy,) = robust_accuracies(out)
+    assert accuracy < 100
 
 
 def code_of(notebook, **changes):
