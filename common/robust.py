@@ -37,7 +37,7 @@ from common.evaluation import Evaluator, Result, Trial, pitfalls
 from common.evaluation.report import describe, table_lines
 from common.training.adversarial_model import AdversarialModel
 
-__all__ = ["AdversarialModel", "Report", "RobustAccuracy", "evaluate"]
+__all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ class AdversarialModel(keras.Model):
         natural_weight, trades_beta: see `common.training.losses`.
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
         seed: int, which decides the random starts together with the optimizer's steps.
-        **kwargs: name, see keras.Model.
+        kwargs: `name`, see `keras.Model`.
 
     Raises:
         InputError: a setting is none of these. Models that cannot be attacked raise it on the first
@@ -106,7 +106,7 @@ class AdversarialModel(keras.Model):
             optimizer: keras optimizer.
             loss: None, or Keras's plain cross-entropy for classes or one-hot labels, which is what
                 this class takes in any case, and of the logits.
-            *args, **kwargs: see `keras.Model.compile`.
+            args, kwargs: the further ones of `keras.Model.compile`.
 
         Raises:
             InputError: `loss` is another one.
