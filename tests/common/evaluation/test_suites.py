@@ -21,7 +21,7 @@ from common.evaluation.report import table
 from common.evaluation.results import Result, Trial, TrialResult
 from common.scripts import attack_file
 from common.scripts import evaluate as evaluate_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.helpers import EMPTY_HOME, ROOT, error_line, run, train
 
@@ -317,7 +317,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
 
     flag_values = flags.FlagValues()
     define_flags(MNIST, flag_values)
-    define_attack_flags(MNIST, flag_values)
+    attack_file.define_attack_file_flags(MNIST, flag_values)
     flag_values(["x", f"--model_dir={tiny}", "--num_steps=1", "--store_adv_path=a.npy", *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
     assert line.format("pgd") in capsys.readouterr().err
@@ -474,7 +474,7 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
 def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values = flags.FlagValues()
     define_flags(MNIST, flag_values)
-    define_attack_flags(MNIST, flag_values)
+    attack_file.define_attack_file_flags(MNIST, flag_values)
     size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
