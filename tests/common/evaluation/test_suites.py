@@ -133,6 +133,28 @@ def test_the_paper_suite_through_the_script(tiny, tmp_path):
     assert f"Accuracy: {result['adversarial_accuracy']:.2f}%" in scored
 
 
+def test_a_report_shows_the_numbers_of_the_json(evaluate, tmp_path):
+    command = ("--attack=fgsm,pgd", "--num_steps=2", "--epsilon=0.05", "--step_size=0.03")
+    out = evaluate(*command, "--report=r.html", "--output_json=r.json", *FEW).out
+    assert "report written to r.html\n" in out
+    found, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
+    for accuracy in (found["natural_accuracy"], found["adversarial_accuracy"]):
+        assert f"<b>{accuracy:.2f}<small>%" in page
+    for entry in found["attacks"]:
+        assert f"{entry['name']}: {entry['accuracy']:.2f}%, 95% interval" in page
+    low, high = found["confidence_interval"]
+    assert f"95% interval {low:.2f} to {high:.2f}" in page
+    assert f"mean {found['adversarial_loss']:.4f}" in page
+    assert f"<dd>{found['data']}</dd>".replace("'", "&#x27;") in page
+    right, broken = (
+        round((found["natural_accuracy"] - accuracy) * FEW_IMAGES / 100)
+        for accuracy in (0, found["adversarial_accuracy"])
+    )
+    assert f"<b>{broken}</b><span>broken by the attacks</span><i>of {right} class" in page
+    evaluate(*command[1:], "--report=one.html", *FEW)
+    assert "num_steps 2" in (tmp_path / "one.html").read_text()
+
+
 def test_an_interrupted_suite_resumes_to_the_same_result(evaluate, tmp_path, monkeypatch):
     command = ("--attack=fgsm,pgd", "--epsilon=0.04", "--num_restarts=3", "--num_steps=3", *FEW)
     command = (*command, "--store_adv_path=a.npy")
@@ -393,6 +415,9 @@ def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypat
         ),
         (("--each_alone",), "--each_alone: expected several attacks"),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
+        (("--watch", "--report=x"), "--report: expected none beside --watch"),
+        (("--report=no/r.html",), "--report: cannot write no/r.html"),
+        (("--shard=1/2", "--report=r.html"), "--report: expected none beside --shard"),
         (("--watch", "--state_dir=x"), "--state_dir: expected none beside --watch"),
         (("--watch", "--source=natural"), "--source: expected none beside --watch"),
         (("--source=no",), "--source: expected a training directory"),
