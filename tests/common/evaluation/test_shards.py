@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar10_challenge.challenge import CIFAR10
 from common import data
-from common.attack import APGD, PGD
+from common.attack import APGD, FAB, PGD, MultiTargeted, Square
+from common.checkpoints import load_model
 from common.errors import InputError
 from common.evaluation import shards
 from common.evaluation.evaluator import Evaluator
 from common.evaluation.results import Trial
 from common.evaluation.shards import Shard, Writer
+from mnist_challenge.challenge import MNIST
 
 # Three classes of 2x2 images, labelled as the model sees them but for two.
 COUNT = 50
@@ -52,15 +55,59 @@ def test_shards_in_any_order_are_a_single_run(trials, options, count, tmp_path):
         show_progress=False,
         **options,
     )
-    whole = evaluator.run(IMAGES, LABELS)
+    check_shards(evaluator, SPLIT, count, tmp_path)
+
+
+ATTACKS = {
+    "pgd": lambda model, epsilon, **o: PGD(
+        model, epsilon=epsilon, step_size=epsilon / 4, num_steps=5, **o
+    ),
+    "apgd": lambda model, **o: APGD(model, num_steps=10, **o),
+    "targeted": lambda model, **o: APGD(model, num_steps=5, loss_func="targeted_dlr", **o),
+    "fab": lambda model, **o: FAB(model, num_steps=5, **o),
+    "square": lambda model, **o: Square(model, num_queries=40, **o),
+    "multi": lambda model, epsilon, **o: MultiTargeted(
+        model, epsilon=epsilon, step_size=epsilon / 2, num_steps=3, **o
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "challenge, name, epsilon",
+    [(MNIST, "adv_trained", 0.35), (CIFAR10, "simple_adv_trained", 8.0)],
+    ids=["mnist", "cifar10"],
+)
+def test_16_shards_of_the_networks_are_a_single_run(challenge, name, epsilon, precision, tmp_path):
+    split = challenge.load("test", data_dir=None, allow_sample=True).head(40)
+    model = load_model(challenge, name).logits
+    options = {"epsilon": epsilon, "bounds": challenge.bounds, "precision": precision}
+    trials = [Trial(make(model, **options), 2, name=kind) for kind, make in ATTACKS.items()]
+    evaluator = Evaluator(
+        model,
+        trials,
+        to_pixels=challenge.to_pixels,
+        batch_size=16,
+        spare_misclassified=True,
+        fixed_batches=True,
+        show_progress=False,
+    )
+    check_shards(evaluator, split, 16, tmp_path)
+
+
+def check_shards(evaluator, split, count, directory):
+    """Evaluates `count` shards, the last one first, which have to be a single run's result."""
+    trials, num_examples = evaluator.trials, len(split.images)
+    whole = evaluator.run(split.images, split.labels)
     if trials:
-        assert 0 < np.count_nonzero(whole.adversarial_correct) < COUNT - 10
+        assert 0 < np.count_nonzero(whole.adversarial_correct) < num_examples - 3
     for number in reversed(range(1, count + 1)):
-        with Writer(tmp_path, Shard(number, count), SPLIT, {"seed": 3}) as writer:
+        with Writer(directory, Shard(number, count), split, {"seed": 3}) as writer:
             assert not writer.is_finished
             part = writer.run(evaluator)
         assert len(part.x_adv) == writer.examples.stop - writer.examples.start
-    found, seen = shards.read(tmp_path, SPLIT, len(trials), {"seed": 3}).found, []
+    found, seen = shards.read(directory, split, len(trials), {"seed": 3}).found, []
     joined = evaluator.join(found, seen.append)
     assert tuple(seen) == joined.trials
     for field in dataclasses.fields(whole):
