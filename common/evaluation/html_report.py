@@ -150,7 +150,7 @@ def _tiles(evaluation):
         ("natural accuracy", result.natural_correct),
         ("robust accuracy", result.adversarial_correct),
     ):
-        low, high = wilson_interval(int(np.count_nonzero(correct)), count)
+        low, high = _interval(int(np.count_nonzero(correct)), count)
         value = f"{100 * np.mean(correct):.2f}<small>%</small>"
         tiles.append((name, value, f"95% interval {low:.2f} to {high:.2f}"))
     broken = np.count_nonzero(evaluation.is_broken)
@@ -160,6 +160,11 @@ def _tiles(evaluation):
         f'<div class="tile"><b>{value}</b><span>{name}</span><i>{note}</i></div>'
         for name, value, note in tiles
     )
+
+
+def _interval(num_correct, num_examples):
+    """The limits of `Result.confidence_interval`, to the same digits."""
+    return [round(limit, 4) for limit in wilson_interval(num_correct, num_examples)]
 
 
 def _warnings(evaluation):
@@ -230,7 +235,7 @@ def _accuracies(evaluation):
 
 
 def _bar(name, accuracy, alone, count, kind):
-    low, high = wilson_interval(round(accuracy * count / 100), count)
+    low, high = _interval(round(accuracy * count / 100), count)
     diamond = ""
     if alone is not None and abs(alone - accuracy) > 1e-9:
         diamond = f'<s style="left:{alone:.3f}%" title="alone: {alone:.2f}%"></s>'
