@@ -33,7 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack import APGD, is_misclassified, standard_suite, xent_loss
+from common.attack import is_misclassified, xent_loss
 from common.attack.gradient import as_logits
 from common.attack.inputs import (
     as_raised,
@@ -44,8 +44,8 @@ from common.attack.inputs import (
     whole_number,
 )
 from common.errors import InputError, one_line
-from common.evaluation import Evaluator, Result, Trial, pitfalls
-from common.evaluation.report import describe, table_lines
+from common.evaluation import Evaluator, Result, Trial, pitfalls, suites
+from common.evaluation.report import describe, left_alone, table_lines
 from common.training import losses, steps
 
 NUM_PROBED = 8  # images that tell whether a model returns logits
@@ -450,7 +450,7 @@ class Report:
             f"robust accuracy {found['adversarial_accuracy']:.2f}% (95% confidence interval "
             f"{low:.2f}% to {high:.2f}%), natural {found['natural_accuracy']:.2f}%: "
             f"{found['num_examples']:,} images, {its['norm']} epsilon {its['epsilon']:g} of pixels "
-            f"in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}"
+            f"in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}{left_alone(self.result)}"
         )
 
     def to_dict(self):
@@ -489,9 +489,10 @@ def evaluate(
         epsilon: radius of the ball, in the units of `bounds`.
         bounds: (lowest, highest) pixel value that the model is given: (0, 1) or (0, 255), say.
         norm: "linf" or "l2".
-        suite: "standard", AutoAttack's four attacks; or a list of attacks, each as in
-            `RobustAccuracy`, of the same epsilon, bounds and norm. The targeted DLR loss needs
-            four classes: for three the plain one takes its place, and for two none does.
+        suite: "standard", AutoAttack's four attacks; "fast" or "strong", see
+            `common.evaluation.suites`; or a list of attacks, each as in `RobustAccuracy`, of the
+            same epsilon, bounds and norm. The targeted DLR loss needs four classes: for three the
+            plain one takes its place, and for two none does.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
         precision, jit_compile: see `common.attack.Attack`.
@@ -512,10 +513,9 @@ def evaluate(
     inner = model.model if isinstance(model, AdversarialModel) else model
     logits = logits_of(inner, few)
     options = {"epsilon": epsilon, "bounds": bounds, "norm": norm}
-    name, attacks = _attacks(
+    name, trials = _trials(
         suite, inner, logits, few, {**options, "precision": precision, "jit_compile": jit_compile}
     )
-    trials = [Trial(attack, name=attack.name) for attack in attacks]
     evaluator = _evaluator(logits, [], bounds, batch_size, seed)
     # All that is wrong with an image, a label or a logit shows before the first attack.
     _refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
@@ -542,8 +542,8 @@ def _evaluator(logits, trials, bounds, batch_size, seed):
     )
 
 
-def _attacks(suite, model, logits, few, options):
-    """The name and the list of a suite's attacks."""
+def _trials(suite, model, logits, few, options):
+    """The name and the list of a suite's attacks, each a `Trial`."""
     if not isinstance(suite, str):
         attacks = [_on(attack, model, logits) for attack in suite]
         if not attacks:
@@ -555,17 +555,16 @@ def _attacks(suite, model, logits, few, options):
                     raise InputError(
                         f"suite: expected attacks of {name} {asked}, got {attack.name} of {its}"
                     )
-        return ", ".join(attack.name for attack in attacks), attacks
-    if suite != "standard":
-        raise InputError(f"suite: expected standard or a list of attacks, got {suite!r}")
-    attacks = [attack for _, attack in standard_suite(logits, **options)]
+        trials = [Trial(attack, name=attack.name) for attack in attacks]
+        return ", ".join(trial.name for trial in trials), trials
+    if suite not in suites.ANY_MODEL:
+        known = ", ".join(suites.ANY_MODEL)
+        raise InputError(f"suite: expected {known} or a list of attacks, got {suite!r}")
     with as_raised():
         num_classes = as_logits(logits(few[:1])).shape[1]
-    if num_classes < 4:
-        plain = [APGD(logits, loss_func="dlr", **options)] if num_classes == 3 else []
-        attacks = [attacks[0], *plain, *attacks[2:]]
-        return ", ".join(attack.name for attack in attacks), attacks
-    return suite, attacks
+    trials = suites.trials_of(suite, logits, num_classes=num_classes, **options)
+    name = suite if num_classes >= 4 else ", ".join(trial.attack.name for trial in trials)
+    return name, trials
 
 
 def _arrays(x, y=None):
