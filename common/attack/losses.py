@@ -78,7 +78,7 @@ def scale_of(logits):
     this factor it is alike for any scale of the logits.
 
     Args:
-        logits: float32 (batch, classes), 2 classes or more; of two the lower takes the third's place.
+        logits: float32 (batch, classes), 2 classes or more; of two the lower one counts as third.
 
     Returns:
         float32 (batch,).
