@@ -42,10 +42,10 @@ def odi_pgd(model, *, epsilon, **options):
 
 
 # The same worst case as "standard" in a small part of the time. What breaks most examples a second
-# comes first. What is left to break is on the examples closest to the boundary, and the late attacks
-# are given these alone, as in A3 (Liu et al. 2022, "Practical evaluation of adversarial robustness
-# via adaptive auto attack"). No loss changes with the scale of the logits. The numbers were chosen
-# on MNIST's adv_trained and CIFAR-10's simple_adv_trained.
+# comes first. What is left to break is on the examples closest to the boundary, and the late
+# attacks are given these alone, as in A3 (Liu et al. 2022, "Practical evaluation of adversarial
+# robustness via adaptive auto attack"). No loss changes with the scale of the logits. The numbers
+# were chosen on MNIST's adv_trained and CIFAR-10's simple_adv_trained.
 FAST = (
     Stage("apgd_xent", APGD, {"loss_func": "scaled_xent", "num_steps": 50}),
     Stage(
