@@ -128,6 +128,7 @@ def evaluate(challenge, config, loaded, test, suite):
         "seconds": result.seconds,
         "cpu_seconds": result.cpu_seconds,
         "num_left_alone": result.num_left_alone,
+        "precision": trials[0].attack.precision.name,
         "attacks": [
             {**dataclasses.asdict(done), "attack": trial.settings()}
             for trial, done in zip(trials, result.trials, strict=True)

@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and from benchmarks/results/*.json.
+"""Writes the READMEs' tables and networks' leaderboards from the cards and benchmarks/results/.
 
 python paper/readme_tables.py
 """
@@ -22,6 +22,7 @@ from common.errors import InputError, one_line
 from common.files import read_json, write_atomically
 from common.scripts import app
 from mnist_challenge.challenge import MNIST
+from paper import leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
@@ -277,6 +278,8 @@ def main(words=()):
     if words:
         raise InputError(f"expected no words, got {' '.join(words)!r}")
     texts = {path: fill_in(path) for path in TABLES}
+    for challenge, names in ((MNIST, MNIST_MODELS), (CIFAR10, CIFAR10_MODELS)):
+        texts |= leaderboards.texts(challenge, names)
     for path, text in texts.items():
         write_atomically(path, text.encode())
 

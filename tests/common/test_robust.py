@@ -113,7 +113,10 @@ def not_a_number(x):
         ({"x": np.zeros((12, 30))}, r"expected images \(batch, height, width, channels\)"),
         ({"model": no_gradient}, "expected logits with a gradient"),
         ({"model": not_a_number}, "expected logits that are numbers, got NaN for"),
-        ({"suite": "quick"}, "suite: expected standard or a list of attacks, got 'quick'"),
+        (
+            {"suite": "quick"},
+            "suite: expected standard, fast, strong or a list of attacks, got 'quick'",
+        ),
         ({"suite": [ATTACK], "epsilon": 0.2}, "suite: expected attacks of epsilon 0.2, got pgd"),
         ({"suite": [3]}, "attack: expected an attack, or a function from logits to one, got 3"),
         ({"norm": "l1"}, "norm: expected one of linf, l2"),

@@ -222,7 +222,8 @@ def test_the_result_does_not_depend_on_the_batch_size(evaluate, tmp_path):
 
 
 def test_the_standard_suite_is_that_of_the_attacks(evaluate, tmp_path, monkeypatch):
-    def standard_suite(model, epsilon, bounds, norm, jit_compile, precision):
+    def standard_suite(model, *, epsilon, bounds, norm, jit_compile, precision, num_classes):
+        assert num_classes == 10
         assert (epsilon, bounds, norm) == (0.1, (0.0, 1.0), "linf")
         assert (jit_compile, precision) == (False, "bfloat16")
         pgd = PGD(model, epsilon=epsilon, step_size=0.05, num_steps=2, bounds=bounds)
@@ -358,7 +359,10 @@ def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("--suite=best",), "--suite: expected one of paper, leaderboard, standard, got 'best'"),
+        (
+            ("--suite=best",),
+            "--suite: expected one of paper, leaderboard, standard, fast, strong, got 'best'",
+        ),
         (("--suite=paper", "--attack=pgd"), "--attack: expected none beside --suite"),
         (("--suite=paper", "--preset=paper_fgsm"), "--preset: expected none beside --suite"),
         (("--suite=paper", "--num_steps=3"), "--num_steps: expected none, as --suite=paper has"),
@@ -509,7 +513,9 @@ def test_steps_that_do_not_lead_to_the_balls_edge_are_warned_of(evaluate, tmp_pa
 
 def test_an_unknown_suite_is_one_line_and_exit_code_1(tmp_path):
     err = run(ROOT / "mnist_challenge" / "eval.py", "--suite=best", cwd=tmp_path, code=1)
-    assert error_line(err).endswith("expected one of paper, leaderboard, standard, got 'best'")
+    assert error_line(err).endswith(
+        "expected one of paper, leaderboard, standard, fast, strong, got 'best'"
+    )
 
 
 def test_the_table_is_aligned_and_by_hand():
