@@ -19,23 +19,17 @@ SUITES = {
 }
 
 
-def texts(challenge, names):
-    """Returns the boards and READMEs of those networks that were trained against PGD.
+def texts(challenge):
+    """Returns the boards and READMEs of a challenge's shipped networks, as a dict from paths.
 
-    Args:
-        challenge: a `common.challenge.Challenge`.
-        names: names of shipped models.
-
-    Returns:
-        Dict from paths to texts.
+    Those that were trained against PGD have one.
 
     Raises:
         InputError: a card, a board or a result is damaged.
     """
     found = {}
-    for name in names:
-        directory = challenge.directory / "models" / name
-        card = cards.read(challenge, name)
+    for path in sorted((challenge.directory / "models").glob(f"*/{cards.CARD}")):
+        directory, card = path.parent, cards.read_from(path.parent)
         if card["training"]["config"]["adversary"] == "pgd":
             boards = in_boards(challenge, card, cards.find_boards(directory))
             entries = [entry for board in sorted(boards) for entry in boards[board]]

@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
-from common.attack import PGD, xent_loss
+from common.attack import PGD
 from common.config import make_config
 from common.leaderboard import OURS, Entry, read_boards
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, leaderboards, loss_along_pgd, readme_tables
+from paper import accuracy_against_epsilon, leaderboards, readme_tables
 from tests.helpers import ROOT, run
 
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -52,21 +52,18 @@ def test_a_networks_board_holds_what_its_card_says(challenge, path):
         ours.remove(entry)
     assert all("--suite=" in entry.made_by for entry in ours)
     # The same command writes board and README again.
-    for written, text in leaderboards.texts(challenge, [path.parent.name]).items():
-        assert written.read_text() == text, "run python paper/readme_tables.py"
+    texts = leaderboards.texts(challenge)
+    for written in (path, path.parent / "README.md"):
+        assert written.read_text() == texts[written], "run python paper/readme_tables.py"
 
 
-def test_every_robust_network_has_a_board():
-    robust = {
-        f"{challenge.name} {name}"
-        for challenge, names in (
-            (MNIST, readme_tables.MNIST_MODELS),
-            (CIFAR10, readme_tables.CIFAR10_MODELS),
-        )
-        for name in names
-        if cards.read(challenge, name)["training"]["config"]["adversary"] == "pgd"
-    }
-    assert robust == set(BOARDS) >= {"MNIST adv_trained", "CIFAR-10 simple_adv_trained"}
+def test_every_robust_network_has_a_board_and_no_other():
+    paths = {*leaderboards.texts(MNIST), *leaderboards.texts(CIFAR10)}
+    boards = {path for path in paths if path.name == "leaderboard.csv"}
+    assert boards == {path for _, path in BOARDS.values()}
+    names = {path.parent.name for path in boards}
+    assert names >= {"adv_trained", "adv_trained_b", "simple_adv_trained"}
+    assert not names & {"natural", "fgsm_trained", "simple_fgsm_trained"}
 
 
 def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
@@ -107,11 +104,6 @@ def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
         ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
-        (
-            "loss_along_pgd.py",
-            "mnist",
-            ("--model_dir=natural,adv_trained", "--num_restarts=2", "--num_images=2"),
-        ),
         (
             "accuracy_against_epsilon.py",
             "mnist",
@@ -159,21 +151,6 @@ def linear(challenge):
     labels = np.argmax(logits(x_nat), axis=1)
     labels[-1] = (labels[-1] + 1) % 10
     return logits, images, x_nat, labels
-
-
-def test_the_loss_is_that_along_pgd(challenge, linear):
-    logits, _, x_nat, labels = linear
-    width = challenge.bounds[1]
-    ball = {"epsilon": 0.2 * width, "step_size": 0.05 * width}
-    config = types.SimpleNamespace(**ball, num_steps=3, random_seed=5)
-    along = loss_along_pgd.losses_along_pgd(
-        logits, tf.constant(x_nat), tf.constant(labels, tf.int32), config, challenge.bounds
-    )
-    for num_steps, losses in enumerate(along):
-        pgd = PGD(logits, num_steps=num_steps, bounds=challenge.bounds, **ball)
-        expected = xent_loss(logits(pgd.perturb(x_nat, labels, seed=5)), labels)
-        np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    assert len(along) == 4 and (along[-1] > along[0]).all()
 
 
 def accuracies_of(linear, challenge, config, epsilons, *attack, **options):
