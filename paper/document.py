@@ -76,13 +76,13 @@ def section(result):
     verdict = item.verdict(result)
     lines += [
         "",
-        f"**{verdict.word.capitalize()}.** {verdict.reason[0].upper()}{verdict.reason[1:]}",
+        f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
         "",
-        f"Rule: {item.rule}",
+        *(f"- {criterion}" for criterion in verdict.criteria),
     ]
     missing = [part.name for part in result.parts if part.name not in result.records]
     if missing:
-        lines += ["", f"Not possible yet, for want of a network: {', '.join(missing)}."]
+        lines += ["", f"Not possible yet, without a network: {', '.join(missing)}."]
     return lines
 
 
@@ -96,7 +96,7 @@ def state_of(result):
         return "open"
     if state == IMPOSSIBLE:
         missing = dict.fromkeys(n.label for p in parts for n in p.networks if not n.exists())
-        return f"not possible yet, without a network: {', '.join(missing)}"
+        return f"not possible yet, without {', '.join(missing) or result.item.needs}"
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"
     words = result.item.verdict(result).word
@@ -124,6 +124,7 @@ def settings_text(settings):
     shown = (
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
         for name, value in settings.items()
+        if value != ""
     )
     return ", ".join(shown)
 

@@ -97,7 +97,7 @@ def compute(result, source, directory):
             missing = ", ".join(n.label for n in part.networks if not source.exists(n))
             print(f"{name}: {part.name} is left out, as there is no network {missing}", flush=True)
             continue
-        challenge = part.networks[0].challenge
+        challenge = part.networks[0].challenge if part.networks else None
         images = source.images(challenge, part.num_images)
         data = images and {"name": images.name, "sha256": images.digest()}
         record = result.records.get(part.name)
@@ -164,6 +164,8 @@ def make(item, flag_values, given, source, directory):
         except KeyboardInterrupt:
             print("\nstopped; the same command resumes after the last finished part", flush=True)
             raise
+    if not result.records and item.needs:
+        print(f"{item.name}: nothing is made, as it needs {item.needs}", flush=True)
     if not result.is_whole(source.exists):
         return
     if item.draw is not None:
@@ -172,7 +174,9 @@ def make(item, flag_values, given, source, directory):
             style.save(item.draw(result), path)
             print(one_line(f"{item.name}: figure in {path}"))
     verdict = item.verdict(result)
-    print(one_line(f"{item.name}: {verdict.word}. {verdict.reason}"), flush=True)
+    print(f"{item.name}: {verdict.word}")
+    for criterion in verdict.criteria:
+        print(f"    {one_line(criterion)}", flush=True)
 
 
 def listing(directory):
@@ -181,12 +185,13 @@ def listing(directory):
     for item in items.load_all():
         result = Result.read(item, directory)
         networks = dict.fromkeys(n for part in result.parts for n in part.networks)
-        needs = "; ".join(f"{n.label}{'' if n.exists() else ' (missing)'}" for n in networks)
+        needs = [f"{n.label}{'' if n.exists() else ' (missing)'}" for n in networks]
+        needs += [item.needs] if item.needs else []
         lines += [
             f"{item.name}: {item.title}",
             f"    state: {document.state_of(result)}",
             f"    cost: {document.cost_of(result)}",
-            f"    needs: {needs or 'no network'}",
+            f"    needs: {'; '.join(needs)}",
             f"    settings: {document.settings_text(item.settings)}",
         ]
     return lines

@@ -57,12 +57,11 @@ def draw(result):
         row[0].set_ylabel(f"{network.label}\ncross-entropy, nats")
     for axis in axes[-1]:
         axis.set_xlabel("steps of PGD")
-    notes = style.note_of(*there)
-    figure.suptitle(
+    style.title(
+        figure,
+        there,
         f"mean and range of {result.settings['num_restarts']} runs of PGD; "
-        "grey: where the runs of the paper's five images end"
-        + (f"\nCIFAR-10: {notes}" * bool(notes)),
-        fontsize=8,
+        "grey: where the runs of the paper's five images end",
     )
     return figure
 
