@@ -29,14 +29,14 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.gradient import as_logits
-from common.attack.inputs import as_raised, pixel_range, to_images, to_labels, whole_number
-from common.attack.softmax import NUM_PROBED, attack_on, logits_of, refuse_nan
+from common.attack.inputs import pixel_range, to_images, to_labels, whole_number
+from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
 from common.errors import InputError
 from common.evaluation import Evaluator, Result, Trial, pitfalls, suites
 from common.evaluation.report import describe, left_alone, table_lines
 from common.training.adversarial_model import AdversarialModel
 
-__all__ = ["AdversarialModel", "Report", "RobustAccuracy", "evaluate"]
+__all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Report:
         return (
             f"robust accuracy {found['adversarial_accuracy']:.2f}% (95% confidence interval "
             f"{low:.2f}% to {high:.2f}%), natural {found['natural_accuracy']:.2f}%: "
-            f"{found['num_examples']:,} images, {its['norm']} epsilon {its['epsilon']:g} of pixels "
-            f"in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}{left_alone(self.result)}"
+            f"{found['num_examples']:,} images{left_alone(self.result)}, {its['norm']} epsilon "
+            f"{its['epsilon']:g} of pixels in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}"
         )
 
     def to_dict(self):
@@ -134,7 +134,8 @@ def evaluate(
     # All that is wrong with an image, a label or a logit shows before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
     evaluator.trials, evaluator.show_progress = trials, show_progress
-    warnings = pitfalls.check_model(
+    warnings = pitfalls.steps_that_are_short(trials)
+    warnings += pitfalls.check_model(
         logits, few, y[: len(few)], batch_size=evaluator.batch_size, seed=evaluator.seed, **options
     )
     result = evaluator.run(x, y)
@@ -169,6 +170,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         super().__init__()
         is_pair = isinstance(data, (tuple, list))
         self._x, self._y = _arrays(*data[:2]) if is_pair else _arrays(data)
+        check_attack(attack)
         self._attack, self.every = attack, whole_number("every", every, 1)
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
@@ -223,8 +225,7 @@ def _trials(suite, model, logits, few, options):
     if suite not in suites.ANY_MODEL:
         known = ", ".join(suites.ANY_MODEL)
         raise InputError(f"suite: expected {known} or a list of attacks, got {suite!r}")
-    with as_raised():
-        num_classes = as_logits(logits(few[:1])).shape[1]
+    num_classes = as_logits(logits(few[:1])).shape[1]
     trials = suites.trials_of(suite, logits, num_classes=num_classes, **options)
     name = suite if num_classes >= 4 else ", ".join(trial.attack.name for trial in trials)
     return name, trials

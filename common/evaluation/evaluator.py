@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.attack import is_misclassified, margin, round_to_8_bits, xent_loss
 from common.attack.ball import select
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised, to_labels, whole_number
 from common.errors import InputError
 from common.evaluation.results import Result, TrialResult
@@ -67,6 +67,7 @@ class Evaluator:
                 f"{partial[0]}, which takes the closest alone"
             )
         self.show_progress = show_progress
+        model = in_inference_mode(model)
 
         @tf.function(reduce_retracing=True)
         def classify(x, y):
