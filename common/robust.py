@@ -64,7 +64,8 @@ class Report:
             f"robust accuracy {found['adversarial_accuracy']:.2f}% (95% confidence interval "
             f"{low:.2f}% to {high:.2f}%), natural {found['natural_accuracy']:.2f}%: "
             f"{found['num_examples']:,} images{left_alone(self.result)}, {its['norm']} epsilon "
-            f"{its['epsilon']:g} of pixels in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}"
+            f"{its['epsilon']:g} of pixels in [{bounds[0]:g}, {bounds[1]:g}], attacks: "
+            f"{its['suite']}"
         )
 
     def to_dict(self):
