@@ -304,9 +304,6 @@ def test_the_fast_suite_says_what_it_left_alone(evaluate, tmp_path, monkeypatch,
         str(entry["num_left_alone"]) for entry in result["attacks"]
     ]
 
-    with pytest.raises(InputError, match="--each_alone: expected attacks that are given every"):
-        evaluate(*command, "--each_alone")
-
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -549,6 +546,15 @@ def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypat
             "--round_to_8_bits: expected an attack in L-infinity, got apgd_xent in L2",
         ),
         (("--each_alone",), "--each_alone: expected several attacks"),
+        (("--suite=fast", "--each_alone"), "--each_alone: expected attacks that are given every"),
+        (
+            ("--suite=fast", "--shard=1/2"),
+            "--shard: .*, got apgd_targeted, which takes the closest",
+        ),
+        (
+            ("--suite=strong", "--num_restarts=3"),
+            "--num_restarts: expected none, as --suite=strong",
+        ),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
         (("--watch", "--report=x"), "--report: expected none beside --watch"),
         (("--report=no/r.html",), "--report: cannot write no/r.html"),
