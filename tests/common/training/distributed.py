@@ -1,0 +1,137 @@
+"""Trains small networks of the challenges' kinds, on as many devices as it is told.
+
+    python tests/common/training/distributed.py '[{"kind": "mnist", "model_dir": ..., ...}, ...]'
+
+A script of test_distribution.py, as devices belong to a process. Beside settings a training has:
+kind, "mnist" without batch norm or "cifar10" with it; dtype of the network; parts: on one device
+batch norm takes the statistics of each such part of a batch, as devices do that are not
+synchronised.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[3])
+
+import keras
+import tensorflow as tf
+
+from cifar10_challenge import layers
+from cifar10_challenge import train as cifar10_train
+from cifar10_challenge.challenge import CIFAR10
+from common.attack import precision
+from common.config import make_config
+from common.errors import InputError
+from common.training import distribution, loop, losses, optimizers
+from mnist_challenge.challenge import MNIST
+
+SETTINGS = {
+    "max_num_training_steps": 50,
+    "training_batch_size": 8,
+    "num_steps": 2,
+    "num_output_steps": 10,
+    "num_summary_steps": 100,
+    "num_checkpoint_steps": 20,
+    "num_validation_steps": 0,
+    "random_seed": 3,
+}
+
+
+class PartsNorm(layers.BatchNorm):
+    """Batch norm of every `parts`th image by their own statistics, on one device."""
+
+    parts = 1
+
+    def call(self, x, training=False):
+        if not training:
+            return super().call(x)
+        count, axes = x.shape[0], [0, 1, 2]
+        order = sorted(range(count), key=lambda row: row % self.parts)
+        moments, outputs = [], []
+        for part in range(self.parts):
+            rows = x[part :: self.parts]
+            mean, variance = tf.nn.moments(rows, axes)
+            moments.append((mean, variance))
+            outputs.append(
+                tf.nn.batch_normalization(
+                    rows, mean, variance, self.beta, self.gamma, self.epsilon
+                )
+            )
+        self._follow(*(tf.add_n(found) / self.parts for found in zip(*moments)))
+        places = [order.index(row) for row in range(count)]
+        return tf.gather(tf.concat(outputs, axis=0), places)
+
+
+def build_mnist(settings, precision=None, dtype="float64"):
+    seeds = keras.random.SeedGenerator(settings.random_seed)
+    options = {"dtype": dtype, "kernel_initializer": keras.initializers.GlorotNormal(seeds)}
+    image = keras.Input((28, 28, 1), dtype=dtype)
+    x = keras.layers.Conv2D(3, 5, strides=3, activation="relu", **options)(image)
+    x = keras.layers.Flatten(dtype=dtype)(x)
+    return keras.Model(image, keras.layers.Dense(10, **options)(x))
+
+
+def build_cifar10(settings, precision=None, dtype="float64", parts=None):
+    seeds = keras.random.SeedGenerator(settings.random_seed)
+    decay = keras.regularizers.L2(settings.weight_decay / 2)
+    start = keras.initializers.GlorotNormal(seeds)
+    options = {"dtype": dtype, "kernel_initializer": start, "kernel_regularizer": decay}
+    image = keras.Input((32, 32, 3), dtype=dtype)
+    x = layers.Standardise(dtype=dtype)(image)
+    for filters in (3, 4):
+        x = keras.layers.Conv2D(filters, 3, strides=3, use_bias=False, **options)(x)
+        if parts is None:
+            is_synchronised = settings.batch_norm == "synchronized"
+            norm = layers.BatchNorm(momentum=0.9, dtype=dtype, synchronized=is_synchronised)
+        else:
+            norm = PartsNorm(momentum=0.9, dtype=dtype)
+            norm.parts = parts
+        x = keras.layers.LeakyReLU(negative_slope=0.1, dtype=dtype)(norm(x))
+    x = keras.layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    return keras.Model(image, keras.layers.Dense(10, **options)(x))
+
+
+def train(kind, dtype="float64", parts=None, **settings):
+    """Trains on the shipped sample with the optimizers of the challenges' train.py."""
+    if dtype == "float64":  # the loss, too: float32 rounds differently by the size of a batch
+        losses.as_logits = lambda logits, images=None: logits
+    challenge = CIFAR10 if kind == "cifar10" else MNIST
+    config = make_config(challenge, ("test", {**SETTINGS, **settings}))
+    build = functools.partial(build_mnist, dtype=dtype)
+    if kind == "cifar10":
+        build = functools.partial(build_cifar10, dtype=dtype, parts=parts)
+    challenge = dataclasses.replace(
+        challenge,
+        build_model=build,
+        fast_logits=lambda model, precision: functools.partial(model, training=False),
+    )
+    with distribution.faults_as_lines(config):
+        distribution.devices_of(config)  # before TensorFlow's first op
+        sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
+        points, interpolation = config.step_size_schedule, config.step_size_interpolation
+        rate = optimizers.learning_rate(points, interpolation)
+        is_cifar10 = kind == "cifar10"
+        loop.train(
+            config,
+            challenge,
+            sample,
+            optimizer=optimizers.Momentum(rate, momentum=0.9)
+            if is_cifar10
+            else keras.optimizers.Adam(rate, epsilon=1e-8),
+            reduce_loss=tf.reduce_mean if is_cifar10 else tf.reduce_sum,
+            augment=cifar10_train.augment if is_cifar10 else None,
+            batch_statistics=is_cifar10 and config.batch_statistics,
+            validation_images=sample,
+        )
+
+
+if __name__ == "__main__":
+    precision.bfloat16_unit = lambda: None
+    try:
+        for training in json.loads(sys.argv[1]):
+            train(**training)
+    except InputError as error:
+        sys.exit(f"error: {error}")
