@@ -213,7 +213,8 @@ def _signals_end_at_once():
 def parse_tf_config(text):
     """Reads TF_CONFIG, by which every worker knows the others and itself.
 
-        {"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}
+        {"cluster": {"worker": ["host1:2222", "host2:2222"]},
+         "task": {"type": "worker", "index": 0}}
 
     The cluster may have a "chief", too, which is then worker 0.
 
@@ -462,7 +463,7 @@ class Replicas:
         averages = [w for w in self._model.non_trainable_weights if w.dtype.startswith("float")]
         if averages:
             means = tf.distribute.get_replica_context().all_reduce(
-                MEAN, [tf.convert_to_tensor(average) for average in averages]
+                MEAN, [tf.identity(average) for average in averages]
             )
             for average, mean in zip(averages, means, strict=True):
                 average.assign(mean)

@@ -56,9 +56,7 @@ class PartsNorm(layers.BatchNorm):
             mean, variance = tf.nn.moments(rows, axes)
             moments.append((mean, variance))
             outputs.append(
-                tf.nn.batch_normalization(
-                    rows, mean, variance, self.beta, self.gamma, self.epsilon
-                )
+                tf.nn.batch_normalization(rows, mean, variance, self.beta, self.gamma, self.epsilon)
             )
         self._follow(*(tf.add_n(found) / self.parts for found in zip(*moments)))
         places = [order.index(row) for row in range(count)]
