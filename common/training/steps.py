@@ -76,10 +76,10 @@ def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
         index: int (batch,), the numbers of the images in the batch of all devices; None: 0, 1, ...
     """
-    options = {}
+    options = {} if index is None else {"index": index}
     if epsilon_warmup_steps:
         options["scale"] = warmup_scale(step, epsilon_warmup_steps)
-    return attack.perturb(x_nat, y, seed=(seed, step), index=index, **options)
+    return attack.perturb(x_nat, y, seed=(seed, step), **options)
 
 
 def warmup_scale(step, epsilon_warmup_steps):
