@@ -91,7 +91,7 @@ class TrainingDirectory:
         if not self._devices.is_chief:
             return
         _write_config(self.path, self._config)
-        self._runs = runs.Runs(self.path, self.first_step, data)
+        self._runs = runs.Runs(self.path, self.first_step, data, self._devices.num_replicas)
 
     def seconds(self):
         """The training's time so far, in seconds."""

@@ -3,9 +3,9 @@
     python tests/common/training/distributed.py '[{"kind": "mnist", "model_dir": ..., ...}, ...]'
 
 A script of test_distribution.py, as devices belong to a process. Beside settings a training has:
-kind, "mnist" without batch norm or "cifar10" with it; dtype of the network; parts: on one device
-batch norm takes the statistics of each such part of a batch, as devices do that are not
-synchronised.
+kind, "mnist" without batch norm, "cifar10" with it, or "resnet", the paper's simple network; dtype
+of the network; parts: on one device batch norm takes the statistics of each such part of a batch,
+as devices do that are not synchronised.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from cifar10_challenge import layers
+from cifar10_challenge import model as cifar10_model
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
 from common.attack import precision
@@ -92,18 +93,31 @@ def build_cifar10(settings, precision=None, dtype="float64", parts=None):
     return keras.Model(image, keras.layers.Dense(10, **options)(x))
 
 
+def build_resnet(settings, precision=None, dtype="float64"):
+    return cifar10_model.build_model(
+        "simple",
+        settings.weight_decay,
+        settings.random_seed,
+        dtype=dtype,
+        synchronized=settings.batch_norm == "synchronized",
+    )
+
+
 def train(kind, dtype="float64", parts=None, **settings):
     """Trains on the shipped sample with the optimizers of the challenges' train.py."""
     if dtype == "float64":  # the loss, too: float32 rounds differently by the size of a batch
         losses.as_logits = lambda logits, images=None: logits
-    challenge = CIFAR10 if kind == "cifar10" else MNIST
+    is_cifar10 = kind != "mnist"
+    challenge = CIFAR10 if is_cifar10 else MNIST
     config = make_config(challenge, ("test", {**SETTINGS, **settings}))
-    build = functools.partial(build_mnist, dtype=dtype)
-    if kind == "cifar10":
-        build = functools.partial(build_cifar10, dtype=dtype, parts=parts)
+    builders = {
+        "mnist": build_mnist,
+        "cifar10": functools.partial(build_cifar10, parts=parts),
+        "resnet": build_resnet,
+    }
     challenge = dataclasses.replace(
         challenge,
-        build_model=build,
+        build_model=functools.partial(builders[kind], dtype=dtype),
         fast_logits=lambda model, precision: functools.partial(model, training=False),
     )
     with distribution.faults_as_lines(config):
@@ -111,7 +125,6 @@ def train(kind, dtype="float64", parts=None, **settings):
         sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
         points, interpolation = config.step_size_schedule, config.step_size_interpolation
         rate = optimizers.learning_rate(points, interpolation)
-        is_cifar10 = kind == "cifar10"
         loop.train(
             config,
             challenge,
