@@ -30,14 +30,14 @@ import tensorflow as tf
 
 from common.attack import APGD, standard_suite
 from common.attack.gradient import as_logits
-from common.attack.inputs import as_raised, pixel_range, to_images, to_labels, whole_number
-from common.attack.softmax import NUM_PROBED, attack_on, logits_of, refuse_nan
+from common.attack.inputs import pixel_range, to_images, to_labels, whole_number
+from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
 from common.errors import InputError
 from common.evaluation import Evaluator, Result, Trial, pitfalls
 from common.evaluation.report import describe, table_lines
 from common.training.adversarial_model import AdversarialModel
 
-__all__ = ["AdversarialModel", "Report", "RobustAccuracy", "evaluate"]
+__all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,8 @@ def evaluate(
     # All that is wrong with an image, a label or a logit shows before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
     evaluator.trials, evaluator.show_progress = trials, show_progress
-    warnings = pitfalls.check_model(
+    warnings = pitfalls.steps_that_are_short(trials)
+    warnings += pitfalls.check_model(
         logits, few, y[: len(few)], batch_size=evaluator.batch_size, seed=evaluator.seed, **options
     )
     result = evaluator.run(x, y)
@@ -170,6 +171,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         super().__init__()
         is_pair = isinstance(data, (tuple, list))
         self._x, self._y = _arrays(*data[:2]) if is_pair else _arrays(data)
+        check_attack(attack)
         self._attack, self.every = attack, whole_number("every", every, 1)
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
@@ -223,8 +225,7 @@ def _attacks(suite, model, logits, few, options):
     if suite != "standard":
         raise InputError(f"suite: expected standard or a list of attacks, got {suite!r}")
     attacks = [attack for _, attack in standard_suite(logits, **options)]
-    with as_raised():
-        num_classes = as_logits(logits(few[:1])).shape[1]
+    num_classes = as_logits(logits(few[:1])).shape[1]
     if num_classes < 4:
         plain = [APGD(logits, loss_func="dlr", **options)] if num_classes == 3 else []
         attacks = [attacks[0], *plain, *attacks[2:]]

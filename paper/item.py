@@ -33,13 +33,13 @@ class Work:
     """What a part is computed from.
 
     Attributes:
-        challenge: the `common.challenge.Challenge` of the part's networks.
+        challenge: the `common.challenge.Challenge` of the part's networks; None without any.
         models: a `LoadedModel` for each of the part's networks, in their order.
         images: the `common.data.Split` of the part's test images; None if it takes none.
         settings: the item's settings, as a dict.
     """
 
-    challenge: Challenge
+    challenge: Challenge | None
     models: tuple[LoadedModel, ...]
     images: Split | None
     settings: dict
@@ -61,7 +61,7 @@ class Part:
 
     Attributes:
         name: its name in the results, for people, such as "MNIST, adv_trained".
-        networks: the `Network`s that it needs, of one challenge.
+        networks: the `Network`s that it needs, of one challenge; () for none.
         compute: function from `Work` to the part's numbers: a dict for JSON.
         num_images: how many test images it takes, from the first; None for none.
         weight: what it costs, relative to the item's other parts.
@@ -80,11 +80,12 @@ class Verdict:
 
     Attributes:
         word: `REPRODUCED`, `IN_PART` or `NOT_REPRODUCED`.
-        reason: why, as a sentence with the numbers that decide.
+        criteria: whether each criterion of the rule holds, with the numbers that decide:
+            "holds: 4 live filters (at most 6)".
     """
 
     word: str
-    reason: str
+    criteria: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ class Item:
         settings: its settings by name: ints, floats and texts. Each has a flag of that name.
         sample: the settings that `--sample` replaces, for a test of a few seconds.
         parts: function from settings to the list of its `Part`s.
+        needs: what it needs beside networks, in words.
         rule: by what rule the verdict is reached, as a sentence. It follows from the paper's
             numbers and statements, and is fixed before ours are known.
         verdict: function from a `paper.results.Result` to a `Verdict`. It is called once all parts
@@ -123,6 +125,7 @@ class Item:
     draw: Callable | None = None
     table: Callable | None = None
     caption: str = ""
+    needs: str = ""
     version: int = 1
 
 
@@ -134,8 +137,7 @@ def verdict_of(*criteria):
     """
     held = [holds for holds, _ in criteria]
     word = REPRODUCED if all(held) else IN_PART if any(held) else NOT_REPRODUCED
-    marked = [f"{'holds' if holds else 'fails'}: {reason}" for holds, reason in criteria]
-    return Verdict(word, "; ".join(marked) + ".")
+    return Verdict(word, tuple(f"{'holds' if h else 'fails'}: {reason}" for h, reason in criteria))
 
 
 def published(name):

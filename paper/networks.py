@@ -79,4 +79,6 @@ FGSM_TRAINED = Network(MNIST, "fgsm_trained", "FGSM-trained")
 
 SIMPLE_NATURAL = Network(CIFAR10, "simple_natural", "natural", SIMPLE)
 SIMPLE_ROBUST = Network(CIFAR10, "simple_adv_trained", "robust", SIMPLE)
+SIMPLE_NATURAL_B = Network(CIFAR10, "simple_natural_b", "natural, other seed", SIMPLE)
+SIMPLE_ROBUST_B = Network(CIFAR10, "simple_adv_trained_b", "robust, other seed", SIMPLE)
 SIMPLE_FGSM_TRAINED = Network(CIFAR10, "simple_fgsm_trained", "FGSM-trained", SIMPLE)

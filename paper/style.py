@@ -77,6 +77,18 @@ def save(figure, path):
     write_atomically(path, buffer.getvalue())
 
 
-def note_of(*networks):
+def note_of(networks):
     """Returns in what networks differ from the paper's, for a title; "" if in nothing."""
-    return "; ".join(dict.fromkeys(network.note for network in networks if network.note))
+    notes = dict.fromkeys((n.challenge.name, n.note) for n in networks if n.note)
+    return "\n".join(f"{name}: {note}" for name, note in notes)
+
+
+def title(figure, networks, *sentences):
+    """Writes what is shown above a figure, and in what its networks differ from the paper's."""
+    figure.suptitle("\n".join(filter(None, (*sentences, note_of(networks)))))
+
+
+def legend_below(figure, axis):
+    """Puts an axis's legend below all axes of the figure, in one row."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -330,6 +330,9 @@ class Replicas:
         config, challenge, model, result, optimizer, reduce_loss, batch_statistics: see `OneDevice`;
             `model` and `optimizer` hold what checkpoints hold, `result` the weights after every
             step.
+
+    Raises:
+        InputError: the network has random layers.
     """
 
     def __init__(
@@ -344,6 +347,11 @@ class Replicas:
         reduce_loss,
         batch_statistics,
     ):
+        if len(model.variables) > len(model.weights):
+            raise InputError(
+                f"--distribute={config.distribute}: expected a network without random layers, such "
+                "as dropout, whose draws would depend on the number of devices"
+            )
         self._devices, self._config, self._result = devices, config, result
         self._strategy = devices.strategy
         self._plain = [*model.weights, *_built(optimizer, model).variables]

@@ -4,7 +4,14 @@ import importlib
 
 NAMES = (
     "figure_1",
+    "figure_2",
+    "maxima",
+    "figure_7",
     "figure_11",
+    "figure_12",
+    "figure_5",
+    "figure_9",
+    "figure_10",
 )
 
 

@@ -58,20 +58,22 @@ def draw(result):
         axis.fill_between(steps, theirs["lowest"], theirs["highest"], **band)
         axis.plot(steps, theirs["mean"], **style.PAPER, label="paper: mean and range of its runs")
         for number, run in enumerate(ours):
-            label = f"ours: {len(ours)} runs" if not number else None
+            label = "ours: each run" if not number else None
             axis.plot(run, color=style.colour_of(network), linewidth=0.6, label=label)
-        axis.set_title(f"{network.label}\n{network.note.replace(';', chr(10))}")
+        image = result.numbers[network.label]["image"]
+        axis.set_title(f"{network.label}, test image {image}")
         axis.set_xlabel("steps of PGD")
         axis.set_xlim(0, len(ours[0]) - 1)
         axis.set_ylim(0, None)
-        axis.legend(loc="lower right")
     axes[0, 0].set_ylabel("cross-entropy, nats")
     step_sizes = " and ".join(f"{size:g} ({name})" for name, size in ascent.STEP_SIZES.items())
-    figure.suptitle(
-        f"1 test image, {result.settings['num_restarts']} starts, "
-        f"{result.settings['num_steps']} steps of {step_sizes}",
-        fontsize=8,
+    style.title(
+        figure,
+        PANELS,
+        f"{result.settings['num_restarts']} starts, {result.settings['num_steps']} steps of "
+        f"{step_sizes}",
     )
+    style.legend_below(figure, axes[0, 0])
     return figure
 
 

@@ -95,7 +95,7 @@ def build_cifar10(settings, precision=None, dtype="float64", parts=None):
 
 def build_resnet(settings, precision=None, dtype="float64"):
     return cifar10_model.build_model(
-        "simple",
+        cifar10_model.WIDTHS["simple"],
         settings.weight_decay,
         settings.random_seed,
         dtype=dtype,
