@@ -53,6 +53,17 @@ def test_training_throughput(tmp_path):
         assert 0.1 < entry["peak_memory_gib"] < 20
 
 
+@pytest.mark.slow
+def test_distribution_times_each_number_of_devices(tmp_path):
+    script = ROOT / "benchmarks" / "distribution.py"
+    flags = ("--batch_size=4", "--rounds=2", "--devices=1,2", "--output_json=result.json")
+    out = run(script, *flags, cwd=tmp_path, afresh=True)
+    assert "without tf.distribute" in out and "2 devices" in out
+    rates = json.loads((tmp_path / "result.json").read_text())["devices"]
+    assert rates.keys() == {"none", "1", "2"}
+    assert all(0 < rate["lowest"] <= rate["highest"] for rate in rates.values())
+
+
 def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
     config = make_config(CIFAR10, ("test", {"width": "simple", "num_steps": 1}))
     x, y = (tf.constant(array) for array in pictures(4))
@@ -71,6 +82,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("distribution.py", "--devices=two", "--devices: expected numbers of 1 or more, got"),
         ("precision.py", "--attacks=magic", "--attacks: expected some of pgd, apgd_xent, suite"),
         ("precision.py", "--seeds=x", "--seeds: expected whole numbers below 2**31, got ['x']"),
         ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),

@@ -5,9 +5,10 @@
 A script of test_distribution.py, as devices belong to a process. Beside settings a training has:
 kind, "mnist" without batch norm, "cifar10" with it, or "resnet", the paper's simple network; dtype
 of the network; parts: on one device batch norm takes the statistics of each such part of a batch,
-as devices do that are not synchronised.
+as devices do that are not synchronised. The kind "fit" trains a user's keras.Model by `fit`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,16 +18,19 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[3])
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cifar10_challenge import layers
 from cifar10_challenge import model as cifar10_model
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
-from common.attack import precision
+from common.attack import PGD, precision
 from common.config import make_config
 from common.errors import InputError
+from common.interruption import Interrupted
 from common.training import distribution, loop, losses, optimizers
+from common.training.adversarial_model import AdversarialModel
 from mnist_challenge.challenge import MNIST
 
 SETTINGS = {
@@ -139,10 +143,56 @@ def train(kind, dtype="float64", parts=None, **settings):
         )
 
 
+def fit(model_dir, num_devices=1):
+    """Trains a Keras model of a user's by `fit`; keeps what it tells, and its weights."""
+    scope = contextlib.nullcontext()
+    if num_devices > 1:
+        config = make_config(
+            MNIST, ("test", {**SETTINGS, "distribute": "mirrored", "num_devices": num_devices})
+        )
+        scope = distribution.devices_of(config).strategy.scope()
+    numbers = np.random.default_rng(0)
+    x, y = numbers.uniform(size=(22, 6, 6, 1)).astype("f4"), np.arange(22) % 3
+    with scope:
+        decay = keras.regularizers.L2(0.01)
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                keras.layers.Conv2D(4, 3, activation="relu", kernel_regularizer=decay),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+        model.set_weights([numbers.normal(size=w.shape) / 5 for w in model.get_weights()])
+        trainer = AdversarialModel(
+            model,
+            lambda logits: PGD(logits, epsilon=0.1, step_size=0.05, num_steps=3),
+            loss="trades",
+        )
+        trainer.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
+    told = trainer.fit(
+        x,
+        y,
+        epochs=3,
+        batch_size=8,  # the last batch has six
+        shuffle=False,
+        verbose=0,
+        sample_weight=np.linspace(0.5, 1.5, len(x), dtype="f4"),
+        validation_data=(x, y),
+    ).history
+    np.savez(model_dir, *model.get_weights(), **told)
+
+
 if __name__ == "__main__":
     precision.bfloat16_unit = lambda: None
     try:
         for training in json.loads(sys.argv[1]):
-            train(**training)
+            if training.get("kind") == "fit":
+                del training["kind"]
+                fit(**training)
+            else:
+                train(**training)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as error:
+        sys.exit(128 + error.number)

@@ -139,6 +139,25 @@ def test_the_challenges_networks_train_on_two_devices(
     assert (recorded["distribute"], recorded["num_devices"]) == ("mirrored", 2)
 
 
+@pytest.mark.slow
+def test_fit_on_two_devices_is_that_of_one(tmp_path):
+    two, one = {"kind": "fit", "model_dir": "two.npz", "num_devices": 2}, {"kind": "fit"}
+    train(two, {**one, "model_dir": "one.npz"}, cwd=tmp_path)
+    with np.load(tmp_path / "two.npz") as found, np.load(tmp_path / "one.npz") as expected:
+        assert found.keys() == expected.keys() and len(expected.keys()) == 4 + 6
+        assert np.ptp(expected["loss"]) > 0.01
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_dropout_is_refused(tfds_dir, tmp_path):
+    flags = ("--network=b", "--distribute=mirrored", "--num_devices=2", "--model_dir=new")
+    script = ROOT / "mnist_challenge" / "train.py"
+    err = run(script, *flags, cwd=tmp_path, data_dir=tfds_dir, code=1)
+    assert "expected a network without random layers" in error_line(err)
+
+
 def test_replicas_take_turns_in_a_batch_and_lose_no_image():
     images, labels = np.zeros((20, 2, 2, 1), "u1"), np.arange(20)
     images += labels.astype("u1")[:, None, None, None]
@@ -216,7 +235,7 @@ def test_two_processes_train_as_one_device_and_only_the_chief_writes(settings, w
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1], ids=["the chief", "the other"])
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(killed, workers, tmp_path):
-    training = {"kind": "cifar10", "max_num_training_steps": 300}
+    training = {"kind": "cifar10", "max_num_training_steps": 120}
     processes = workers(model_dir="killed", **training)
     read_to(processes[0], "Step 30:")
     processes[killed].kill()
