@@ -12,6 +12,7 @@ from tests.helpers import ROOT, checkpoint_arrays, error_line, run, start
 
 MNIST_TINY = ("--scale=1", "--num_steps=2", "--step_size=0.1", "--training_batch_size=10")
 CIFAR10_TINY = ("--width=simple", "--num_steps=1", "--training_batch_size=4")
+FLOAT32 = "--precision=float32"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,6 @@ def mnist_dir(tmp_path_factory, data_dir):
         *MNIST_TINY,
         cwd=place,
         data_dir=data_dir,
-        afresh=True,
     )
     return place
 
@@ -177,13 +177,13 @@ def test_attack_file_from_making_to_scoring(mnist_dir, data_dir, tmp_path):
 def test_cifar10_trains_resumes_evaluates_and_is_attacked(data_dir, tmp_path):
     folder = ROOT / "cifar10_challenge"
     few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", "--num_steps=1")
-    tiny = ("--model_dir=run", *CIFAR10_TINY)
+    tiny = ("--model_dir=run", FLOAT32, *CIFAR10_TINY)
     at = {"cwd": tmp_path, "data_dir": data_dir}
     run(folder / "train.py", "--max_num_training_steps=1", *tiny, **at)
     out = run(folder / "train.py", "--max_num_training_steps=2", *tiny, **at)
     assert "resuming at step 1 of 2" in out
-    assert "adversarial: " in run(folder / "eval.py", *few, **at)
-    out = run(folder / "pgd_attack.py", *few, **at)
+    assert "adversarial: " in run(folder / "eval.py", FLOAT32, *few, **at)
+    out = run(folder / "pgd_attack.py", FLOAT32, *few, **at)
     accuracy = out.split("Accuracy under attack: ")[1].splitlines()[0]
     assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few[:3], **at)
     assert np.load(tmp_path / "attack.npy").shape == (10, 32, 32, 3)
@@ -236,9 +236,9 @@ def test_a_shipped_name_is_taken_by_every_script(tmp_path):
     folder = ROOT / "mnist_challenge"
     out = run(folder / "eval.py", "--num_steps=1", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
-    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path, afresh=True)
+    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path)
     accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
-    scored = run(folder / "run_attack.py", *few, cwd=tmp_path, afresh=True)
+    scored = run(folder / "run_attack.py", *few, cwd=tmp_path)
     assert f"Accuracy: {accuracy}" in scored
-    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path, afresh=True)
+    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out

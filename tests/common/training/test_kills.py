@@ -271,14 +271,15 @@ def kill_at(directory, number):
         train(directory, num_checkpoint_steps=1)
 
 
-def test_twenty_kills_do_not_change_the_weights(whole, tmp_path):
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_do_not_change_the_weights(count, whole, tmp_path):
     directory, _ = whole
     (tmp_path / "run").mkdir()  # the hook of a process that makes it would end there
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     draw = random.Random(0)
     num_killed_while_writing = 0
-    for number in range(20):
+    for number in range(count):
         at = draw.randint(1, 25) if number % 2 else 10**6
         process = context.Process(target=kill_at, args=(tmp_path / "run", at))
         process.start()
@@ -289,7 +290,7 @@ def test_twenty_kills_do_not_change_the_weights(whole, tmp_path):
         left = list((tmp_path / "run").glob(".checkpoint.*")) if (tmp_path / "run").exists() else []
         assert process.exitcode in (-signal.SIGKILL, 0)
         num_killed_while_writing += bool(left)
-    assert num_killed_while_writing >= 10
+    assert num_killed_while_writing >= count // 2
     train(tmp_path / "run")
     assert_same_weights(tmp_path / "run", directory)
 
