@@ -81,8 +81,9 @@ class TrainingRun:
     def __init__(self, directory, model, optimizer=None, trained=None):
         parts = {"model": model, "optimizer": optimizer, "trained": trained}
         parts = {name: part for name, part in parts.items() if part is not None}
+        seeds = [] if optimizer is None else _seeds_of(parts.get("trained", model))
         self._directory = pathlib.Path(directory)
-        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._checkpoint = tf.train.Checkpoint(**parts, **({"seeds": seeds} if seeds else {}))
         self._parts = parts
 
     def save(self, step):
@@ -155,6 +156,12 @@ class TrainingRun:
         return InputError(
             f"--model_dir: cannot load the checkpoint in {self._directory}: {one_line(reason)}"
         )
+
+
+def _seeds_of(model):
+    """The state of a network's random layers, such as dropout, which are no weights of it."""
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
 
 
 def _are_finite(variables):

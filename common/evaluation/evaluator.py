@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.attack import is_misclassified, round_to_8_bits, xent_loss
 from common.attack.ball import select
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised, to_labels, whole_number
 from common.evaluation.results import Result, TrialResult
 from common.evaluation.state import _Found
@@ -58,6 +58,7 @@ class Evaluator:
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
         self.show_progress = show_progress
+        model = in_inference_mode(model)
 
         @tf.function(reduce_retracing=True)
         def classify(x, y):

@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from common.attack import PGD, is_misclassified, xent_loss
 from common.attack.ball import direction
-from common.attack.gradient import as_logits, gradient_of, without_nan
+from common.attack.gradient import as_logits, gradient_of, in_inference_mode, without_nan
 from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
+from common.attack.softmax import are_probabilities
 
 NUM_IMAGES = 200  # images that `before` looks at: a small part of any evaluation's time
-PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
 RANDOM_DIFFERENCE = 1e-4  # AutoAttack's: distance of two normalised vectors of logits
 BLACK_BOX_SHARE = 0.002  # AutoAttack's, of all examples
 ZERO_GRADIENT_SHARE = 0.01  # of all images; AutoAttack warns at the first, after the DLR loss
@@ -34,10 +34,7 @@ def softmax_outputs(logits):
     Args:
         logits: float (n, classes), the model's outputs.
     """
-    logits = np.asarray(logits)
-    tolerance = PROBABILITY_TOLERANCE
-    is_within = (logits > -tolerance) & (logits < 1 + tolerance)
-    if is_within.all() and (np.abs(logits.sum(axis=-1) - 1) < tolerance).all():
+    if are_probabilities(logits):
         return (
             "softmax outputs: the model's outputs are within 0 and 1 and add up to 1; attacks "
             "need the logits before the softmax"
@@ -176,6 +173,11 @@ def large_epsilon(accuracy):
     return None
 
 
+def steps_that_are_short(trials):
+    """Returns `short_steps` of each `Trial`, as a list of lines."""
+    return _given(short_steps(trial.name, trial.settings()) for trial in trials)
+
+
 def undefined_gradients_in(result):
     """Returns `undefined_gradients` of each attack of a `Result`, as a list of lines."""
     return _given(undefined_gradients(done) for done in result.trials)
@@ -223,9 +225,11 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
     batch_size = whole_number("batch_size", batch_size, 1)
     batches = [slice(i, i + batch_size) for i in range(0, len(x_nat), batch_size)]
 
+    in_inference = in_inference_mode(model)
+
     def logits_of(x):
         with as_raised():
-            return as_logits(model(x), x)
+            return as_logits(in_inference(x), x)
 
     def correct(x, y):
         return ~is_misclassified(logits_of(tf.convert_to_tensor(x)), y).numpy()
@@ -283,8 +287,7 @@ def before(challenge, config, images, trials, attacked, large=False):
         large: see `check_model`.
     """
     few = images.head(NUM_IMAGES)
-    short = _given(short_steps(trial.name, trial.settings()) for trial in trials)
-    return short + check_model(
+    return steps_that_are_short(trials) + check_model(
         attacked.logits,
         challenge.to_pixels(few.images),
         few.labels,

@@ -18,7 +18,7 @@ from common.scripts import compare as compare_lib
 from common.scripts import evaluate, export_model
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, adversarial_images, loss_along_pgd, training_curve
+from paper import accuracy_against_epsilon, adversarial_images, reproduce, training_curve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}
@@ -133,7 +133,7 @@ def write(tmp_path):
         (
             CIFAR10,
             {
-                "width": "wide",
+                "width": 10,
                 "random_seed": 451760341,
                 "max_num_training_steps": 80000,
                 "training_batch_size": 128,
@@ -300,7 +300,7 @@ def test_flags_take_every_kind():
     )
     assert not settings.random_start and settings.round_to_8_bits
     assert (settings.epsilon, settings.step_size) == (4.0, pytest.approx(2.0))
-    assert (settings.loss_func, settings.data_dir, settings.width) == ("cw", "/data", "simple")
+    assert (settings.loss_func, settings.data_dir, settings.width) == ("cw", "/data", 1)
     assert settings.step_size_schedule == ((0, 0.1), (5, 0.01))
     assert settings.attack_schedule == ((0, 7, 2.0), (5, 10, pytest.approx(2.0)))
     assert parse(CIFAR10, "--attack_schedule=null").attack_schedule is None
@@ -538,9 +538,9 @@ PATH_FLAGS = [
     (compare_lib.define_flags, ("attack_file", "output_json", "state_dir")),
     (export_model.define_flags, ("output_dir",)),
     (adversarial_images.define_flags, ("output",)),
-    (loss_along_pgd.define_flags, ("output",)),
     (training_curve.define_flags, ("output",)),
     (accuracy_against_epsilon.define_flags, ("output",)),
+    (lambda _, flag_values: reproduce.define_flags(flag_values), ("output_dir", "data_dir")),
 ]
 
 

@@ -1,5 +1,6 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
+import re
 import types
 
 import matplotlib.pyplot as plt
@@ -8,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
-from common.attack import PGD, xent_loss
+from common.attack import PGD
 from common.config import make_config
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, loss_along_pgd, readme_tables
+from paper import accuracy_against_epsilon, readme_tables
 from tests.helpers import ROOT, run
 
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -30,11 +31,6 @@ def test_tables_are_those_of_the_results(path):
         ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
-        (
-            "loss_along_pgd.py",
-            "mnist",
-            ("--model_dir=natural,adv_trained", "--num_restarts=2", "--num_images=2"),
-        ),
         (
             "accuracy_against_epsilon.py",
             "mnist",
@@ -84,21 +80,6 @@ def linear(challenge):
     return logits, images, x_nat, labels
 
 
-def test_the_loss_is_that_along_pgd(challenge, linear):
-    logits, _, x_nat, labels = linear
-    width = challenge.bounds[1]
-    ball = {"epsilon": 0.2 * width, "step_size": 0.05 * width}
-    config = types.SimpleNamespace(**ball, num_steps=3, random_seed=5)
-    along = loss_along_pgd.losses_along_pgd(
-        logits, tf.constant(x_nat), tf.constant(labels, tf.int32), config, challenge.bounds
-    )
-    for num_steps, losses in enumerate(along):
-        pgd = PGD(logits, num_steps=num_steps, bounds=challenge.bounds, **ball)
-        expected = xent_loss(logits(pgd.perturb(x_nat, labels, seed=5)), labels)
-        np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    assert len(along) == 4 and (along[-1] > along[0]).all()
-
-
 def accuracies_of(linear, challenge, config, epsilons, *attack, **options):
     logits, images, _, labels = linear
     loaded = types.SimpleNamespace(logits=logits)
@@ -137,14 +118,30 @@ def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(chal
     assert found == [95, 95, 0]
 
 
+def python_of_the_readme():
+    """The README's code, block by block."""
+    parts = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
 def test_python_of_the_readme_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    attack, load = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    _, attack = python_of_the_readme()
     names = {}
-    exec(attack.split("```")[0], names)
+    exec(attack, names)
     assert names["x_adv"].shape == (50, 28, 28, 1)
-    exec(load.split("```")[0], names)
-    assert names["logits"].shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_trained_and_evaluated_as_the_readme_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    own, _ = python_of_the_readme()
+    names = {}
+    exec(own, names)
+    assert len(names["trainer"].history.history["val_robust_accuracy"]) == 20
+    line = capsys.readouterr().out.splitlines()[-1]
+    accuracy = float(re.fullmatch(r"robust accuracy ([\d.]+)% .*attacks: standard", line)[1])
+    assert 30 < accuracy < 90
 
 
 def test_figures_are_of_a_challenge(tmp_path):
