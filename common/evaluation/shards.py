@@ -67,8 +67,8 @@ def check_trials(flag, trials):
             )
         if getattr(trial, "share", 1.0) < 1:
             raise InputError(
-                f"{flag}: expected attacks on every image that stands, got {trial.name}, which takes "
-                "the closest of the whole set"
+                f"{flag}: expected attacks on every image that stands, got {trial.name}, which "
+                "takes the closest of the whole set"
             )
 
 
