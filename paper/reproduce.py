@@ -145,7 +145,7 @@ def settings_of(item, earlier, given, is_sample, afresh):
     """
     default = {**item.settings, **(item.sample if is_sample else {})}
     given = {name: value for name, value in given.items() if name in default}
-    if not earlier.records or afresh or set(earlier.settings) != set(default):
+    if not earlier.records or afresh:
         return {**default, **given}
     for name, value in given.items():
         if value != earlier.settings[name]:
@@ -178,7 +178,7 @@ def make(item, flag_values, given, source, directory):
             path = directory / "figures" / f"{item.name}.{ending}"
             style.save(item.draw(result), path)
             print(one_line(f"{item.name}: figure in {path}"))
-    verdict = item.verdict(result)
+    verdict = result.verdict()
     print(f"{item.name}: {verdict.word}")
     for criterion in verdict.criteria:
         print(f"    {one_line(criterion)}", flush=True)

@@ -10,6 +10,7 @@ from common import json_shapes
 from common.errors import InputError
 from common.files import write_atomically
 from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable
+from paper.item import IN_PART, REPRODUCED
 
 DONE, STALE, PARTLY, OPEN, IMPOSSIBLE = "done", "stale", "partly", "open", "not possible yet"
 _SHAPE = {
@@ -70,6 +71,8 @@ class Result:
     def read(cls, item, directory, source=None):
         """Returns what results/NAME.json of `directory` holds, or an empty result without it.
 
+        Numbers from before the item got other settings count as none.
+
         Args:
             item: the `Item`.
             directory: where results/ is.
@@ -87,6 +90,8 @@ class Result:
             not part["run"] < len(values["runs"]) for part in values["parts"].values()
         ):
             raise InputError(f"{path}: expected results of {item.name}, got another's")
+        if set(values["settings"]) != set(item.settings):
+            return cls(item, dict(item.settings), source=source)
         return cls(item, values["settings"], values["parts"], values["runs"], source)
 
     def write(self, directory):
@@ -158,10 +163,16 @@ class Result:
         digests = {network.label: self.source.digest(network) for network in part.networks}
         return record["version"] != self.item.version or record["networks"] != digests
 
+    def verdict(self):
+        """The item's `Verdict`, at most in part while parts are missing for want of a network."""
+        verdict = self.item.verdict(self)
+        is_all = len(self.numbers) == len(self.parts)
+        if verdict.word == REPRODUCED and not is_all:
+            return dataclasses.replace(verdict, word=IN_PART)
+        return verdict
+
     def state(self):
         """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`."""
-        if set(self.settings) != set(self.item.settings):
-            return STALE
         parts = self.parts
         there = [part for part in parts if part.name in self.records]
         if any(self.is_stale(part) for part in there):

@@ -65,10 +65,10 @@ def check_trials(flag, trials):
                 f"{flag}: expected attacks on each image by itself, got {trial.name}, whose result "
                 "depends on the images beside it"
             )
-        if getattr(trial, "share", 1.0) < 1:
+        if trial.share < 1:
             raise InputError(
-                f"{flag}: expected attacks on every image that stands, got {trial.name}, which "
-                "takes the closest of the whole set"
+                f"{flag}: expected attacks on each image by itself, got {trial.name}, which takes "
+                "the closest of all"
             )
 
 
