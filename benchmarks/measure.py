@@ -18,6 +18,8 @@ from common.scripts import app
 
 # What the benchmarks compare, beside the peers.
 OURS, PLAIN, OURS_BFLOAT16 = "ours", "plain tf.function", "ours in bfloat16"
+# Ours without the network's fast form, as on any keras.Model.
+OURS_KERAS, OURS_KERAS_BFLOAT16 = "ours on a keras.Model", "ours on a keras.Model in bfloat16"
 
 
 def run(main, define_flags):
