@@ -166,7 +166,8 @@ def _measure(attacks, model, y, num_steps):
     """Times the attacks on a batch in turn; returns the result as a dict."""
     count, operations = len(y), _operations(model)
     matmuls = {dtype: measure.matmul(dtype) for dtype in ("float32", "bfloat16")}
-    seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds)
+    cpu = {}
+    seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds, cpu)
     matmul = {
         dtype: measure.rates(seconds.pop(dtype), measure.MATMUL_OPERATIONS) for dtype in matmuls
     }
@@ -190,6 +191,7 @@ def _measure(attacks, model, y, num_steps):
         }
         if COMPARED in seconds:
             entry["times_as_fast"] = measure.rates(seconds[name], np.array(seconds[COMPARED]))
+            entry["times_as_fast_in_cpu_time"] = measure.rates(cpu[name], np.array(cpu[COMPARED]))
         if FLAGS.model == "cifar_wide":
             entry["peak_memory_gib"] = measure.peak_memory(
                 __file__,
@@ -198,8 +200,9 @@ def _measure(attacks, model, y, num_steps):
                 f"--implementations={name}",
             )
         result["implementations"][name] = entry
-        times = entry.get("times_as_fast")
-        times = f", {times['median']:.2f} times {COMPARED}" if times else ""
+        times = [entry.get(key) for key in ("times_as_fast", "times_as_fast_in_cpu_time")]
+        times = [f"{ratio['median']:.2f}" for ratio in times if ratio]
+        times = f", {' (in CPU time '.join(times)}) times {COMPARED}" if times else ""
         memory = f", {entry['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in entry else ""
         print(
             f"  {name:31} {rate['median']:8.1f} example-steps/s "
