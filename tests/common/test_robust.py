@@ -84,7 +84,7 @@ def test_few_classes_have_a_suite_too(classes):
     assert ("apgd_dlr" in names) == (classes == 3)
 
 
-def test_pixels_of_bytes_and_colours_are_taken():
+def test_pixels_of_bytes_and_colours_are_taken(tmp_path):
     x, y = examples(8, shape=(7, 5, 3))
     inner = network(shape=(7, 5, 3))
     model = keras.Sequential([keras.Input((7, 5, 3)), L.Rescaling(1 / 255), inner])
@@ -94,6 +94,20 @@ def test_pixels_of_bytes_and_colours_are_taken():
     report = evaluate(model, images, y, epsilon=8, bounds=(0, 255), **options)
     distance = np.abs(report.result.x_adv - images).reshape(8, -1).max(axis=1)
     assert report.result.x_adv.dtype == np.float32 and 7.9 < distance.max() <= 8.001
+    report.save_html(tmp_path / "r.html", class_names=["a", "b", "c", "<d>"], title="Mine")
+    page = (tmp_path / "r.html").read_text()
+    found = report.to_dict()
+    for accuracy in (found["natural_accuracy"], found["adversarial_accuracy"]):
+        assert f"<b>{accuracy:.2f}<small>%" in page
+    assert "<h1>Mine</h1>" in page and "linf, epsilon 8" in page and "&lt;d&gt;" in page
+    # What becomes what is the model's own answer.
+    classes = np.asarray(model(report.result.x_adv)).argmax(axis=1)
+    names = ["a", "b", "c", "&lt;d&gt;"]
+    for label, other in zip(y, classes):
+        number = np.count_nonzero((y == label) & (classes == other))
+        assert f"{names[label]} taken for {names[other]}: {number} (" in page
+    with pytest.raises(InputError, match="^cannot write "):
+        report.save_html(tmp_path / "no" / "r.html")
 
 
 def preprocessing():
