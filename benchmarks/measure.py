@@ -37,6 +37,8 @@ def run(main, define_flags):
 def in_turn(functions, rounds, cpu_seconds=None):
     """Times each function once a round: a drift of the machine's speed affects all alike.
 
+    Every other round runs in the opposite order.
+
     Args:
         functions: name to function without arguments; each is called once before the first round.
         rounds: how often each function is timed.
@@ -52,7 +54,8 @@ def in_turn(functions, rounds, cpu_seconds=None):
     seconds = {name: [] for name in functions}
     cpu_seconds = {} if cpu_seconds is None else cpu_seconds
     for number in range(rounds):
-        for name, function in functions.items():
+        # Every other one runs backwards, so that no function always follows the same other.
+        for name, function in list(functions.items())[:: -1 if number % 2 else 1]:
             begin, cpu_begin = time.perf_counter(), time.process_time()
             function()
             seconds[name].append(time.perf_counter() - begin)
