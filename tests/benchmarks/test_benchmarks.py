@@ -24,7 +24,7 @@ def test_attack_throughput(tmp_path):
     names = ["ours", "ours in bfloat16", "plain tf.function"]
     flags = ["--batch_size=4", "--rounds=2", f"--implementations={','.join(names)}"]
     script = ROOT / "benchmarks" / "attack_throughput.py"
-    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path)
     result = json.loads(target.read_text())
     # 784 * 25 * 32 + 196 * 800 * 64 + 3136 * 1024 + 1024 * 10 multiplications
     assert result["megaflop_per_example_step"] == pytest.approx(4 * 13.883904)
@@ -65,15 +65,30 @@ def test_all_doors_were_measured_to_agree_within_half_a_point(path):
 
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
+    # Each has a process of its own, which tells the memory.
+    names = ["ours", "plain tf.function"]
     flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
+    flags.append(f"--implementations={','.join(names)}")
     script = ROOT / "benchmarks" / "training_throughput.py"
-    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path)
     result = json.loads(target.read_text())
     assert (result["batch_size"], result["num_steps"]) == (2, 40)
     assert 0 < result["loop_share"] < 1
+    assert list(result["implementations"]) == names
     for entry in result["implementations"].values():
         assert entry["examples_per_second"]["median"] > 0
         assert 0.1 < entry["peak_memory_gib"] < 20
+
+
+@pytest.mark.slow
+def test_distribution_times_each_number_of_devices(tmp_path):
+    script = ROOT / "benchmarks" / "distribution.py"
+    flags = ("--batch_size=4", "--rounds=2", "--devices=1,2", "--output_json=result.json")
+    out = run(script, *flags, cwd=tmp_path, afresh=True)
+    assert "without tf.distribute" in out and "2 devices" in out
+    rates = json.loads((tmp_path / "result.json").read_text())["devices"]
+    assert rates.keys() == {"none", "1", "2"}
+    assert all(0 < rate["lowest"] <= rate["highest"] for rate in rates.values())
 
 
 def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
@@ -94,6 +109,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("distribution.py", "--devices=two", "--devices: expected numbers of 1 or more, got"),
         ("precision.py", "--attacks=magic", "--attacks: expected some of pgd, apgd_xent, suite"),
         ("precision.py", "--seeds=x", "--seeds: expected whole numbers below 2**31, got ['x']"),
         ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),
