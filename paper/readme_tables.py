@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and the results of benchmarks and items.
+"""Writes the READMEs' tables and the networks' leaderboards from cards, benchmarks and items.
 
 python paper/readme_tables.py
 """
@@ -19,10 +19,11 @@ from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
+from common.evaluation import suites
 from common.files import read_json, write_atomically
 from common.scripts import app
 from mnist_challenge.challenge import MNIST
-from paper import accuracies, document
+from paper import accuracies, document, leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
@@ -179,6 +180,62 @@ def autoattack_table():
     return "\n".join(lines)
 
 
+def keras_speed_table():
+    """The table of PGD's speed on a plain keras.Model beside CleverHans, as Markdown."""
+    lines = [
+        "| PGD on a plain keras.Model | CPU time, CleverHans's over its own | lowest and highest "
+        "round | time of the clock | lowest and highest round |",
+        "|---|---|---|---|---|",
+    ]
+    result = read_speed("attack_keras")
+    (batch,) = result["batches"]
+    for name, entry in batch["implementations"].items():
+        cells = [name + ("" if "bfloat16" in name else " in float32")]
+        for times in (entry["times_as_fast_in_cpu_time"], entry["times_as_fast"]):
+            cells += [f"{times['median']:.2f}", f"{times['lowest']:.2f} to {times['highest']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"MNIST's network, batches of {batch['batch_size']}, {result['rounds']} rounds in turn; "
+        f"{_machine('attack_keras')}, which had much other work: compare the CPU time.",
+    ]
+    return "\n".join(lines)
+
+
+def agreement_table():
+    """The table of one network's accuracy by the way it is attacked, as Markdown."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("agreement_*.json"))]
+    doors = dict.fromkeys(name for result in results for name in result["doors"])
+    lines = [
+        "| accuracy under PGD, in brackets the images it decides otherwise than the first | "
+        + " | ".join(f"{result['model']}, epsilon {result['epsilon']}" for result in results)
+        + " |",
+        "|---" * (1 + len(results)) + "|",
+        "| none: natural images | "
+        + " | ".join(f"{result['natural_accuracy']:.2f}" for result in results)
+        + " |",
+    ]
+    for name in doors:
+        cells = []
+        for result in results:
+            entry = result["doors"].get(name)
+            cells.append(
+                f"{entry['accuracy']:.2f} ({entry['num_other_verdicts']})" if entry else ""
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fast_suite_table():
+    """The attacks of the fast suite, as Markdown."""
+    lines = ["| attack | examples | starts | settings |", "|---|---|---|---|"]
+    for stage in suites.FAST:
+        given = "all" if stage.share == 1 else f"closest {100 * stage.share:g}%"
+        settings = ", ".join(f"`{name}` {value}" for name, value in stage.settings.items())
+        lines.append(f"| {stage.name} | {given} | {stage.num_restarts} | {settings} |")
+    return "\n".join(lines)
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -200,7 +257,10 @@ TABLES = {
     ROOT / "benchmarks" / "README.md": (
         attack_speed_table,
         training_speed_table,
+        keras_speed_table,
+        agreement_table,
         autoattack_table,
+        fast_suite_table,
     ),
 }
 
@@ -241,6 +301,8 @@ def main(words=()):
     if words:
         raise InputError(f"expected no words, got {' '.join(words)!r}")
     texts = {path: fill_in(path) for path in TABLES}
+    for challenge in (MNIST, CIFAR10):
+        texts |= leaderboards.texts(challenge)
     for path, text in texts.items():
         write_atomically(path, text.encode())
 
