@@ -9,7 +9,13 @@ NAMES = (
     "figure_7",
     "figure_11",
     "figure_12",
+    "figure_4",
+    "table_3",
+    "table_4",
+    "table_5",
     "figure_5",
+    "table_1",
+    "table_2",
     "figure_9",
     "figure_10",
 )
