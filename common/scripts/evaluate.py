@@ -50,7 +50,8 @@ def define_eval_flags(challenge, flag_values):
     flags.DEFINE_bool(
         "each_alone",
         False,
-        "several attacks: give each what the others broke, too, for its accuracy alone",
+        "several attacks: give each what the others broke, too, for its accuracy alone; "
+        "--suite=paper always does",
         flag_values,
         module_name=EVALUATION,
     )
