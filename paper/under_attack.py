@@ -58,7 +58,7 @@ def parts(cells, num_images, from_cards=True):
         if entry is not None:
             compute = functools.partial(_from_card, accuracy=entry["accuracy"])
             compute = functools.partial(compute, num_examples=entry["num_examples"])
-            found.append(Part(name=cell.name, networks=cell.networks, compute=compute, weight=0.0))
+            found.append(Part(name=cell.name, networks=cell.networks, compute=compute, weight=0.01))
             continue
         size = math.ceil(num_images / _num_parts(cell, num_images))
         for first in range(0, num_images, size):
