@@ -77,6 +77,10 @@ class AttackedModel:
                 logits = in_bfloat16(model.network)
                 self.precision = dataclasses.replace(self.precision, logits=logits)
 
+    def fix_batch_size(self, count):
+        """Pads every batch to `count` images from now on; see `Attack.fix_batch_size`."""
+        self._sizes.fixed = count
+
     @property
     def is_exact(self):
         """Whether gradients and queries are computed in float32, as verdicts are."""
@@ -147,8 +151,10 @@ class AttackedModel:
             state: dict of tensors (batch, ...).
             first, last: ints or int tensors.
             is_done: the name of a bool entry of `state`; the loop ends once all are True.
-            passes: how many gradients and further forward passes a step takes for an example.
+            passes: how many gradients and further forward passes a step takes for an example, until
+                it is done.
         """
+        counts = "passes" in state
         names = list(state)
         halves = zip(*(self._halves(state[name]) for name in names), strict=True)
         halves = [dict(zip(names, half, strict=True)) for half in halves]
@@ -159,18 +165,24 @@ class AttackedModel:
             return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
 
         def body(i, *halves):
-            return (i + 1, *(step(i, half) for half in halves))
+            return (i + 1, *(counted(half, step(i, half)) for half in halves))
+
+        def counted(half, new):
+            if not counts or is_done is None:
+                return new
+            taken = tf.cast(~half[is_done], tf.int64)[:, None] * tf.constant(passes, tf.int64)
+            return {**new, "passes": new["passes"] + taken}
 
         i, *halves = tf.while_loop(continues, body, (tf.convert_to_tensor(first), *halves))
         state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
-        if "passes" in state:
+        if counts and is_done is None:
             state["passes"] += tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
         return state
 
     def padded(self, rows):
         """`rows`, the first repeated if a batch of that size would be compiled anew."""
         # With batch statistics the images of a batch meet, and copies would change them.
-        pads = self._needs_batch_size and not self._batch_statistics
+        pads = (self._needs_batch_size or self._sizes.fixed) and not self._batch_statistics
         return self._sizes.rows(rows) if pads else rows
 
     def spec(self, tensor):

@@ -534,7 +534,7 @@ def test_the_originals_data_may_be_in_the_home_directory(home, write):
 
 
 PATH_FLAGS = [
-    (evaluate.define_eval_flags, ("source", "output_json", "state_dir")),
+    (evaluate.define_eval_flags, ("source", "output_json", "state_dir", "merge", "report")),
     (compare_lib.define_flags, ("attack_file", "output_json", "state_dir")),
     (export_model.define_flags, ("output_dir",)),
     (adversarial_images.define_flags, ("output",)),
