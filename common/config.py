@@ -251,9 +251,7 @@ class Config:
     epsilon_warmup_steps: int = key(
         "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
     )
-    natural_share: float = key(
-        "share of each training batch that is left as it is, not attacked", number(0, 1)
-    )
+    natural_share: float = key("share of each training batch that is not attacked", number(0, 1))
     loss: str = key(
         "what the training minimises: the cross-entropy of the adversarial images, of the natural "
         "and the adversarial ones, or TRADES",
@@ -303,7 +301,7 @@ class Config:
         (TRAINING, ATTACK, EVALUATION),
     )
     precision: str = key(
-        "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 where this "
+        "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 if this "
         "machine multiplies it fast; weights, validation and evaluation are float32's",
         precision,
         ATTACK,
@@ -368,7 +366,7 @@ def parsed(challenge, values):
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        values: {name: value}. A setting that is unknown, or whose value is refused, stays as it is.
+        values: {name: value}. A setting that is unknown, or refused, is left unchanged.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     pixel_range = challenge.bounds[1] - challenge.bounds[0]

@@ -114,7 +114,7 @@ def evaluate(
 ):
     """Natural accuracy, and accuracy in the worst case over attacks, of any model.
 
-    An image that is misclassified as it is counts as broken. The numbers are those of eval.py.
+    An image that is misclassified unattacked counts as broken. The numbers are those of eval.py.
 
     Args:
         model: keras.Model, which may end in a softmax, or a function from float32 images to logits.

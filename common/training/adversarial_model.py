@@ -90,7 +90,7 @@ class AdversarialModel(keras.Model):
         check_attack(attack)
         weight = real_number("natural_weight", natural_weight, 0.0, 1.0)
         beta = real_number("trades_beta", trades_beta, 0.0)
-        # The pixels stay as they are until the inner model casts them.
+        # The pixels keep their dtype until the inner model casts them.
         super().__init__(autocast=False, dtype=model.dtype_policy, **kwargs)
         self.model, self.attack = model, attack
         self.epsilon_warmup_steps = whole_number("epsilon_warmup_steps", epsilon_warmup_steps, 0)

@@ -130,7 +130,7 @@ def check(directory, config, challenge):
 def with_precision(config, challenge):
     """The config of a training with its arithmetic decided; prints which, and why.
 
-    "auto" is what the training in `config.model_dir` began with, else bfloat16 where this machine
+    "auto" is what the training in `config.model_dir` began with, else bfloat16 if this machine
     multiplies it fast.
 
     Args:

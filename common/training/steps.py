@@ -24,7 +24,7 @@ def make_adversary(config, challenge, model, batch_statistics=False):
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
-            first `num_natural` images of a batch as they are.
+            first `num_natural` images of a batch unattacked.
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
         batch_statistics: see `PGD`.
@@ -98,7 +98,7 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
 
 
 def num_natural(config):
-    """How many images of a batch, its first ones, are trained on as they are."""
+    """How many images of a batch, its first ones, are trained on unattacked."""
     if config.adversary == "none":
         return 0
     batch_size = config.training_batch_size
