@@ -42,7 +42,8 @@ def test_a_card_is_of_the_weights_beside_it(challenge, directory):
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
 def test_a_card_tells_how_every_number_came_about(challenge, directory):
     card = card_of(directory)
-    assert (directory / "README.md").read_text() == cards.readme(challenge, card)
+    boards = cards.find_boards(directory)
+    assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
     assert card["training"]["seconds"] > 0 and card["training"]["runs"][-1]["commit"]
     rows = [entry["row"] for entry in card["results"] if entry["source"] is None]
     assert rows == list(challenge.card_rows)
