@@ -63,7 +63,7 @@ def parts(cells, num_images, from_cards=True):
         size = math.ceil(num_images / _num_parts(cell, num_images))
         for first in range(0, num_images, size):
             last = min(first + size, num_images)
-            compute = functools.partial(accuracy, row=cell.row, first=first)
+            compute = functools.partial(accuracy, row=cell.row, first=first, of=num_images)
             weight = 1.0 * (last - first) * (1 + _num_passes(cell))
             name = cell.name if size == num_images else f"{cell.name}, images {first} to {last - 1}"
             networks = cell.networks
@@ -103,7 +103,7 @@ def _from_card(work, accuracy, num_examples):
     return {"accuracy": round(accuracy, 4), "num_examples": num_examples, "card": True}
 
 
-def accuracy(work, row, first=0):
+def accuracy(work, row, first=0, of=None):
     """Computes a cell, or the part of it from the image `first` on: the numbers of its `Part`.
 
     An example's random start is that of an evaluation of all images by eval.py.
@@ -112,10 +112,11 @@ def accuracy(work, row, first=0):
         work: a `paper.item.Work` with the target and, if it is another, the source.
         row: see `Cell`.
         first: int.
+        of: how many images all parts of the cell have together.
 
     Returns:
-        dict: accuracy in percent, num_examples, card (False), and the mean loss of the images that
-        the accuracy is of.
+        dict: accuracy in percent, num_examples, of, card (False), and the mean loss of the images
+        that the accuracy is of.
     """
     target, source = work.models[0], work.models[-1]
     evaluator = _evaluator(work, target)
@@ -126,6 +127,7 @@ def accuracy(work, row, first=0):
     return {
         "accuracy": round(summary[f"{kind}_accuracy"], 4),
         "num_examples": len(labels),
+        "of": of or len(labels),
         "card": False,
         "loss": float(f"{summary[f'{kind}_loss']:.5g}"),
     }
@@ -205,14 +207,12 @@ class Accuracy:
 
 def _entries(result, cell):
     """The numbers of a cell's parts, or [] while one of them is missing."""
-    own = [
-        part.name
-        for part in result.parts
-        if part.name == cell.name or part.name.startswith(f"{cell.name}, images ")
-    ]
-    if not all(name in result.records for name in own):
-        return []
-    return [result.records[name]["numbers"] for name in own]
+    numbers = {name: record["numbers"] for name, record in result.records.items()}
+    if cell.name in numbers:
+        return [numbers[cell.name]]
+    own = [numbers[name] for name in numbers if name.startswith(f"{cell.name}, images ")]
+    is_whole = own and sum(entry["num_examples"] for entry in own) == own[0]["of"]
+    return own if is_whole else []
 
 
 def loss(result, cell):

@@ -96,11 +96,11 @@ def test_parts_add_up_to_an_accuracy_with_its_error():
     names = [part.name for part in result.parts]
     assert len(names) == 2
     result.records[names[0]] = record_of(
-        {"accuracy": 90.0, "num_examples": 800, "card": False, "loss": 0.2}
+        {"accuracy": 90.0, "num_examples": 800, "of": 1600, "card": False, "loss": 0.2}
     )
     assert under_attack.found(result, cell) is None
     result.records[names[1]] = record_of(
-        {"accuracy": 70.0, "num_examples": 800, "card": False, "loss": 0.4}
+        {"accuracy": 70.0, "num_examples": 800, "of": 1600, "card": False, "loss": 0.4}
     )
     found = under_attack.found(result, cell)
     assert found.value == pytest.approx(80) and found.num_examples == 1600
