@@ -372,7 +372,7 @@ def test_the_fast_suite_finds_nearly_all_that_the_standard_one_does(
     """The standard suite's verdicts are those that benchmarks/autoattack.py has written."""
     path = ROOT / "benchmarks" / "results" / f"autoattack_{result}.json"
     standard = json.loads(path.read_text())["worst_case"]["withstood"]["ours"]
-    count = 200
+    count = 100
     run(
         ROOT / challenge.directory.name / "eval.py",
         f"--model_dir={name}",
@@ -383,8 +383,8 @@ def test_the_fast_suite_finds_nearly_all_that_the_standard_one_does(
         data_dir=tfds_dir,
     )
     found = json.loads((tmp_path / "r.json").read_text())
-    expected = standard[:count].count("1") / count * 100
-    assert found["adversarial_accuracy"] <= expected + 0.5  # one example
+    num_standing = round(found["adversarial_accuracy"] * count / 100)
+    assert num_standing <= standard[:count].count("1") + 1
 
 
 def test_warnings_are_on_stderr_and_in_the_json(evaluate, tmp_path, monkeypatch):
