@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the ground up: a module imports those of its own line and of the lines above it here.
 STOREYS = (
-    "errors files json_shapes interruption provenance startup challenge plain_pickle",
+    "errors files json_shapes interruption provenance startup challenge plain_pickle philox",
     "attack",
     "config",
     "data checkpoint_files checkpoints original_checkpoints fetching submission",

@@ -142,7 +142,8 @@ class PGD(Attack):
         epsilon, step_size = scale * self.epsilon, scale * self.step_size
         x = x_nat
         if self._starts_at_random:
-            x = uniform_start(x_nat, epsilon, self.bounds, seed, index, self.norm, START)
+            ball = epsilon, self.bounds, seed, index, self.norm, START
+            x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
         state = {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
         state |= self._options(x_nat, y, seed, index)
         x, undefined = self._climb(state, epsilon, step_size)

@@ -4,6 +4,7 @@ bfloat16 has float32's range and 8 significant bits. Matrix units multiply it 2 
 and add up in float32. Weights, pixels, steps and every verdict stay float32.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -48,6 +49,20 @@ def check_precision(precision):
     """Raises InputError if `precision` is not one of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+@contextlib.contextmanager
+def without_tf32():
+    """Within its context float32 products are exact on a GPU too.
+
+    There TensorFlow rounds their factors to TF32's 11 significant bits otherwise.
+    """
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 @functools.cache

@@ -59,11 +59,7 @@ def train(
     """
     config = with_precision(config, challenge)
     with TrainingDirectory(config, challenge) as directory:
-        result = model = challenge.build_model(config)
-        if config.precision == "bfloat16":
-            model = challenge.build_model(config, "mixed_bfloat16")
-        elif config.average_decay:
-            model = challenge.build_model(config)
+        result, model = build_networks(config, challenge)
         perturb = steps.make_adversary(config, challenge, model, batch_statistics)
         update = steps.make_update(config, model, optimizer, reduce_loss, result)
         if timed is not None:
@@ -108,3 +104,16 @@ def train(
         checkpoints.export(result, path)
         log.say(one_line(f"trained {step} steps; SavedModel in {path}"))
         return result
+
+
+def build_networks(config, challenge):
+    """The network that a training gives, and the one that its optimizer moves.
+
+    They are one keras.Model, unless the weights are averaged or the steps are in bfloat16.
+    """
+    result = model = challenge.build_model(config)
+    if config.precision == "bfloat16":
+        model = challenge.build_model(config, "mixed_bfloat16")
+    elif config.average_decay:
+        model = challenge.build_model(config)
+    return result, model

@@ -20,7 +20,9 @@ from common.training.optimizers import average_weights, copy_weights
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
-    """The inner maximisation, as function (x_nat, y, step) to x_adv.
+    """The inner maximisation, as function (x_nat, y, step, seed) to x_adv.
+
+    `seed` is by default the config's; `step` may be a tensor, if the attack is the same for all.
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
@@ -30,7 +32,7 @@ def make_adversary(config, challenge, model, batch_statistics=False):
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
-        return lambda x_nat, y, step: x_nat
+        return lambda x_nat, y, step, seed=None: x_nat
     attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
     natural = num_natural(config)
     schedule = config.attack_schedule or ((0, config.num_steps, config.step_size),)
@@ -45,9 +47,9 @@ def make_adversary(config, challenge, model, batch_statistics=False):
         for first, num_steps, step_size in schedule
     }
 
-    def perturb(x_nat, y, step):
-        attack = attacks[max(first for first in attacks if first <= step)]
-        seed, warmup = config.random_seed, config.epsilon_warmup_steps
+    def perturb(x_nat, y, step, seed=config.random_seed):
+        attack = attacks[max(first for first in attacks if not first or first <= step)]
+        warmup = config.epsilon_warmup_steps
         x_adv = ascend(attack, x_nat[natural:], y[natural:], step, seed, warmup)
         return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
 
