@@ -7,6 +7,7 @@ network and on the example, and therefore the worst case over different attacks 
 
 import dataclasses
 
+import keras
 import tensorflow as tf
 
 from common import attack as attacks
@@ -42,6 +43,9 @@ def with_gradient(model):
             images = tf.TensorSpec((None, *shape), tf.float32)
             tf.function(trace, autograph=False).get_concrete_function(images)
         return known[shape]
+
+    if isinstance(model, keras.Model) and has_gradient(model.input_shape[1:]):
+        return model  # which attacks can run in bfloat16, unlike a function
 
     def logits_of(x):
         logits = as_logits(model(x), x)
