@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and from benchmarks/results/*.json.
+"""Writes the tables of the READMEs from the models' cards and the results of benchmarks and items.
 
 python paper/readme_tables.py
 """
@@ -22,13 +22,10 @@ from common.errors import InputError, one_line
 from common.files import read_json, write_atomically
 from common.scripts import app
 from mnist_challenge.challenge import MNIST
+from paper import accuracies, document
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
-
-# The shipped models, in the order of the columns.
-MNIST_MODELS = ("adv_trained", "adv_trained_b", "fgsm_trained", "natural")
-CIFAR10_MODELS = ("simple_adv_trained", "simple_fgsm_trained", "simple_natural")
 
 # Network and rows of the README's table.
 SUMMARY = (
@@ -74,55 +71,11 @@ def summary_table():
                 challenge.name,
                 cards.full_title(entry),
                 str(cards.paper_accuracy(challenge, config, entry)),
-                _accuracy(entry),
+                accuracies.shown_accuracy(entry),
                 f"`eval.py{flag}`",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def mnist_table():
-    """The table of attacks on the shipped MNIST networks, as Markdown."""
-    return results_table(MNIST, MNIST_MODELS)
-
-
-def cifar10_table():
-    """The table of attacks on the shipped CIFAR-10 networks, as Markdown."""
-    return results_table(CIFAR10, CIFAR10_MODELS)
-
-
-def results_table(challenge, names):
-    """A table of the cards' results, as Markdown; the first card is the robust network's.
-
-    Paper and leaderboard are of robust networks too.
-    """
-    own = [cards.read(challenge, name) for name in names]
-    robust = own[0]["training"]["config"]
-    rows = {}
-    for card in own:
-        for entry in card["results"]:
-            rows.setdefault((entry["row"], entry["source"]), entry)
-    links = [f"[{name}](../{challenge.directory.name}/models/{name}/README.md)" for name in names]
-    lines = [
-        f"| attack | paper | leaderboard | {' | '.join(links)} |",
-        "|---" * (3 + len(names)) + "|",
-    ]
-    for (row, source), entry in rows.items():
-        cells = [
-            cards.full_title(entry),
-            str(cards.paper_accuracy(challenge, robust, entry)),
-            str(cards.leaderboard_accuracy(challenge, robust, entry)),
-            *(_accuracy(cards.find(card, row, source)) for card in own),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _accuracy(entry):
-    if entry is None:
-        return ""
-    count = entry["num_examples"]
-    return f"{entry['accuracy']:.2f}" + (f" ({count:,})" if count < 10000 else "")
 
 
 def attack_speed_table():
@@ -238,14 +191,18 @@ def _machine(name):
 
 TABLES = {
     ROOT / "README.md": (summary_table,),
-    ROOT / "paper" / "README.md": (mnist_table, cifar10_table),
+    ROOT / "paper" / "README.md": (
+        document.items_table,
+        document.sections,
+        accuracies.mnist_table,
+        accuracies.cifar10_table,
+    ),
     ROOT / "benchmarks" / "README.md": (
         attack_speed_table,
         training_speed_table,
         autoattack_table,
     ),
 }
-START, END = "<!-- table -->\n", "<!-- end -->"
 
 
 def fill_in(path):
@@ -254,10 +211,16 @@ def fill_in(path):
     Raises:
         InputError: a file that a table is made of is damaged.
     """
-    before, *rest = path.read_text(encoding="utf-8").split(START)
-    for table, part in zip(TABLES[path], rest, strict=True):
+    text = path.read_text(encoding="utf-8")
+    return document.filled(text, [_careful(table) for table in TABLES[path]])
+
+
+def _careful(table):
+    """A function that makes a table, or raises InputError if a file for it is damaged."""
+
+    def make():
         try:
-            before += START + table() + "\n" + END + part.split(END, 1)[1]
+            return table()
         except InputError:
             raise
         except Exception as error:  # a result that is not as its benchmark wrote it
@@ -265,7 +228,8 @@ def fill_in(path):
             raise InputError(
                 f"{SPEED}: a file for {table.__name__} is damaged: {reason}"
             ) from error
-    return before
+
+    return make
 
 
 def main(words=()):

@@ -79,3 +79,13 @@ def test_only_scripts_end_the_process(path):
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         is_exit = isinstance(node, ast.Attribute) and node.attr in ("exit", "_exit")
         assert not (is_exit and isinstance(node.value, ast.Name) and node.value.id in ("sys", "os"))
+
+
+def test_the_papers_items_import_libraries_and_only_its_scripts_the_command_line():
+    scripts = {"reproduce.py", "readme_tables.py", "challenges.py", "training_curve.py"}
+    scripts |= {"adversarial_images.py", "accuracy_against_epsilon.py"}
+    for path in MODULES:
+        if path.parts[0] == "paper" and path.name not in scripts:
+            for module, _ in imports_of(path):
+                assert not module.startswith(("absl", "common.scripts")), (path, module)
+                assert module != "paper.reproduce", path

@@ -16,9 +16,9 @@ from common.attack import PGD, is_misclassified, xent_loss
 from common.attack.ball import direction
 from common.attack.gradient import as_logits, gradient_of, without_nan
 from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
+from common.attack.softmax import are_probabilities
 
 NUM_IMAGES = 200  # images that `before` looks at: a small part of any evaluation's time
-PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
 RANDOM_DIFFERENCE = 1e-4  # AutoAttack's: distance of two normalised vectors of logits
 BLACK_BOX_SHARE = 0.002  # AutoAttack's, of all examples
 ZERO_GRADIENT_SHARE = 0.01  # of all images; AutoAttack warns at the first, after the DLR loss
@@ -34,10 +34,7 @@ def softmax_outputs(logits):
     Args:
         logits: float (n, classes), the model's outputs.
     """
-    logits = np.asarray(logits)
-    tolerance = PROBABILITY_TOLERANCE
-    is_within = (logits > -tolerance) & (logits < 1 + tolerance)
-    if is_within.all() and (np.abs(logits.sum(axis=-1) - 1) < tolerance).all():
+    if are_probabilities(logits):
         return (
             "softmax outputs: the model's outputs are within 0 and 1 and add up to 1; attacks "
             "need the logits before the softmax"

@@ -18,7 +18,7 @@ from common.scripts import compare as compare_lib
 from common.scripts import evaluate, export_model
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, adversarial_images, loss_along_pgd, training_curve
+from paper import accuracy_against_epsilon, adversarial_images, reproduce, training_curve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}
@@ -538,9 +538,9 @@ PATH_FLAGS = [
     (compare_lib.define_flags, ("attack_file", "output_json", "state_dir")),
     (export_model.define_flags, ("output_dir",)),
     (adversarial_images.define_flags, ("output",)),
-    (loss_along_pgd.define_flags, ("output",)),
     (training_curve.define_flags, ("output",)),
     (accuracy_against_epsilon.define_flags, ("output",)),
+    (lambda _, flag_values: reproduce.define_flags(flag_values), ("output_dir", "data_dir")),
 ]
 
 

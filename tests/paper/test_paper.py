@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
-from common.attack import PGD, xent_loss
+from common.attack import PGD
 from common.config import make_config
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, loss_along_pgd, readme_tables
+from paper import accuracy_against_epsilon, readme_tables
 from tests.helpers import ROOT, run
 
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -30,11 +30,6 @@ def test_tables_are_those_of_the_results(path):
         ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
-        (
-            "loss_along_pgd.py",
-            "mnist",
-            ("--model_dir=natural,adv_trained", "--num_restarts=2", "--num_images=2"),
-        ),
         (
             "accuracy_against_epsilon.py",
             "mnist",
@@ -82,21 +77,6 @@ def linear(challenge):
     labels = np.argmax(logits(x_nat), axis=1)
     labels[-1] = (labels[-1] + 1) % 10
     return logits, images, x_nat, labels
-
-
-def test_the_loss_is_that_along_pgd(challenge, linear):
-    logits, _, x_nat, labels = linear
-    width = challenge.bounds[1]
-    ball = {"epsilon": 0.2 * width, "step_size": 0.05 * width}
-    config = types.SimpleNamespace(**ball, num_steps=3, random_seed=5)
-    along = loss_along_pgd.losses_along_pgd(
-        logits, tf.constant(x_nat), tf.constant(labels, tf.int32), config, challenge.bounds
-    )
-    for num_steps, losses in enumerate(along):
-        pgd = PGD(logits, num_steps=num_steps, bounds=challenge.bounds, **ball)
-        expected = xent_loss(logits(pgd.perturb(x_nat, labels, seed=5)), labels)
-        np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    assert len(along) == 4 and (along[-1] > along[0]).all()
 
 
 def accuracies_of(linear, challenge, config, epsilons, *attack, **options):

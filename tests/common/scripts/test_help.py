@@ -70,7 +70,7 @@ def test_every_setting_is_in_a_group_and_has_a_form(challenge):
 
 @pytest.mark.slow
 def test_the_figures_show_help_without_naming_a_challenge(tmp_path):
-    for script in ("loss_along_pgd.py", "readme_tables.py"):
+    for script in ("training_curve.py", "readme_tables.py"):
         out = run(ROOT / "paper" / script, "--help", cwd=tmp_path)
         assert f"python paper/{script}" in out
     err = run(ROOT / "paper" / "readme_tables.py", "mnist", cwd=tmp_path, code=1)

@@ -1,0 +1,145 @@
+"""A keras.Model as attacks take it: its logits, without the softmax at its end if it has one."""
+
+import contextlib
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.attack.gradient import as_logits
+from common.attack.inputs import as_raised
+from common.errors import InputError, one_line
+
+NUM_PROBED = 8  # images that tell whether a model returns logits
+PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
+
+
+def are_probabilities(outputs):
+    """Whether the outputs (n, classes) of a model are within 0 and 1 and add up to 1."""
+    outputs, tolerance = np.asarray(outputs), PROBABILITY_TOLERANCE
+    is_within = (outputs > -tolerance) & (outputs < 1 + tolerance)
+    return bool(is_within.all() and (np.abs(outputs.sum(axis=-1) - 1) < tolerance).all())
+
+
+def logits_of(model, images):
+    """A model as attacks take it: without the softmax at its end, if there is one.
+
+    Args:
+        model: keras.Model, or any function from float32 images to logits.
+        images: float32 (n, height, width, channels), some that the model takes.
+
+    Returns:
+        `model` itself, if it returns logits; else a keras.Model of the same weights that does.
+
+    Raises:
+        InputError: it returns probabilities by something else than a softmax that is its last
+            layer, or the activation of that layer; or neither logits nor probabilities.
+    """
+    is_keras = isinstance(model, keras.Model)
+    images = tf.convert_to_tensor(images, tf.float32)[:NUM_PROBED]
+    with as_raised():
+        outputs = as_logits(model(images, training=False) if is_keras else model(images), images)
+    refuse_nan(tf.reduce_any(tf.math.is_nan(outputs), axis=1))
+    last = _last_operation(model) if is_keras else None
+    if last is not None and _is_softmax(last):
+        logits = _Logits(model, last)
+        tolerance = 1e-4 if model.compute_dtype == "float32" else 2e-2
+        again = tf.nn.softmax(as_logits(logits(images, training=False)))
+        if np.allclose(again, outputs, atol=tolerance):
+            return logits
+    if are_probabilities(outputs):
+        raise InputError(
+            "model: expected logits, or a softmax as the last layer of a keras.Model; got "
+            "probabilities whose softmax was not found; give the model without it"
+        )
+    return model
+
+
+class _Logits(keras.Model):
+    """A keras.Model without the softmax that its last operation is, or has as activation."""
+
+    def __init__(self, model, softmax):
+        # Keras's own name would begin with an underscore, which TensorFlow's scopes refuse.
+        super().__init__(autocast=False, dtype=model.dtype_policy, name="logits")
+        self.model = model
+        # A function, so that Keras does not hold the layer twice.
+        self._without = functools.partial(_without_softmax, softmax)
+
+    def call(self, images, training=None):
+        """The logits."""
+        with self._without():
+            return self.model(images, training=training)
+
+
+def _last_operation(model):
+    """The layer or op that makes a model's output; in a subclassed model the last one it holds."""
+    while isinstance(model, keras.Model):
+        layers = model.layers
+        if isinstance(model, keras.Sequential) or not getattr(model, "outputs", None):
+            if not layers:
+                return None
+            model = layers[-1]
+        elif len(model.outputs) == 1:
+            model = model.outputs[0]._keras_history.operation
+        else:
+            return None
+    return model
+
+
+def _is_softmax(operation):
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        return getattr(activation, "__name__", "") == "softmax"
+    return type(operation).__name__ == "Softmax"
+
+
+@contextlib.contextmanager
+def _without_softmax(operation):
+    """Within it, a softmax operation returns its input, or has no activation."""
+    name = "activation" if getattr(operation, "activation", None) is not None else "call"
+    before = getattr(operation, name)
+    setattr(operation, name, lambda x, *args, **kwargs: x)
+    try:
+        yield
+    finally:
+        if name == "call":
+            del operation.call  # the class's own is seen again
+        else:
+            operation.activation = before
+
+
+def refuse_nan(is_nan):
+    """Raises InputError if any entry of bool (n,) says that an image's logits are not numbers."""
+    count = int(np.count_nonzero(is_nan))
+    if count:
+        raise InputError(
+            f"model: expected logits that are numbers, got NaN for {count} of {len(is_nan)} images"
+        )
+
+
+def attack_on(attack, model, logits):
+    """An attack, or what a function from logits to one makes of `logits`.
+
+    Args:
+        attack: a `common.attack.Attack`, or a function from logits to one.
+        model: what the user gave.
+        logits: `logits_of(model)`.
+
+    Raises:
+        InputError: it is neither; or it attacks `model`, which returns no logits.
+    """
+    if not hasattr(attack, "perturb"):
+        made = attack(logits) if callable(attack) else None
+        if not hasattr(made, "perturb"):
+            got = one_line(repr(attack if made is None else made))
+            raise InputError(
+                f"attack: expected an attack, or a function from logits to one, got {got}"
+            )
+        return made
+    if logits is not model and getattr(getattr(attack, "_model", None), "_model", None) is model:
+        raise InputError(
+            "attack: the model ends in a softmax, and attacks need the logits before it; give a "
+            "function, such as lambda logits: PGD(logits, epsilon=...)"
+        )
+    return attack

@@ -1,0 +1,227 @@
+"""Any keras.Model, trained against an attack by `fit`."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.attack import is_misclassified, xent_loss
+from common.attack.gradient import as_logits
+from common.attack.inputs import as_raised, real_number, to_images, to_labels, whole_number
+from common.attack.softmax import NUM_PROBED, attack_on, logits_of
+from common.errors import InputError, one_line
+from common.training import losses, steps
+
+_XENT = ("sparse_categorical_crossentropy", "categorical_crossentropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is attacked and how; no part that Keras would hold or save."""
+
+    logits: Callable
+    attack: Any
+    num_classes: int
+
+
+@contextlib.contextmanager
+def _as_lines():
+    """Lets what is wrong with a batch out as an `InputError`, also from a compiled step."""
+    with as_raised():
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            said = re.search(r"assertion failed: \[(\w+: expected .*?), got\]", str(error))
+            if said is None:
+                raise
+            raise InputError(f"{said[1]}, got others") from None
+
+
+class AdversarialModel(keras.Model):
+    """Trains a keras.Model against an attack: `compile`, `fit`, `evaluate`, as any other model.
+
+    A step of `fit` is that of `common.training.steps`. The attack runs the model in inference
+    mode, unless it has `batch_statistics` (see `common.attack.PGD`). Random augmentation belongs
+    in the data set, since a layer that augments in training mode alone is not in what the attack
+    sees. Labels are classes or one-hot.
+
+    `fit` tells the loss, the metrics and robust_accuracy of the batches' adversarial images, from
+    before their updates. `evaluate`, and `fit` with validation_data, tell cross-entropy and metrics
+    of the natural images, and as robust_accuracy the share that is classified correctly both as it
+    is and under the attack. `save`, `export`, `save_weights` and `load_weights` are the inner
+    model's.
+
+    Args:
+        model: keras.Model from images to logits or, by a softmax at its end, to probabilities.
+        attack: a `common.attack.PGD` on `model`, or a function from logits to one; with
+            run_eagerly=True any `common.attack.Attack`.
+        loss: one of `common.training.losses.LOSSES`, or a function (x_nat, x_adv, y, model) as
+            described there.
+        natural_weight, trades_beta: see `common.training.losses`.
+        epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
+        seed: int, which decides the random starts together with the optimizer's steps.
+        **kwargs: name, see keras.Model.
+
+    Raises:
+        InputError: a setting is none of these. Models that cannot be attacked raise it on the first
+            step.
+    """
+
+    def __init__(
+        self,
+        model,
+        attack,
+        *,
+        loss="adversarial",
+        natural_weight=0.5,
+        trades_beta=6.0,
+        epsilon_warmup_steps=0,
+        seed=0,
+        **kwargs,
+    ):
+        if not isinstance(model, keras.Model):
+            raise InputError(f"model: expected a keras.Model, got {type(model).__name__}")
+        if not (hasattr(attack, "perturb") or callable(attack)):
+            attack_on(attack, model, model)
+        weight = real_number("natural_weight", natural_weight, 0.0, 1.0)
+        beta = real_number("trades_beta", trades_beta, 0.0)
+        # The pixels stay as they are until the inner model casts them.
+        super().__init__(autocast=False, dtype=model.dtype_policy, **kwargs)
+        self.model, self.attack = model, attack
+        self.epsilon_warmup_steps = whole_number("epsilon_warmup_steps", epsilon_warmup_steps, 0)
+        self.seed = whole_number("seed", seed, -(2**31))
+        self._loss_of = loss if callable(loss) else losses.make_loss(loss, weight, beta)
+        self._robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+        self._target = None
+
+    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
+        """Compiles the model; see `keras.Model.compile`.
+
+        Args:
+            optimizer: keras optimizer.
+            loss: None, or Keras's plain cross-entropy for classes or one-hot labels, which is what
+                this class takes in any case, and of the logits.
+            *args, **kwargs: see `keras.Model.compile`.
+
+        Raises:
+            InputError: `loss` is another one.
+        """
+        name = loss if isinstance(loss, str) or loss is None else getattr(loss, "name", None)
+        name = name or getattr(loss, "__name__", None)
+        is_plain = not (getattr(loss, "label_smoothing", 0) or getattr(loss, "ignore_class", None))
+        if loss is not None and not (name in _XENT and is_plain):
+            raise InputError(
+                f"loss: expected None or one of {', '.join(_XENT)}, without label smoothing or a "
+                f"class to ignore, got {one_line(name or repr(loss))}; AdversarialModel(loss=...) "
+                "takes a function (x_nat, x_adv, y, model)"
+            )
+        super().compile(optimizer, None, *args, **kwargs)
+
+    def call(self, x, training=None):
+        """The inner model's outputs."""
+        return self.model(x, training=training)
+
+    def fit(self, *args, **kwargs):
+        """Trains the inner model; see `keras.Model.fit`."""
+        with _as_lines():
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Natural loss and metrics, and robust_accuracy; see `keras.Model.evaluate`."""
+        with _as_lines():
+            return super().evaluate(*args, **kwargs)
+
+    def train_step(self, data):
+        """One step of the min-max on a batch (x, y) or (x, y, sample_weight)."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        target = self._target_of(x)
+        x_nat, labels = _batch_of(x, y, target)
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        x_adv = steps.ascend(
+            target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps
+        )
+        loss, logits = steps.descend(
+            self._loss_of,
+            functools.partial(_weighted_mean, weights),
+            target.logits,
+            self.optimizer,
+            x_nat,
+            x_adv,
+            labels,
+        )
+        correct = ~is_misclassified(logits, labels)
+        return self._told(x, y, weights, loss, self._outputs(logits), correct)
+
+    def test_step(self, data):
+        """Natural loss and metrics of a batch, and its robust accuracy."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        target = self._target_of(x)
+        x_nat, labels = _batch_of(x, y, target)
+        logits = as_logits(target.logits(x_nat, training=False), x_nat)
+        loss = _weighted_mean(weights, xent_loss(logits, labels))
+        loss += tf.add_n(target.logits.losses or [0.0])
+        x_adv = target.attack.perturb(x_nat, labels, seed=self.seed)
+        attacked = as_logits(target.logits(x_adv, training=False), x_nat)
+        correct = ~(is_misclassified(logits, labels) | is_misclassified(attacked, labels))
+        return self._told(x, y, weights, loss, self._outputs(logits), correct)
+
+    def save(self, *args, **kwargs):
+        """Saves the inner model; see `keras.Model.save`."""
+        return self.model.save(*args, **kwargs)
+
+    def export(self, *args, **kwargs):
+        """Exports the inner model; see `keras.Model.export`."""
+        return self.model.export(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs):
+        """Saves the inner model's weights; see `keras.Model.save_weights`."""
+        return self.model.save_weights(*args, **kwargs)
+
+    def load_weights(self, *args, **kwargs):
+        """Loads the inner model's weights; see `keras.Model.load_weights`."""
+        return self.model.load_weights(*args, **kwargs)
+
+    def _target_of(self, x):
+        """The `_Target`, made on the first batch, whose shape the model needs."""
+        if self._target is None:
+            shape = tuple(size or 32 for size in x.shape[1:])
+            with tf.init_scope():  # a step may be traced
+                noise = np.random.default_rng(0).uniform(size=(NUM_PROBED, *shape))
+                noise = noise.astype(np.float32)
+                logits = logits_of(self.model, noise)
+                num_classes = as_logits(logits(noise, training=False)).shape[1]
+                attack = attack_on(self.attack, self.model, logits)
+                if hasattr(attack, "_model"):
+                    attack._model.decide_precision(shape)
+            self._target = _Target(logits, attack, num_classes)
+        return self._target
+
+    def _outputs(self, logits):
+        """What the model itself returns for these logits."""
+        return logits if self._target.logits is self.model else tf.nn.softmax(logits)
+
+    def _told(self, x, y, weights, loss, outputs, correct):
+        """The metrics after a batch."""
+        self._loss_tracker.update_state(loss, sample_weight=tf.shape(correct)[0])
+        self._robust_accuracy.update_state(tf.cast(correct, tf.float32))
+        return self.compute_metrics(x, y, outputs, sample_weight=weights)
+
+
+def _batch_of(x, y, target):
+    """A batch as float32 images and int labels."""
+    x_nat = to_images(x, target.attack.bounds, "x")
+    count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
+    return x_nat, tf.convert_to_tensor(to_labels(y, count, target.num_classes))
+
+
+def _weighted_mean(weights, values):
+    """Keras's loss of a batch: the mean over its examples of weight times loss."""
+    if weights is not None:
+        values = values * tf.reshape(tf.cast(weights, tf.float32), [-1])
+    return tf.reduce_mean(values)

@@ -1,0 +1,141 @@
+"""What paper/README.md says of the items, made from their results."""
+
+import pathlib
+
+from paper import items
+from paper.item import QUESTIONS
+from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
+
+HERE = pathlib.Path(__file__).resolve().parent
+START, END = "<!-- table -->\n", "<!-- end -->"
+
+
+def filled(text, makers):
+    """Returns a Markdown text with what stands between its pairs of `START` and `END` made anew.
+
+    Args:
+        text: str.
+        makers: for each pair, a function without arguments to Markdown.
+    """
+    before, *rest = text.split(START)
+    for maker, part in zip(makers, rest, strict=True):
+        before += START + maker() + "\n" + END + part.split(END, 1)[1]
+    return before
+
+
+def items_table(directory=HERE):
+    """Returns the table of all items with their verdicts, as Markdown.
+
+    Args:
+        directory: where results/ and figures/ are.
+    """
+    lines = ["| item | verdict | command |", "|---|---|---|"]
+    for item in items.load_all():
+        state = state_of(Result.read(item, directory))
+        lines.append(
+            f"| [{item.title}](#{_anchor(item.title)}) | {state} | "
+            f"`python paper/reproduce.py {item.name}` |"
+        )
+    return "\n".join(lines)
+
+
+def text(directory):
+    """Returns the two together, for results that are not the project's own."""
+    return f"{items_table(directory)}\n\n{sections(directory)}\n"
+
+
+def sections(directory=HERE):
+    """Returns what is said of each item, by research question, as Markdown."""
+    lines = []
+    for question, words in QUESTIONS.items():
+        of_it = [item for item in items.load_all() if item.question == question]
+        if of_it:
+            lines += [f"## {question}. {words}", ""]
+        for item in of_it:
+            lines += [*section(Result.read(item, directory)), ""]
+    return "\n".join(lines[:-1])
+
+
+def section(result):
+    """Returns what is said of one item, as lines of Markdown."""
+    item, state = result.item, result.state()
+    lines = [
+        f"### {item.title}",
+        "",
+        f"*{item.claim}*",
+        "",
+        f"`python paper/reproduce.py {item.name}`: {cost_of(result)}; "
+        f"{settings_text(result.settings)}.",
+    ]
+    if state == STALE or not result.is_whole():
+        return [*lines, "", f"State: {state_of(result)}."]
+    if item.draw is not None:
+        lines += ["", f"![{item.title}](figures/{item.name}.png)", "", item.caption]
+    if item.table is not None:
+        lines += ["", *item.table(result)]
+    verdict = item.verdict(result)
+    lines += [
+        "",
+        f"**{verdict.word.capitalize()}.** {verdict.reason[0].upper()}{verdict.reason[1:]}",
+        "",
+        f"Rule: {item.rule}",
+    ]
+    missing = [part.name for part in result.parts if part.name not in result.records]
+    if missing:
+        lines += ["", f"Not possible yet, without a network: {', '.join(missing)}."]
+    return lines
+
+
+def state_of(result):
+    """Returns in words how far an item is: its verdict, or what is missing."""
+    state, parts = result.state(), result.parts
+    there = sum(part.name in result.records for part in parts)
+    if state == STALE:
+        return "stale: a network, or the computation, has changed since"
+    if state == OPEN:
+        return "open"
+    if state == IMPOSSIBLE:
+        missing = dict.fromkeys(n.label for p in parts for n in p.networks if not n.exists())
+        return f"not possible yet, without {', '.join(missing) or result.item.needs}"
+    if not result.is_whole():
+        return f"open: {there} of {len(parts)} parts done"
+    words = result.item.verdict(result).word
+    changed = {k: v for k, v in result.settings.items() if v != result.item.settings[k]}
+    if changed:
+        words += f", with {settings_text(changed)}"
+    if state == PARTLY:
+        words += f", {there} of {len(parts)} parts"
+    return words
+
+
+def cost_of(result):
+    """Returns the time that an item took and on what, or how long it is likely to take."""
+    if result.state() == DONE or result.is_whole():
+        seconds, hardware = result.seconds, result.runs[-1]["hardware"]
+        where = ", ".join(hardware["gpus"]) or (
+            f"{hardware['cores']} cores of {hardware['processor']}"
+        )
+        return f"{_minutes(seconds / 60)} on {where}"
+    return f"about {_minutes(result.item.minutes)} on two cores"
+
+
+def settings_text(settings):
+    """Returns settings in words: "num_images 5, seed 0"."""
+    shown = (
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in settings.items()
+        if value != ""
+    )
+    return ", ".join(shown)
+
+
+def _minutes(minutes):
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} hours"
+
+
+def _anchor(title):
+    """Returns the name that a Markdown reader gives a heading."""
+    kept = (c for c in title.lower() if c.isalnum() or c in " -")
+    return "".join(kept).replace(" ", "-")

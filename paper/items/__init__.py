@@ -1,0 +1,25 @@
+"""The paper's items, one file each, which ends with its `ITEM`; here is their order."""
+
+import importlib
+
+NAMES = (
+    "figure_1",
+    "figure_2",
+    "maxima",
+    "figure_7",
+    "figure_11",
+    "figure_12",
+    "figure_5",
+    "figure_9",
+    "figure_10",
+)
+
+
+def load(name):
+    """Returns the `paper.item.Item` of a name in `NAMES`."""
+    return importlib.import_module(f"{__name__}.{name}").ITEM
+
+
+def load_all():
+    """Returns all items, in order."""
+    return [load(name) for name in NAMES]

@@ -1,0 +1,126 @@
+"""Figure 5: the loss on adversarial images along a training."""
+
+import functools
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from common import json_shapes
+from common.errors import InputError
+from common.json_shapes import COUNT, TEXT
+from common.training import runs
+from paper import ascent, style
+from paper.item import Item, Part, published, verdict_of
+from paper.networks import ROBUST, SIMPLE_ROBUST
+
+TRAININGS = {"MNIST": "mnist_training", "CIFAR-10": "cifar10_training"}  # names of settings
+COLOURED_AS = {"MNIST": ROBUST, "CIFAR-10": SIMPLE_ROBUST}
+# By data set, half the window of the paper's moving average in logged losses, one each 100 steps:
+# its jumps are smeared over that many.
+HALF_WINDOW = {"MNIST": 25, "CIFAR-10": 10}
+_CONFIG = {"adversary": TEXT, "training_batch_size": COUNT, "num_steps": COUNT}
+
+
+def parts(settings):
+    """One part for each training that is named."""
+    return [
+        Part(name=name, networks=(), compute=functools.partial(losses, name=name))
+        for name, setting in TRAININGS.items()
+        if settings[setting]
+    ]
+
+
+def losses(work, name):
+    """The losses that a training logged for TensorBoard, and how it was trained."""
+    setting = TRAININGS[name]
+    directory = pathlib.Path(work.settings[setting]).expanduser()
+    logged = {}
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.tag == "xent_adv":
+                    logged[event.step] = float(tf.make_ndarray(value.tensor))
+    if len(logged) < 2:
+        raise InputError(
+            f"--{setting}: expected the directory of an adversarial training with TensorBoard's "
+            f"events, got {directory}"
+        )
+    config = json_shapes.read(directory / "config.json", _CONFIG)
+    own_runs = runs.read(directory)
+    return {
+        "step": sorted(logged),
+        "loss": ascent.rounded([logged[step] for step in sorted(logged)]),
+        "config": config,
+        "commits": sorted({str(run.get("commit")) for run in own_runs}),
+        "seconds": round(sum(run["seconds"] for run in own_runs), 1),
+    }
+
+
+def smoothed(numbers, name):
+    """The moving average of the losses, over a window as wide as the paper's or a tenth of all."""
+    loss = np.array(numbers["loss"])
+    half = min(HALF_WINDOW[name], len(loss) // 20)
+    return np.array([loss[max(k - half, 0) : k + half + 1].mean() for k in range(len(loss))])
+
+
+def draw(result):
+    """A panel a data set, both axes logarithmic; grey: the paper's."""
+    figure, axes = style.subplots(1, len(result.numbers), 4.5 * len(result.numbers), 2.8)
+    for axis, (name, numbers) in zip(axes[0], result.numbers.items()):
+        theirs = published("figure_5")[name]
+        steps = np.maximum(theirs["step"], 1)
+        axis.plot(steps, theirs["loss"], **style.PAPER, label="paper, averaged")
+        colour, ours = style.colour_of(COLOURED_AS[name]), np.maximum(numbers["step"], 1)
+        axis.plot(ours, numbers["loss"], color=colour, alpha=0.3, linewidth=0.6)
+        axis.plot(ours, smoothed(numbers, name), color=colour, label="ours; bold: averaged")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlim(100, None)
+        axis.set_xlabel("training steps")
+        note = COLOURED_AS[name].note
+        axis.set_title(
+            f"{name}: {numbers['config']['training_batch_size']} images a step"
+            + f"\n{note}" * bool(note)
+        )
+        axis.legend(loc="lower left")
+    axes[0, 0].set_ylabel("cross-entropy of training images\nunder attack, nats")
+    return figure
+
+
+def verdict(result):
+    """By the item's rule."""
+    criteria = []
+    for name, numbers in result.numbers.items():
+        theirs, ours = published("figure_5")[name]["loss"], smoothed(numbers, name)
+        fall = ours[-1] / ours[0]
+        needed = 10 * theirs[-1] / theirs[0]
+        criteria += [
+            (fall <= needed, f"{name}: falls to {fall:.3f} of its start (at most {needed:.3f})"),
+            (
+                ours[-1] <= 2 * theirs[-1],
+                f"{name}: ends at {ours[-1]:.3g} (at most {2 * theirs[-1]:.3g})",
+            ),
+        ]
+    return verdict_of(*criteria)
+
+
+ITEM = Item(
+    name="figure_5",
+    title="Figure 5: loss along the training",
+    question="RQ5",
+    claim="Training against PGD brings the loss on adversarial images down steadily, to small "
+    "values on the training set.",
+    minutes=0.1,
+    settings={"mnist_training": "", "cifar10_training": "", "seed": 0},
+    sample={},
+    parts=parts,
+    needs="the directory of a training with its TensorBoard events: `--mnist_training=PATH`, "
+    "`--cifar10_training=PATH`",
+    draw=draw,
+    caption="Loss of the training batches, as TensorBoard has it, and its moving average over as "
+    "many logged losses as the paper's. Recipes differ in steps, batch and attack.",
+    rule="The averaged loss falls by at least a tenth of the factor that the paper's falls by, and "
+    "ends at most at twice the paper's end.",
+    verdict=verdict,
+)

@@ -1,0 +1,193 @@
+"""Figure 7: the loss along the directions of FGSM and PGD, a network's own and its copy's."""
+
+import functools
+
+import numpy as np
+
+from common.attack import FGSM
+from paper import ascent, style
+from paper.item import Item, Part, published, verdict_of
+from paper.networks import (
+    ROBUST,
+    ROBUST_B,
+    SIMPLE_NATURAL,
+    SIMPLE_NATURAL_B,
+    SIMPLE_ROBUST,
+    SIMPLE_ROBUST_B,
+)
+
+# Each network with its copy: the same training from another seed.
+COPIES = {
+    SIMPLE_NATURAL: SIMPLE_NATURAL_B,
+    SIMPLE_ROBUST: SIMPLE_ROBUST_B,
+    ROBUST: ROBUST_B,
+}
+PANELS = {SIMPLE_NATURAL: "simple natural", SIMPLE_ROBUST: "wide robust"}
+ATTACKS = ("FGSM", "PGD")
+NUM_POINTS = 26  # from the image to the perturbed one
+
+
+def parts(settings):
+    """Two parts a network: its own directions, and its copy's."""
+    count = settings["num_images"]
+    return [
+        Part(
+            name=f"{network.label}: {whose}",
+            networks=networks,
+            num_images=count,
+            compute=losses,
+        )
+        for network, copy in COPIES.items()
+        for whose, networks in (("own", (network,)), ("copy's", (network, copy)))
+    ]
+
+
+def losses(work):
+    """The first network's losses along the last one's perturbations: by attack, image, run."""
+    target, source = work.models[0], work.models[-1]
+    settings, epsilon = work.settings, ascent.epsilon_of(work.challenge)
+    fgsm = FGSM(source.logits, epsilon=epsilon, bounds=work.challenge.bounds, precision="float32")
+    ends = {"FGSM": [fgsm.perturb(work.x_nat, work.y).numpy()], "PGD": []}
+    pgd = ascent.pgd(source, work.challenge, settings["num_steps"])
+    for run in range(settings["num_restarts"]):
+        ends["PGD"].append(pgd.perturb(work.x_nat, work.y, (settings["seed"], run)).numpy())
+    along = functools.partial(_along, target, work.x_nat, work.y)
+    return {
+        attack: [[ascent.rounded(curve) for curve in runs] for runs in along(np.array(of_attack))]
+        for attack, of_attack in ends.items()
+    }
+
+
+def _along(target, x_nat, y, ends):
+    """The losses (images, runs, NUM_POINTS) from the images to the `ends` (runs, images, ...)."""
+    shares = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)
+    found = np.zeros((len(y), len(ends), NUM_POINTS), np.float32)
+    for run, x in enumerate(ends):
+        for number, share in enumerate(shares):
+            found[:, run, number] = ascent.losses_at(target, x_nat + share * (x - x_nat), y)
+    return found
+
+
+def draw(result):
+    """A row a network, a panel an image, with logarithmic losses; grey: the paper's ends."""
+    there = [n for n in COPIES if f"{n.label}: own" in result.numbers]
+    count = result.settings["num_images"]
+    figure, axes = style.subplots(len(there), count, 2 * count, 1.9 * len(there), sharey="row")
+    shares = np.linspace(0, 1, NUM_POINTS)
+    for row, network in zip(axes, there):
+        for image, axis in enumerate(row):
+            for whose, width in (("own", 1.5), ("copy's", 0.7)):
+                numbers = result.numbers.get(f"{network.label}: {whose}")
+                for attack in ATTACKS if numbers else ():
+                    for run, curve in enumerate(numbers[attack][image]):
+                        line = {"linestyle": style.line_of(attack)["linestyle"], "linewidth": width}
+                        colour = style.colour_of(network) if whose == "own" else "black"
+                        label = f"{whose} {attack}" if not run else None
+                        axis.plot(shares, curve, color=colour, label=label, **line)
+            for end in _ends_of_paper(network, image):
+                axis.plot([1.0], [end], marker="o", markersize=6, clip_on=False, **_MARK)
+            axis.set_yscale("log")
+            axis.set_xlim(0, 1)
+            axis.set_title(f"test image {image}")
+        row[0].set_ylabel(f"{network.label}\ncross-entropy, nats")
+        row[-1].legend(loc="lower right")
+    for axis in axes[-1]:
+        axis.set_xlabel("share of the perturbation")
+    step_sizes = " and ".join(f"{size:g} ({name})" for name, size in ascent.STEP_SIZES.items())
+    style.title(
+        figure,
+        there,
+        f"{result.settings['num_restarts']} runs of PGD of {result.settings['num_steps']} steps of "
+        f"{step_sizes}; grey: the paper's ends, of other images and, if robust, the wide network",
+    )
+    return figure
+
+
+_MARK = {"color": style.PAPER["color"], "zorder": 0}
+
+
+def _ends_of_paper(network, image):
+    """The ends of the paper's own FGSM and PGD for an image, losses."""
+    paper = published("figure_7").get(PANELS.get(network), {})
+    ends = (paper.get(f"own {attack}", ()) for attack in ATTACKS)
+    return np.ravel([np.mean(of_attack[image]) for of_attack in ends if len(of_attack) > image])
+
+
+def ends_of(result, network, whose):
+    """The mean loss at the end, by attack, a list over images; None if it is not there."""
+    numbers = result.numbers.get(f"{network.label}: {whose}")
+    if numbers is None:
+        return None
+    return {
+        attack: np.array([np.mean([run[-1] for run in runs]) for runs in numbers[attack]])
+        for attack in ATTACKS
+    }
+
+
+def table(result):
+    """The ends by image, beside the paper's."""
+    count = result.settings["num_images"]
+    columns = " | ".join(f"image {number}" for number in range(count))
+    lines = [f"| network | direction | | {columns} |", "|---" * (3 + count) + "|"]
+    for network in COPIES:
+        paper = published("figure_7").get(PANELS.get(network), {})
+        for whose in ("own", "copy's"):
+            ours = ends_of(result, network, whose)
+            for attack in ATTACKS:
+                theirs = paper.get(f"{whose} {attack}", ())[:count]
+                if len(theirs):
+                    cells = [f"{np.mean(end):.3g}" for end in theirs]
+                    cells += [""] * (count - len(cells))
+                    where = f"{PANELS[network]} | {whose} {attack} | paper"
+                    lines.append(f"| {where} | {' | '.join(cells)} |")
+                if ours is not None:
+                    cells = " | ".join(f"{end:.3g}" for end in ours[attack])
+                    lines.append(f"| {network.label} | {whose} {attack} | ours | {cells} |")
+    return lines
+
+
+def verdict(result):
+    """By the item's rule."""
+    criteria = []
+    paper = published("figure_7")["simple natural"]
+    theirs = [fgsm / np.mean(pgd) for fgsm, pgd in zip(paper["own FGSM"], paper["own PGD"])]
+    most = 1.25 * max(theirs)
+    for network in COPIES:
+        own, copy = (ends_of(result, network, whose) for whose in ("own", "copy's"))
+        if own is None:
+            continue
+        count = len(own["PGD"])
+        higher = int(np.sum(own["PGD"] >= own["FGSM"]))
+        words = f"{network.label}: own PGD ends above own FGSM for {higher} of {count} images"
+        criteria.append((higher == count, f"{words} (all)"))
+        if network is SIMPLE_NATURAL:
+            share = float(np.max(own["FGSM"] / np.maximum(own["PGD"], 1e-12)))
+            words = f"{network.label}: FGSM's end is {share:.2f} of PGD's at most"
+            criteria.append((share <= most, f"{words} (needed {most:.2f})"))
+        if copy is not None:
+            higher = int(np.sum(own["PGD"] >= copy["PGD"]))
+            words = f"{network.label}: own PGD ends above the copy's for {higher} of {count} images"
+            criteria.append((higher == count, f"{words} (all)"))
+    return verdict_of(*criteria)
+
+
+ITEM = Item(
+    name="figure_7",
+    title="Figure 7: loss along attack directions",
+    question="RQ1",
+    claim="On the natural network PGD finds losses far above FGSM's, on the robust one less far; "
+    "the directions of a copy raise the loss less than a network's own.",
+    minutes=4,
+    settings={"num_images": 5, "num_restarts": 5, "num_steps": 100, "seed": 0},
+    sample={"num_images": 2, "num_restarts": 1, "num_steps": 2},
+    parts=parts,
+    draw=draw,
+    table=table,
+    caption="From the image (0) to the perturbed one (1); dashed FGSM, solid PGD, coloured the "
+    "network's own, black its copy's, which is trained the same way from another seed. The MNIST "
+    "row is ours.",
+    rule="For every image, as in the paper's two networks: own PGD ends above own FGSM, and above "
+    "the copy's PGD; on the natural network FGSM's end is as small a share of PGD's as in the "
+    "paper's worst image, with a quarter to spare.",
+    verdict=verdict,
+)

@@ -1,0 +1,141 @@
+"""Figure 9: the filters of the first two layers of natural and robust MNIST networks."""
+
+import numpy as np
+
+from paper import ascent, style
+from paper.item import Item, Part, published, verdict_of
+from paper.networks import NATURAL, ROBUST, ROBUST_B
+
+NETWORKS = (NATURAL, ROBUST, ROBUST_B)
+NON_ZERO = (
+    0.2  # of the layer's largest weight; the paper's weights are below 0.1 or above 0.4 of it
+)
+SHOWN = 32  # filters of the second layer
+
+
+def parts(settings):
+    """One part a network."""
+    return [Part(name=n.label, networks=(n,), compute=filters) for n in NETWORKS]
+
+
+def filters(work):
+    """The first layer's filters, and those of the second that look at the strongest of them."""
+    first, _, second, *_ = (np.asarray(weight) for weight in work.models[0].model.weights)
+    size = np.abs(first).max((0, 1, 2))
+    is_not_zero = np.abs(first[:, :, 0]) >= NON_ZERO * size.max()
+    counts = is_not_zero.sum((0, 1))
+    return {
+        "first": [ascent.rounded(first[..., 0, number]) for number in range(first.shape[-1])],
+        "non-zero weights": counts.tolist(),
+        "second": [
+            ascent.rounded(second[:, :, size.argmax(), number])
+            for number in range(min(SHOWN, second.shape[-1]))
+        ],
+        "second, range": ascent.rounded([second.min(), second.max()]),
+    }
+
+
+def draw(result):
+    """A column of pictures for each layer, a row for each network; grey is 0."""
+    there = [network for network in NETWORKS if network.label in result.numbers]
+    figure, axes = style.subplots(len(there), 2, 8, 2.1 * len(there))
+    for row, network in zip(axes, there):
+        numbers = result.numbers[network.label]
+        for axis, layer in zip(row, ("first", "second")):
+            images = np.array(numbers[layer])
+            largest = np.abs(images).max()
+            axis.imshow(_mosaic(images), cmap="gray", vmin=-largest, vmax=largest)
+            axis.set_title(f"{network.label}: {layer} layer, black and white: ±{largest:.2g}")
+            axis.set_axis_off()
+    return figure
+
+
+def _mosaic(images):
+    """Filters (n, 25) side by side in rows of at most 8, with white lines between them."""
+    rows = -(-len(images) // 8)
+    board = np.full((rows * 6 + 1, min(len(images), 8) * 6 + 1), np.nan)
+    for number, image in enumerate(images):
+        top, left = 6 * (number // 8) + 1, 6 * (number % 8) + 1
+        board[top : top + 5, left : left + 5] = image.reshape(5, 5)
+    return board
+
+
+def _live(numbers):
+    return [count for count in numbers["non-zero weights"] if count]
+
+
+def _width(numbers):
+    low, high = numbers["second, range"]
+    return high - low
+
+
+def table(result):
+    """How many filters live, and with how many weights."""
+    paper = published("figure_9")
+    lows_highs = paper["second layer, shown filters"]
+    lines = [
+        "| network | | live filters of the first layer | non-zero weights of each | second layer |",
+        "|---|---|---|---|---|",
+        f"| natural | paper | all | many | {_range(lows_highs['natural'])} (shown filters) |",
+        *(
+            f"| robust, {name} | paper | {paper['live filters of 32']} of 32 | 1 | "
+            f"{_range(lows_highs[name])} (shown filters) |"
+            for name in ("public", "secret")
+        ),
+    ]
+    for name, numbers in result.numbers.items():
+        live, weights = _live(numbers), sorted(set(_live(numbers)))
+        shown = f"{weights[0]} to {weights[-1]}" if len(weights) > 1 else f"{weights[0]}"
+        lines.append(
+            f"| {name.removeprefix('MNIST, ')} | ours | {len(live)} of {len(numbers['first'])} | "
+            f"{shown} | {_range(numbers['second, range'])} |"
+        )
+    return lines
+
+
+def _range(pair):
+    return f"{pair[0]:.2g} to {pair[1]:.2g}"
+
+
+def verdict(result):
+    """By the item's rule."""
+    paper, numbers = published("figure_9"), result.numbers
+    most, natural = 2 * paper["live filters of 32"], numbers[NATURAL.label]
+    ranges = paper["second layer, shown filters"]
+    width = {name: high - low for name, (low, high) in ranges.items()}
+    needed = min(width["public"], width["secret"]) / width["natural"] / 2
+    share = len(_live(natural)) / len(natural["first"])
+    criteria = [(share > 0.5, f"natural: {share:.0%} of the filters live (needed: over 50%)")]
+    for network in (ROBUST, ROBUST_B):
+        own, name = numbers[network.label], network.title
+        live = _live(own)
+        wide = _width(own) / _width(natural)
+        criteria += [
+            (len(live) <= most, f"{name}: {len(live)} live filters (at most {most})"),
+            (np.median(live) == 1, f"{name}: {np.median(live):.0f} weight in the median (1)"),
+            (wide >= needed, f"{name}: layer 2 is {wide:.1f} times as wide (needed {needed:.1f})"),
+        ]
+    return verdict_of(*criteria)
+
+
+ITEM = Item(
+    name="figure_9",
+    title="Figure 9: filters of MNIST networks",
+    question="RQ5",
+    claim="Robust networks keep 3 of the 32 filters of the first layer, each with one non-zero "
+    "weight: they are thresholds, which small changes of a pixel do not pass. Their second layer's "
+    "weights are sparse and range wider.",
+    minutes=0.1,
+    settings={"seed": 0},
+    sample={},
+    parts=parts,
+    draw=draw,
+    table=table,
+    caption="All filters of the first layer; 32 of the second, for the first layer's filter with "
+    "the largest weight. A weight counts as zero below a fifth of its layer's largest; the paper's "
+    "are below a tenth or above two fifths.",
+    rule="At most twice the paper's number of filters live, their median has one weight, most of "
+    "the natural network's live, and the second layer is half as many times as wide as in the "
+    "paper or more.",
+    verdict=verdict,
+)

@@ -1,0 +1,84 @@
+"""The networks that the paper's items are about: shipped with the project, or still to come."""
+
+import dataclasses
+import pathlib
+import zlib
+
+from cifar10_challenge.challenge import CIFAR10
+from common import cards, checkpoints
+from common.challenge import Challenge
+from common.config import make_config
+from mnist_challenge.challenge import MNIST
+
+_SMALLEST = {MNIST.name: {"scale": 1}, CIFAR10.name: {"width": "simple"}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # each is one of those below
+class Network:
+    """A network by its name among the shipped ones.
+
+    Attributes:
+        challenge: a `common.challenge.Challenge`.
+        name: the name of its directory in the challenge's models/.
+        title: what people call it: "robust", "natural, other seed".
+        note: in what it differs from the paper's network, "" if in its training alone.
+    """
+
+    challenge: Challenge
+    name: str
+    title: str
+    note: str = ""
+
+    @property
+    def label(self):
+        """Its data set and title, for results and pictures: "MNIST, robust"."""
+        return f"{self.challenge.name}, {self.title}"
+
+    @property
+    def path(self):
+        """The pathlib.Path of its directory."""
+        return self.challenge.directory / "models" / self.name
+
+    def exists(self):
+        """Whether it is shipped."""
+        return (self.path / cards.CARD).is_file()
+
+    def digest(self):
+        """The digest of its weights by its card; None if it is not shipped.
+
+        Raises:
+            InputError: the card is damaged.
+        """
+        return cards.read_from(self.path)["weights_digest"] if self.exists() else None
+
+    def load(self):
+        """Returns it as a `LoadedModel`."""
+        return checkpoints.load_model(self.challenge, str(self.path))
+
+    def load_sample(self):
+        """Returns the challenge's smallest network with random weights, which depend on the name.
+
+        It stands in for the network where an item only has to run to its end.
+        """
+        seed = zlib.crc32(self.name.encode()) % 2**31
+        settings = {**_SMALLEST[self.challenge.name], "random_seed": seed}
+        config = make_config(self.challenge, ("the sample's network", settings))
+        model = self.challenge.build_model(config)
+        logits = checkpoints.fast_model(model, self.challenge)
+        return checkpoints.LoadedModel(
+            logits, model.weights, pathlib.Path("sample") / self.name, model=model
+        )
+
+
+SIMPLE = "simple network; the paper's is ten times as wide"
+
+NATURAL = Network(MNIST, "natural", "natural")
+ROBUST = Network(MNIST, "adv_trained", "robust")
+ROBUST_B = Network(MNIST, "adv_trained_b", "robust, other seed")
+FGSM_TRAINED = Network(MNIST, "fgsm_trained", "FGSM-trained")
+
+SIMPLE_NATURAL = Network(CIFAR10, "simple_natural", "natural", SIMPLE)
+SIMPLE_ROBUST = Network(CIFAR10, "simple_adv_trained", "robust", SIMPLE)
+SIMPLE_NATURAL_B = Network(CIFAR10, "simple_natural_b", "natural, other seed", SIMPLE)
+SIMPLE_ROBUST_B = Network(CIFAR10, "simple_adv_trained_b", "robust, other seed", SIMPLE)
+SIMPLE_FGSM_TRAINED = Network(CIFAR10, "simple_fgsm_trained", "FGSM-trained", SIMPLE)

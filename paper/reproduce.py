@@ -1,0 +1,262 @@
+"""Reproduces the paper's tables, figures and claims, one by one.
+
+    python paper/reproduce.py                    what there is, what it costs, and how far it is
+    python paper/reproduce.py figure_1           one item, or several
+    python paper/reproduce.py --all              all that is possible with the networks at hand
+
+Numbers go to results/NAME.json part by part, so that the same command resumes after an interruption
+and computes nothing twice. The picture goes to figures/NAME.png, and README.md is made from the
+results. Numbers of a network that has changed since are computed anew.
+
+--num_images, --num_restarts and so on replace a setting of the item that has it. A result of other
+settings is replaced with --afresh only.
+"""
+
+import pathlib
+import sys
+import time
+
+if not __package__:  # run as a file, from any directory
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before TensorFlow is imported, which takes seconds
+
+from absl import flags
+
+from common import files
+from common.errors import InputError, one_line
+from common.provenance import provenance
+from common.scripts import app
+from common.scripts.flags import define_path
+from paper import document, items, readme_tables, style
+from paper.item import Work
+from paper.results import Result, is_possible
+
+HERE = pathlib.Path(__file__).resolve().parent
+SAMPLE_DIR = "paper_sample"
+
+
+class Source:
+    """The networks and images that items are computed from, each loaded once.
+
+    Args:
+        data_dir: see `Challenge.load`.
+        is_sample: whether small networks with random weights and the shipped sample's images stand
+            in for all.
+    """
+
+    def __init__(self, data_dir, is_sample):
+        self._data_dir, self._is_sample = data_dir, is_sample
+        self._models, self._splits = {}, {}
+
+    def exists(self, network):
+        """Whether there is such a network."""
+        return self._is_sample or network.exists()
+
+    def model(self, network):
+        """The network as a `LoadedModel`."""
+        if network not in self._models:
+            self._models[network] = network.load_sample() if self._is_sample else network.load()
+        return self._models[network]
+
+    def digest(self, network):
+        """The digest of its weights, read from its card unless it is loaded."""
+        if self._is_sample or network in self._models:
+            return self.model(network).digest()
+        return network.digest()
+
+    def images(self, challenge, count):
+        """The first `count` test images, or sample images without the test set; None for none."""
+        if count is None:
+            return None
+        if challenge.name not in self._splits:
+            split = (
+                challenge.load("sample")
+                if self._is_sample
+                else challenge.load("test", data_dir=self._data_dir, allow_sample=True)
+            )
+            print(one_line(split.source), flush=True)
+            self._splits[challenge.name] = split
+        return self._splits[challenge.name].head(count)
+
+
+def compute(result, source, directory):
+    """Computes the parts of a `Result` that are missing or stale, and writes each at once.
+
+    Args:
+        result: the `Result`, which gets the numbers.
+        source: a `Source`.
+        directory: where results/ is.
+    """
+    name, todo = result.item.name, []
+    for part in result.parts:
+        if not is_possible(part, source.exists):
+            missing = ", ".join(n.label for n in part.networks if not source.exists(n))
+            print(f"{name}: {part.name} is left out, as there is no network {missing}", flush=True)
+            continue
+        challenge = part.networks[0].challenge if part.networks else None
+        images = source.images(challenge, part.num_images)
+        data = images and {"name": images.name, "sha256": images.digest()}
+        record = result.records.get(part.name)
+        if record is None or record["data"] != data or result.is_stale(part, source.digest):
+            todo.append((part, challenge, images, data))
+    run, left = provenance(), sum(part.weight for part, *_ in todo)
+    spent = weight = 0.0
+    for number, (part, challenge, images, data) in enumerate(todo, 1):
+        print(f"{name}: {part.name} ({number} of {len(todo)})", end=" ", flush=True)
+        models = tuple(source.model(network) for network in part.networks)
+        begin = time.monotonic()
+        numbers = part.compute(Work(challenge, models, images, result.settings))
+        seconds = time.monotonic() - begin
+        digests = {network.label: source.model(network).digest() for network in part.networks}
+        result.add(part, numbers, seconds, digests, data, run)
+        result.write(directory)
+        spent, weight, left = spent + seconds, weight + part.weight, left - part.weight
+        remaining = f", about {duration(spent / weight * left)} left" if number < len(todo) else ""
+        print(f"{duration(seconds)}{remaining}", flush=True)
+
+
+def duration(seconds):
+    """Returns a time in words: "12 s", "3 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def settings_of(item, earlier, given, is_sample, afresh):
+    """Returns the settings that an item is to be computed with.
+
+    Args:
+        item: the `Item`.
+        earlier: the `Result` that is there.
+        given: the settings that the command line gives, by name.
+        is_sample, afresh: the flags.
+
+    Raises:
+        InputError: numbers of other settings are there, and `afresh` is False.
+    """
+    default = {**item.settings, **(item.sample if is_sample else {})}
+    given = {name: value for name, value in given.items() if name in default}
+    if not earlier.records or afresh or set(earlier.settings) != set(default):
+        return {**default, **given}
+    for name, value in given.items():
+        if value != earlier.settings[name]:
+            raise InputError(
+                f"--{name}: expected {earlier.settings[name]}, with which the numbers of "
+                f"{item.name} were made, or --afresh, which replaces them; got {value}"
+            )
+    return earlier.settings
+
+
+def make(item, flag_values, given, source, directory):
+    """Computes what is missing of an item, and draws its picture once nothing is."""
+    lock = directory / "results" / f".{item.name}.lock"
+    with files.Lock(directory / "results", "reproduce.py", lock):
+        result = Result.read(item, directory)
+        settings = settings_of(item, result, given, flag_values.sample, flag_values.afresh)
+        if settings != result.settings or flag_values.afresh:
+            result = Result(item, settings)
+        try:
+            compute(result, source, directory)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command resumes after the last finished part", flush=True)
+            raise
+    if not result.records and item.needs:
+        print(f"{item.name}: nothing is made, as it needs {item.needs}", flush=True)
+    if not result.is_whole(source.exists):
+        return
+    if item.draw is not None:
+        for ending in ("png", "pdf") if flag_values.pdf else ("png",):
+            path = directory / "figures" / f"{item.name}.{ending}"
+            style.save(item.draw(result), path)
+            print(one_line(f"{item.name}: figure in {path}"))
+    verdict = item.verdict(result)
+    print(one_line(f"{item.name}: {verdict.word}. {verdict.reason}"), flush=True)
+
+
+def listing(directory):
+    """Returns the lines that tell of every item what it needs, costs, and how far it is."""
+    lines = []
+    for item in items.load_all():
+        result = Result.read(item, directory)
+        networks = dict.fromkeys(n for part in result.parts for n in part.networks)
+        needs = [f"{n.label}{'' if n.exists() else ' (missing)'}" for n in networks]
+        needs += [item.needs] if item.needs else []
+        lines += [
+            f"{item.name}: {item.title}",
+            f"    state: {document.state_of(result)}",
+            f"    cost: {document.cost_of(result)}",
+            f"    needs: {'; '.join(needs)}",
+            f"    settings: {document.settings_text(item.settings)}",
+        ]
+    return lines
+
+
+def main(words):
+    """Makes the items that the command line names, or lists all of them."""
+    flag_values = flags.FLAGS
+    for word in words:
+        if word not in items.NAMES:
+            raise InputError(f"expected some of {', '.join(items.NAMES)}, got {word!r}")
+    if flag_values.all and words:
+        raise InputError(f"--all: expected no names of items beside it, got {' '.join(words)}")
+    given = {name: flag_values[name].value for name in overrides()}
+    given = {name: value for name, value in given.items() if value is not None}
+    directory = HERE
+    if flag_values.sample or flag_values.output_dir is not None:
+        directory = pathlib.Path(flag_values.output_dir or SAMPLE_DIR)
+        if flag_values.sample and directory.resolve() == HERE:
+            raise InputError(f"--output_dir: expected another place for a sample, got {directory}")
+    if not (words or flag_values.all):
+        print("\n".join(listing(directory)))
+        return
+    chosen = items.load_all() if flag_values.all else [items.load(word) for word in words]
+    for name in given:
+        if not any(name in item.settings for item in chosen):
+            raise InputError(f"--{name}: expected an item that has it, got {' '.join(words)}")
+    for place in (directory, directory / "results", directory / "figures"):
+        place.mkdir(exist_ok=True)
+    source = Source(flag_values.data_dir, flag_values.sample)
+    for item in chosen:
+        make(item, flag_values, given, source, directory)
+    page = directory / "README.md"
+    text = readme_tables.fill_in(page) if directory == HERE else document.text(directory)
+    files.write_atomically(page, text.encode())
+
+
+def overrides():
+    """Returns the settings that a flag replaces, by name, with the items that have them."""
+    found = {}
+    for item in items.load_all():
+        for name in item.settings:
+            found.setdefault(name, []).append(item)
+    return found
+
+
+def define_flags(flag_values=flags.FLAGS):
+    """Declares the flags; every setting of an item has one."""
+    flags.DEFINE_bool("all", False, "make all items that the networks at hand allow", flag_values)
+    flags.DEFINE_bool("pdf", False, "write figures/NAME.pdf, too", flag_values)
+    flags.DEFINE_bool("afresh", False, "compute anew what is there", flag_values)
+    flags.DEFINE_bool(
+        "sample",
+        False,
+        f"try it out: random small networks, few images, in ./{SAMPLE_DIR}",
+        flag_values,
+    )
+    place = "where results/, figures/ and README.md go (default: paper/)"
+    define_path("output_dir", None, place, flag_values)
+    define_path("data_dir", None, "TensorFlow Datasets directory", flag_values)
+    for name, having in overrides().items():
+        kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+        defaults = ", ".join(f"{item.name} {item.settings[name]}" for item in having)
+        define = kinds[type(having[0].settings[name])]
+        define(name, None, f"replaces a setting: {defaults}", flag_values=flag_values)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run_words(main)

@@ -1,0 +1,167 @@
+"""An item's numbers as they lie in results/NAME.json, part by part, and what state they are in."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+
+from common import json_shapes
+from common.errors import InputError
+from common.files import write_atomically
+from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable
+
+DONE, STALE, PARTLY, OPEN, IMPOSSIBLE = "done", "stale", "partly", "open", "not possible yet"
+_SHAPE = {
+    "item": TEXT,
+    "settings": {},
+    "runs": [
+        {
+            "command": TEXT,
+            "commit": Nullable(TEXT),
+            "hardware": {"processor": TEXT, "cores": Nullable(COUNT), "gpus": [TEXT]},
+            "versions": {},
+        }
+    ],
+    "parts": {},
+}
+_PART = {
+    "networks": {},
+    "data": Nullable({"name": TEXT, "sha256": TEXT}),
+    "version": COUNT,
+    "run": COUNT,
+    "seconds": NUMBER,
+    "numbers": ANYTHING,
+}
+_LIST = re.compile(r"\[\n[^\[\]{}]*\]")  # without lists or objects in it
+
+
+@dataclasses.dataclass
+class Result:
+    """What is known of an item.
+
+    Attributes:
+        item: the `paper.item.Item`.
+        settings: the settings that it was, or is to be, computed with.
+        records: by the part's name, its numbers and where they come from, as in the file.
+        runs: the `provenance` of each command that computed some of them.
+    """
+
+    item: object
+    settings: dict
+    records: dict = dataclasses.field(default_factory=dict)
+    runs: list = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def read(cls, item, directory):
+        """Returns what results/NAME.json of `directory` holds, or an empty result without it.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = path_of(item, directory)
+        if not os.path.lexists(path):
+            return cls(item, dict(item.settings))
+        values = json_shapes.read(path, _SHAPE)
+        json_shapes.check(list(values["parts"].values()), [_PART], path)
+        if values["item"] != item.name or any(
+            not part["run"] < len(values["runs"]) for part in values["parts"].values()
+        ):
+            raise InputError(f"{path}: expected results of {item.name}, got another's")
+        return cls(item, values["settings"], values["parts"], values["runs"])
+
+    def write(self, directory):
+        """Writes results/NAME.json, whole or not at all."""
+        values = {
+            "item": self.item.name,
+            "settings": self.settings,
+            "runs": self.runs,
+            "parts": self.records,
+        }
+        text = json.dumps(values, indent=1, allow_nan=False)
+        text = _LIST.sub(lambda match: " ".join(match[0].split()), text)  # a list is a line
+        write_atomically(path_of(self.item, directory), (text + "\n").encode())
+
+    def add(self, part, numbers, seconds, networks, data, run):
+        """Adds a part's numbers; its earlier ones and runs that nothing is left of are dropped.
+
+        Args:
+            part: the `Part`.
+            numbers: dict for JSON.
+            seconds: how long it took.
+            networks: the digests of its networks, by their labels.
+            data: name and sha256 of its images as a dict, or None.
+            run: the `provenance` of this command.
+        """
+        if run not in self.runs:
+            self.runs.append(run)
+        self.records[part.name] = {
+            "networks": networks,
+            "data": data,
+            "version": self.item.version,
+            "run": self.runs.index(run),
+            "seconds": round(seconds, 1),
+            "numbers": json.loads(json.dumps(numbers)),
+        }
+        used = sorted({record["run"] for record in self.records.values()})
+        self.runs = [self.runs[number] for number in used]
+        for record in self.records.values():
+            record["run"] = used.index(record["run"])
+
+    @property
+    def parts(self):
+        """The item's `Part`s under these settings."""
+        return list(self.item.parts(self.settings))
+
+    @property
+    def numbers(self):
+        """The numbers of each part that is there, by its name, in the parts' order."""
+        names = [part.name for part in self.parts]
+        return {name: self.records[name]["numbers"] for name in names if name in self.records}
+
+    @property
+    def seconds(self):
+        """How long the parts took that are there."""
+        return sum(record["seconds"] for record in self.records.values())
+
+    def is_whole(self, exists=None):
+        """Whether no part is missing whose networks exist, and one is there.
+
+        Args:
+            exists: function from a `Network` to whether it can be computed with; None asks whether
+                it is shipped.
+        """
+        possible = [part.name for part in self.parts if is_possible(part, exists)]
+        return bool(self.records) and set(possible) <= set(self.records)
+
+    def is_stale(self, part, digest_of=None):
+        """Whether a part's numbers are of another network, or of code before a change.
+
+        Args:
+            part: the `Part`, which is there.
+            digest_of: function from a `Network` to its digest; None asks its card.
+        """
+        record = self.records[part.name]
+        digest_of = digest_of or (lambda network: network.digest())
+        digests = {network.label: digest_of(network) for network in part.networks}
+        return record["version"] != self.item.version or record["networks"] != digests
+
+    def state(self):
+        """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`, by the shipped networks."""
+        parts = self.parts
+        there = [part for part in parts if part.name in self.records]
+        if any(self.is_stale(part) for part in there):
+            return STALE
+        if not there:
+            return OPEN if any(is_possible(part) for part in parts) else IMPOSSIBLE
+        return DONE if len(there) == len(parts) else PARTLY
+
+
+def is_possible(part, exists=None):
+    """Whether all networks of a `Part` exist; `exists` as in `Result.is_whole`."""
+    return all((exists or (lambda network: network.exists()))(network) for network in part.networks)
+
+
+def path_of(item, directory):
+    """The pathlib.Path of an item's results below `directory`."""
+    return pathlib.Path(directory) / "results" / f"{item.name}.json"

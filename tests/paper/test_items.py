@@ -1,0 +1,234 @@
+"""Items of the paper: each runs to its end, results resume and become stale, pictures repeat."""
+
+import dataclasses
+import json
+import types
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from cifar10_challenge.challenge import CIFAR10
+from common.attack import PGD, xent_loss
+from common.errors import InputError
+from mnist_challenge.challenge import MNIST
+from paper import ascent, document, items, reproduce, style
+from paper.item import IN_PART, NOT_REPRODUCED, QUESTIONS, REPRODUCED, Item, Part, Work, verdict_of
+from paper.networks import NATURAL, ROBUST, Network
+from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
+from tests.helpers import ROOT, error_line, run
+
+# The cheapest items; the others run with -m slow.
+BY_DEFAULT = ("figure_1",)
+SCRIPT = ROOT / "paper" / "reproduce.py"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in items.NAMES],
+)
+def test_an_item_runs_to_its_end_on_a_sample(name, tmp_path):
+    item = items.load(name)
+    out = run(SCRIPT, name, "--sample", cwd=tmp_path)
+    if item.needs:  # a training, which its own test makes
+        assert f"{name}: nothing is made, as it needs" in out
+        return
+    made = tmp_path / "paper_sample"
+    result = json.loads((made / "results" / f"{name}.json").read_text())
+    settings = {**item.settings, **item.sample}
+    assert result["settings"] == settings
+    assert list(result["parts"]) == [part.name for part in item.parts(settings)]
+    assert any(f"{name}: {word}. " in out for word in (REPRODUCED, IN_PART, NOT_REPRODUCED))
+    assert f"### {item.title}" in (made / "README.md").read_text()
+    if item.draw is not None:
+        picture = plt.imread(made / "figures" / f"{name}.png")
+        assert picture.shape[0] > 100 and picture.shape[1] > 300 and picture.std() > 0.05
+
+
+@pytest.mark.parametrize("name", items.NAMES)
+def test_an_item_is_described(name):
+    item = items.load(name)
+    assert item.name == name and item.question in QUESTIONS
+    assert set(item.sample) <= set(item.settings) and "seed" in item.settings
+    assert item.claim.endswith(".") and item.rule.endswith(".")
+    assert (item.draw is None) == (item.caption == "")
+    parts = item.parts(item.settings)
+    assert len({part.name for part in parts}) == len(parts) and (parts or item.needs)
+
+
+@pytest.mark.parametrize("name", items.NAMES)
+def test_a_committed_picture_is_that_of_the_results(name, tmp_path):
+    item = items.load(name)
+    result = Result.read(item, reproduce.HERE)
+    committed = reproduce.HERE / "figures" / f"{name}.png"
+    if item.draw is None or not result.is_whole():
+        assert not committed.exists()
+        return
+    style.save(item.draw(result), tmp_path / "again.png")
+    assert committed.stat().st_size < 150_000
+    theirs, ours = plt.imread(committed), plt.imread(tmp_path / "again.png")
+    # Another version of matplotlib may place letters elsewhere.
+    if version_of(committed) == version_of(tmp_path / "again.png"):
+        np.testing.assert_array_equal(theirs, ours)
+    style.save(item.draw(result), tmp_path / "third.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "third.png").read_bytes()
+
+
+def version_of(path):
+    """The version of matplotlib that wrote a picture, in its words."""
+    with Image.open(path) as picture:
+        return picture.info["Software"]
+
+
+GHOST = Network(MNIST, "no_such_network", "robust, another")
+
+
+def counting_item(networks, calls):
+    """An item that counts its calls, with a part for each network."""
+
+    def compute(work):
+        calls.append(work.models[0].path.name)
+        return {"call": len(calls), "count": work.settings["count"]}
+
+    return Item(
+        name="counting",
+        title="Counting",
+        question="RQ1",
+        claim="It counts.",
+        minutes=1,
+        settings={"count": 3, "seed": 0},
+        sample={"count": 1},
+        parts=lambda settings: [
+            Part(name=n.name, networks=(n,), compute=compute, num_images=settings["count"])
+            for n in networks
+        ],
+        rule="It is 3.",
+        verdict=lambda result: verdict_of((len(result.numbers) > 1, "more than one part")),
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "figures").mkdir()
+    return tmp_path
+
+
+def make(item, place, is_sample=True, afresh=False, **given):
+    flag_values = types.SimpleNamespace(sample=is_sample, afresh=afresh, pdf=False)
+    source = reproduce.Source(None, is_sample)
+    reproduce.make(item, flag_values, given, source, place)
+    return Result.read(item, place)
+
+
+def test_interrupted_work_resumes_after_the_last_finished_part(place, capsys):
+    calls = []
+    item = counting_item((NATURAL, ROBUST), calls)
+
+    def stop(work):
+        raise KeyboardInterrupt
+
+    first, second = item.parts(item.settings | item.sample)
+    second = dataclasses.replace(second, compute=stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(dataclasses.replace(item, parts=lambda settings: [first, second]), place)
+    assert list(Result.read(item, place).numbers) == ["natural"]
+    result = make(item, place)
+    assert calls == ["natural", "adv_trained"] and list(result.numbers) == calls
+    assert make(item, place).records == result.records and len(calls) == 2
+    out = capsys.readouterr().out
+    assert "the same command resumes" in out
+    assert "counting: reproduced. holds: more than one part." in out
+
+
+def test_other_settings_replace_nothing_unless_asked_to(place):
+    calls = []
+    item = counting_item((NATURAL,), calls)
+    make(item, place, count=2)
+    with pytest.raises(InputError, match="--count: expected 2, with which .*; got 1"):
+        make(item, place, count=1)
+    assert make(item, place).settings["count"] == 2 and len(calls) == 1
+    assert make(item, place, afresh=True, count=1).numbers == {"natural": {"call": 2, "count": 1}}
+
+
+def test_a_result_is_stale_once_its_network_or_computation_has_changed(place, monkeypatch):
+    calls = []
+    item = counting_item((NATURAL, GHOST), calls)
+    assert Result.read(item, place).state() == OPEN
+    assert Result.read(counting_item((GHOST,), calls), place).state() == IMPOSSIBLE
+    result = make(item, place, is_sample=False)
+    assert result.state() == PARTLY and result.is_whole() and len(calls) == 1
+    assert make(counting_item((NATURAL,), calls), place, is_sample=False).state() == DONE
+    monkeypatch.setattr(Network, "digest", lambda network: "another")
+    assert result.state() == STALE
+    assert "stale" in document.state_of(result)
+    monkeypatch.undo()
+    newer = dataclasses.replace(item, version=2)
+    assert Result.read(newer, place).state() == STALE
+    assert make(newer, place, is_sample=False).state() == PARTLY and len(calls) == 2
+
+
+@pytest.fixture(params=[MNIST, CIFAR10], ids=["mnist", "cifar10"])
+def linear(request):
+    """A challenge, and a linear model of its images."""
+    challenge = request.param
+    size = int(np.prod(challenge.image_shape))
+    kernel = np.random.default_rng(0).normal(size=(size, 10)).astype(np.float32)
+    kernel /= 30 * challenge.bounds[1]
+    return challenge, types.SimpleNamespace(
+        logits=lambda x: tf.reshape(x, (-1, size)) @ kernel, digest=lambda: "linear"
+    )
+
+
+def test_the_loss_is_that_along_pgd(linear):
+    challenge, loaded = linear
+    image = np.asarray(challenge.to_pixels(challenge.load("sample").images[:1]), np.float32)
+    y = np.array([3])
+    along = ascent.losses_along_pgd(loaded, challenge, image[0], 3, 5, num_restarts=2, num_steps=6)
+    for num_steps in (0, 1, 6):
+        pgd = PGD(
+            loaded.logits,
+            epsilon={"MNIST": 0.3, "CIFAR-10": 8}[challenge.name],
+            step_size={"MNIST": 0.01, "CIFAR-10": 0.3}[challenge.name],
+            num_steps=num_steps,
+            bounds=challenge.bounds,
+        )
+        for number in range(2):
+            x = pgd.perturb(image, y, seed=5, index=[number])
+            expected = xent_loss(loaded.logits(x), y)
+            np.testing.assert_allclose(along[num_steps, number], expected[0], rtol=1e-4)
+    ends = ascent.maxima(loaded, challenge, image[0], 3, 5, [0, 1], num_steps=6)
+    losses = ascent.losses_at(loaded, ends, np.array([3, 3]))
+    np.testing.assert_allclose(losses, along[-1], rtol=1e-4)
+    assert (along[-1] > along[0]).all()
+
+
+def test_mnist_examples_are_those_that_pgd_breaks(linear):
+    challenge, loaded = linear
+    images = challenge.load("sample").head(30)
+    x_nat = np.asarray(challenge.to_pixels(images.images), np.float32)
+    labels = np.argmax(loaded.logits(x_nat), axis=1).astype(np.int32)
+    labels[0] = (labels[0] + 1) % 10  # misclassified before any attack
+    images = dataclasses.replace(images, labels=labels)
+    settings = {"num_images": 4, "num_steps": 3, "seed": 0}
+    work = Work(challenge, (loaded,), images, settings)
+    if challenge is CIFAR10:
+        assert ascent.examples(work, loaded) == [0, 1, 2, 3]
+        return
+    x_adv = ascent.pgd(loaded, challenge, 3).perturb(x_nat, labels, seed=0)
+    broken = np.flatnonzero(np.argmax(loaded.logits(x_adv), axis=1) != labels)
+    others = np.setdiff1d(np.arange(30), broken[1:])
+    assert broken[0] == 0 and 3 < len(broken) < 30, broken
+    assert ascent.examples(work, loaded) == [*broken[1:], *others][:4]
+
+
+def test_words_and_flags_that_no_item_has_are_refused(tmp_path):
+    err = run(SCRIPT, "figure_99", cwd=tmp_path, code=1)
+    assert error_line(err).endswith("got 'figure_99'") and "expected some of" in err
+    err = run(SCRIPT, "figure_1", "--num_images=3", "--sample", cwd=tmp_path, code=1)
+    assert error_line(err) == "error: --num_images: expected an item that has it, got figure_1"
+    err = run(SCRIPT, "--all", "figure_1", cwd=tmp_path, code=1)
+    assert error_line(err) == "error: --all: expected no names of items beside it, got figure_1"
+    assert not list(tmp_path.iterdir())
