@@ -20,9 +20,8 @@ if __name__ == "__main__":
 import numpy as np
 from absl import flags
 
-from accelerator import programs
+from accelerator import RECORD, STATE, WEIGHTS, programs
 from accelerator.export import CHALLENGES
-from accelerator.run import RECORD, STATE, WEIGHTS
 from common import rounded_weights
 from common.config import make_config
 from common.errors import InputError, one_line

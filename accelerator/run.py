@@ -22,16 +22,18 @@ import re
 import shlex
 import time
 
+import jax
+import jaxlib
 import numpy as np
+from jax._src.lib import xla_client
 
-from accelerator import packed_images
+from accelerator import RECORD, STATE, WEIGHTS, packed_images
 from accelerator.initial import initial_values
-from common import philox, rounded_weights
+from accelerator.stream import Batches
+from common import rounded_weights
 from common.errors import InputError, one_line
 from common.files import read_json, write_json
 from common.interruption import Interrupted, Interruption
-
-STATE, WEIGHTS, RECORD = "state.npz", "weights.npz", "record.json"
 
 
 class Program:
@@ -42,9 +44,6 @@ class Program:
     """
 
     def __init__(self, path):
-        import jax
-        from jax._src.lib import xla_client
-
         try:
             program = json.loads(gzip.decompress(path.read_bytes()))
         except (OSError, ValueError, EOFError) as error:
@@ -70,8 +69,6 @@ class Program:
         Returns:
             The results, a list of arrays of JAX, which need not be computed yet.
         """
-        import jax
-
         buffers = [
             jax.device_put(np.asarray(value, dtype) if not hasattr(value, "devices") else value)
             for value, (_, dtype) in zip(arguments, self._arguments, strict=True)
@@ -81,30 +78,6 @@ class Program:
         for number, name in self._updates.items():
             state[name] = outputs[number][0]
         return [output[0] for i, output in enumerate(outputs) if i not in self._updates]
-
-
-class Batches:
-    """The images of each step, as `common.training.batches` takes them.
-
-    Args:
-        num_images: how many images are trained on.
-        batch_size: images of a step.
-        seed: the training's seed.
-    """
-
-    def __init__(self, num_images, batch_size, seed):
-        self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
-        self._epochs = {}
-
-    def indices(self, step):
-        """int32 (batch,), the numbers of the images of a step."""
-        positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        epochs, places = np.divmod(positions, self._num_images)
-        self._epochs = {e: order for e, order in self._epochs.items() if e >= epochs[0]}
-        for epoch in {*epochs.tolist()} - set(self._epochs):
-            self._epochs[epoch] = philox.shuffled(self._num_images, (self._seed, epoch))
-        orders = np.stack([self._epochs[epoch] for epoch in range(epochs[0], epochs[-1] + 1)])
-        return orders[epochs - epochs[0], places].astype(np.int32)
 
 
 class Training:
@@ -136,8 +109,6 @@ class Training:
         return self.job["config"]["max_num_training_steps"]
 
     def _read_state(self):
-        import jax
-
         path = self._state_dir / STATE
         if not path.exists():
             values = initial_values(self.job["initial"], self._directory / self.job["name"])
@@ -185,17 +156,16 @@ class Training:
         programs = [self.program(name) for _, name in self.job["phases"]]
         run = {**_provenance(), "first_step": self.step, "last_step": self.step, "seconds": 0.0}
         begin = last_saved = last_shown = time.monotonic()
-        first_step, before, rate = self.step, self.seconds, 0.0
+        first_step, before = self.step, self.seconds
+        indices = batches.of_steps(self.step, per_call)
         while self.step < self.total:
             phase = max(i for i, first in enumerate(starts) if first <= self.step)
             end = min([self.total, *(first for first in starts if first > self.step)])
             count = min(per_call, end - self.step)
-            indices = np.zeros((per_call, batch), np.int32)
-            for i in range(count):
-                indices[i] = batches.indices(self.step + i)
             results = programs[phase](
                 self._state, images, labels, indices, self.step, count, config["random_seed"]
             )
+            indices = batches.of_steps(self.step + count, per_call)  # as the device computes
             xent, accuracy = (np.asarray(values)[:count] for values in results)  # waits
             self.step += count
             now = time.monotonic()
@@ -244,8 +214,6 @@ class Training:
 
     def finish(self):
         """Rounds the result's weights, if the job says so, and writes them."""
-        import jax
-
         if self.job["round_to_bfloat16"]:
             names = self.job["result"]
             weights = rounded_weights.rounded([np.asarray(self._state[name]) for name in names])
@@ -305,9 +273,6 @@ def _write_arrays(path, arrays, is_compressed=False):
 
 def _provenance():
     """Command, hardware and versions of this run, in the form of `common.provenance`."""
-    import jax
-    import jaxlib
-
     lines = pathlib.Path("/proc/cpuinfo")
     text = lines.read_text(errors="replace") if lines.exists() else ""
     names = re.findall(r"^model name\s*: (.*)$", text, flags=re.MULTILINE)
@@ -363,8 +328,6 @@ def main(words=None):
             known = ", ".join(sorted(p.parent.name for p in args.jobs_dir.glob("*/job.json")))
             raise InputError(f"JOB: expected some of {known or 'export.py'}, got {name!r}")
         jobs.append(read_json(path))
-    import jax
-
     print(f"on {jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
     programs, data = {}, {}
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from accelerator import export, initial, packed_images, programs
-from accelerator.run import Batches
+from accelerator.stream import Batches
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.config import make_config
@@ -52,6 +52,7 @@ CIFAR10_RECIPE = {
     "average_decay": 0.9,
     "precision": "float32",
 }
+ONE_ATTACK = {**MNIST_RECIPE, "attack_schedule": None, "num_steps": 1, "step_size": 0.2}
 RECIPES = {"mnist": MNIST_RECIPE, "cifar10": CIFAR10_RECIPE}
 SEED = 7
 
@@ -92,10 +93,14 @@ def exported(directory, challenge, recipe, rows=()):
     return read_json(directory / "jobs" / "job" / "job.json")
 
 
-def trained(challenge_name, images, directory, monkeypatch):
+def trained(challenge_name, images, directory, monkeypatch, recipe=None):
     """The losses and the model of train.py's own loop."""
     challenge, script, _ = export.CHALLENGES[challenge_name]
-    recipe = {**RECIPES[challenge_name], "random_seed": SEED, "model_dir": str(directory)}
+    recipe = {
+        **(recipe or RECIPES[challenge_name]),
+        "random_seed": SEED,
+        "model_dir": str(directory),
+    }
     config = make_config(challenge, ("recipe", {**recipe, "num_validation_steps": 0}))
     losses, record = [], progress.Log.record
 
@@ -109,28 +114,24 @@ def trained(challenge_name, images, directory, monkeypatch):
 
 def test_a_program_takes_the_steps_of_the_training_loop(tmp_path, monkeypatch, small):
     """Without JAX: TensorFlow's own XLA runs the function that is exported."""
-    recipe = {**MNIST_RECIPE, "random_seed": SEED, "jit_compile": True}
+    recipe = {**ONE_ATTACK, "random_seed": SEED, "jit_compile": True}
     config = make_config(MNIST, ("recipe", recipe))
     experiment = export.CHALLENGES["mnist"][1].experiment(config)
     networks = loop.build_networks(config, MNIST)
     train = small["mnist"]["train"]
+    function, specs = programs.training(config, MNIST, networks, experiment, 12, 4)
+    assert [spec.shape for spec in specs][:3] == [(12, 28, 28, 1), (12,), (4, 5)]
+    function = tf.function(function, jit_compile=True, autograph=False)
     stream, losses = Batches(12, 5, SEED), []
-    phases = programs.phases(config)
-    for (first, phase), last in zip(phases, (4, 6), strict=True):
-        function, specs = programs.training(phase, MNIST, networks, experiment, 12, 4)
-        function = tf.function(function, jit_compile=True, autograph=False)
-        indices = np.zeros((4, 5), np.int32)
-        for i in range(last - first):
-            indices[i] = stream.indices(first + i)
+    for first, last in ((0, 4), (4, 6)):  # the second call takes two steps of the four
         xent, _ = function(
             tf.constant(train.images),
             tf.constant(train.labels),
-            tf.constant(indices),
+            tf.constant(stream.of_steps(first, 4)),
             *map(tf.constant, (first, last - first, SEED)),
         )
-        assert [spec.shape for spec in specs][:3] == [(12, 28, 28, 1), (12,), (4, 5)]
         losses += xent[: last - first].numpy().tolist()
-    expected, model = trained("mnist", train, tmp_path, monkeypatch)
+    expected, model = trained("mnist", train, tmp_path, monkeypatch, ONE_ATTACK)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for weight, own in zip(model.weights, networks[0].weights, strict=True):
         np.testing.assert_allclose(own, weight, atol=1e-5)
@@ -153,10 +154,9 @@ def test_the_runner_takes_the_batches_of_the_training_stream():
 
 
 def test_a_program_is_stablehlo_alone_and_names_every_variable(tmp_path, small):
-    job = exported(tmp_path, "mnist", MNIST_RECIPE, ["paper_fgsm"])
-    assert [first for first, _ in job["phases"]] == [0, 4]
+    job = exported(tmp_path, "mnist", ONE_ATTACK, ["paper_fgsm"])
     files = [name for _, name in job["phases"]] + list(job["evaluations"].values())
-    assert len(set(files)) == 3
+    assert len(set(files)) == 2
     for name in files:
         program = json.loads(gzip.decompress((tmp_path / "jobs" / name).read_bytes()))
         assert "mhlo.copy" not in program["module"] and "loc(" not in program["module"]
@@ -178,6 +178,15 @@ def test_a_program_is_stablehlo_alone_and_names_every_variable(tmp_path, small):
             "logits/bias",
         )
     ]
+
+
+def test_a_training_has_a_program_for_each_attack_of_its_schedule():
+    phases = programs.phases(make_config(MNIST, ("recipe", MNIST_RECIPE)))
+    parts = [(first, phase.num_steps, phase.step_size) for first, phase in phases]
+    assert parts == [(0, 1, 0.2), (4, 2, 0.1)]
+    assert all(phase.attack_schedule is None for _, phase in phases)
+    natural = make_config(MNIST, ("recipe", {**MNIST_RECIPE, "adversary": "none"}))
+    assert [first for first, _ in programs.phases(natural)] == [0]
 
 
 def test_what_jax_refuses_is_replaced():
