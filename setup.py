@@ -63,6 +63,7 @@ setuptools.setup(
             "cleverhans>=4,<5",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
+        "docs": ["pdoc>=15,<17"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "foolbox>=3.3.4,<4"],
         "dev": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.15,<0.18"],
     },

@@ -41,10 +41,10 @@ MODELS = {
     "mnist": (MNIST, {"scale": 16}, {"epsilon": 0.3, "step_size": 0.01, "num_steps": 40}),
     "cifar_simple": (
         CIFAR10,
-        {"width": "simple"},
+        {"width": 1},
         {"epsilon": 8.0, "step_size": 2.0, "num_steps": 10},
     ),
-    "cifar_wide": (CIFAR10, {"width": "wide"}, {"epsilon": 8.0, "step_size": 2.0, "num_steps": 1}),
+    "cifar_wide": (CIFAR10, {"width": 10}, {"epsilon": 8.0, "step_size": 2.0, "num_steps": 1}),
 }
 
 FLAGS = flags.FLAGS

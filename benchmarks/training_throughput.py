@@ -42,8 +42,8 @@ from mnist_challenge.challenge import MNIST
 # Challenge, size, module of its train.py, reduction of the loss.
 MODELS = {
     "mnist": (MNIST, {"scale": 16}, mnist, tf.reduce_sum),
-    "cifar_simple": (CIFAR10, {"width": "simple"}, cifar10, tf.reduce_mean),
-    "cifar_wide": (CIFAR10, {"width": "wide"}, cifar10, tf.reduce_mean),
+    "cifar_simple": (CIFAR10, {"width": 1}, cifar10, tf.reduce_mean),
+    "cifar_wide": (CIFAR10, {"width": 10}, cifar10, tf.reduce_mean),
 }
 
 TORCH = "torch channels_last in bfloat16"

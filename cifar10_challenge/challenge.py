@@ -6,7 +6,7 @@ import pathlib
 from common import config, data
 from common.challenge import Challenge
 from cifar10_challenge.fast_model import fast_logits
-from cifar10_challenge.model import WIDTHS, build_model, original_names, size_of
+from cifar10_challenge.model import WIDTHS, build_model, original_names, size_of, width_of
 
 FGSM = {"epsilon": 8, "num_steps": 1, "step_size": 8, "random_start": False}
 PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 1}
@@ -17,21 +17,21 @@ CW_PLUS = {"loss_func": "cw", "kappa": 50}
 # from networks of the same width Tables 3 and 4, by the source's training. How large the random
 # perturbation before FGSM was is not stated.
 PAPER = {
-    ("simple", "none"): {
+    (WIDTHS["simple"], "none"): {
         ("natural", None): 92.7,
         ("paper_fgsm", None): 27.5,
         ("fgsm_random_start", None): 19.6,
         ("paper_pgd_7", None): 1.2,
         ("paper_pgd_20", None): 0.8,
     },
-    ("simple", "fgsm"): {
+    (WIDTHS["simple"], "fgsm"): {
         ("natural", None): 87.4,
         ("paper_fgsm", None): 90.9,
         ("fgsm_random_start", None): 90.4,
         ("paper_pgd_7", None): 0.0,
         ("paper_pgd_20", None): 0.0,
     },
-    ("simple", "pgd"): {
+    (WIDTHS["simple"], "pgd"): {
         ("natural", None): 79.4,
         ("paper_fgsm", None): 51.7,
         ("fgsm_random_start", None): 55.9,
@@ -44,21 +44,21 @@ PAPER = {
         ("paper_fgsm", "pgd"): 60.2,
         ("paper_pgd_7", "pgd"): 57.7,
     },
-    ("wide", "none"): {
+    (WIDTHS["wide"], "none"): {
         ("natural", None): 95.2,
         ("paper_fgsm", None): 32.7,
         ("fgsm_random_start", None): 25.1,
         ("paper_pgd_7", None): 4.1,
         ("paper_pgd_20", None): 3.5,
     },
-    ("wide", "fgsm"): {
+    (WIDTHS["wide"], "fgsm"): {
         ("natural", None): 90.3,
         ("paper_fgsm", None): 95.1,
         ("fgsm_random_start", None): 95.0,
         ("paper_pgd_7", None): 0.0,
         ("paper_pgd_20", None): 0.0,
     },
-    ("wide", "pgd"): {
+    (WIDTHS["wide"], "pgd"): {
         ("natural", None): 87.3,
         ("paper_fgsm", None): 56.1,
         ("fgsm_random_start", None): 60.3,
@@ -75,11 +75,23 @@ PAPER = {
 }
 
 
+def parse_width(value, pixel_range):
+    """Parses the setting `width`; see `common.config`."""
+    return width_of(value)
+
+
+parse_width.form = "simple|wide|N"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(config.Config):
     """The common settings, and those of the residual networks and their optimizer."""
 
-    width: str = config.key("network: " + " or ".join(WIDTHS), config.one_of(*WIDTHS))
+    width: int = config.key(
+        "how many times as wide the network is as the paper's simple one: "
+        + ", ".join(f"{name} is {width}" for name, width in WIDTHS.items()),
+        parse_width,
+    )
     weight_decay: float = config.key(
         "factor of half the squared kernels in the loss", config.number(0)
     )
@@ -148,7 +160,7 @@ CIFAR10 = Challenge(
         "leaderboard_pgd_20_cw",
     ),
     transfer_rows=("paper_fgsm", "paper_pgd_7"),
-    paper=lambda settings: PAPER[settings["width"], settings["adversary"]],
+    paper=lambda settings: PAPER[width_of(settings["width"]), settings["adversary"]],
     published={
         "natural": 87.14,
         "leaderboard_fgsm_xent": 55.55,

@@ -5,12 +5,14 @@ from keras import layers
 
 from cifar10_challenge.layers import BatchNorm, PadChannels, Standardise
 
-WIDTHS = {"simple": (16, 16, 32, 64), "wide": (16, 160, 320, 640)}
+WIDTHS = {"simple": 1, "wide": 10}  # the paper's
+STEM, GROUPS = 16, (16, 32, 64)  # filters at width 1
+MOST = 68  # up to it the network has fewer than 2**31 weights
 UNITS_PER_GROUP = 5
 SLOPE = 0.1  # the leaky ReLU's, for negative values
 
 
-def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtype="float32"):
+def build_model(width=10, weight_decay=2e-4, seed=None, precision=None, dtype="float32"):
     """A pre-activation residual network of 31 convolutions (paper, Sec. 4; original model.py).
 
         standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
@@ -21,7 +23,9 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
     format) change nothing.
 
     Args:
-        width: "simple" (464,154 trainable parameters) or "wide" (45,901,914, ten times as wide).
+        width: int, what the filters of all but the first convolution are multiplied by, or the
+            paper's name for it: "simple" is 1 (464,154 trainable parameters), "wide" is 10
+            (45,901,914).
         weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
             kernel, the dense one too; batch norm and bias are left out.
         seed: int that decides the initial weights; None draws them.
@@ -38,9 +42,8 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
     Raises:
         ValueError: `width` is not known.
     """
-    if width not in WIDTHS:
-        raise ValueError(f"width: expected one of {', '.join(WIDTHS)}, got {width!r}")
-    stem, *groups = WIDTHS[width]
+    width = width_of(width)
+    groups = [width * filters for filters in GROUPS]
     precision = precision or dtype
     images = {"data_format": "channels_last"}
     seeds = keras.random.SeedGenerator(seed)
@@ -82,7 +85,7 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
 
     image = keras.Input((32, 32, 3), dtype=dtype, name="image")
     x = Standardise(dtype=dtype, name="standardise")(image)
-    x = conv(x, stem, 1, "stem", dtype)
+    x = conv(x, STEM, 1, "stem", dtype)
     for group, (filters, stride) in enumerate(zip(groups, (1, 2, 2), strict=True), start=1):
         for unit in range(UNITS_PER_GROUP):
             first = group == 1 and unit == 0
@@ -101,16 +104,34 @@ def build_model(width="wide", weight_decay=2e-4, seed=None, precision=None, dtyp
     return keras.Model(image, logits, name=f"cifar10_{width}")
 
 
+def width_of(value):
+    """A width as a number.
+
+    Args:
+        value: a positive int, also as text, or one of the paper's names for it, `WIDTHS`.
+
+    Raises:
+        ValueError: it is something else; the message says what was expected.
+    """
+    number = WIDTHS.get(value) if isinstance(value, str) else value
+    if isinstance(value, str) and value.isdecimal() and len(value) < 5:
+        number = int(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST:
+        names = " or ".join(f"{name} ({width})" for name, width in WIDTHS.items())
+        raise ValueError(f"expected {names} or an integer from 1 to {MOST}, got {value!r}")
+    return number
+
+
 def size_of(shapes):
     """The setting `width` of a network with weights of these shapes, or None if it is another.
 
     Args:
         shapes: tuples of ints, in the order of `keras.Model.weights`.
     """
-    for width, (*_, last) in WIDTHS.items():
-        if shapes[-2:] == [(last, 10), (10,)]:
-            return {"width": width}
-    return None
+    last = shapes[-2] if len(shapes) > 1 else ()
+    width, rest = divmod(last[0], GROUPS[-1]) if len(last) == 2 else (0, 0)
+    is_one = 1 <= width <= MOST and not rest and shapes[-2:] == [last[:1] + (10,), (10,)]
+    return {"width": width} if is_one else None
 
 
 def original_names(model):

@@ -14,7 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-    from common.scripts import app, attack_file, flags
+    from common.scripts import app, attack_file
     from cifar10_challenge.challenge import CIFAR10
 
-    app.run(attack_file.pgd_attack, CIFAR10, flags.define_attack_flags, attack_file.USES)
+    app.run(attack_file.pgd_attack, CIFAR10, attack_file.define_attack_file_flags, attack_file.USES)

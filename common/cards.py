@@ -308,7 +308,7 @@ def paper_accuracy(challenge, settings, entry):
     """Returns the paper's number for a result of a network trained with `settings`, or ""."""
     try:
         numbers = challenge.paper(settings)
-    except (KeyError, TypeError):  # a network that is not the paper's
+    except (KeyError, TypeError, ValueError):  # a network that is not the paper's
         return ""
     return numbers.get((entry["row"], entry.get("source_adversary")), "")
 

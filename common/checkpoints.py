@@ -14,6 +14,7 @@ import tensorflow as tf
 from common import checkpoint_files, rounded_weights
 from common import config as config_lib
 from common.attack import FastModel
+from common.attack.gradient import in_inference_mode
 from common.errors import InputError, one_line, reason_of
 from common.files import expand_path, plain_path
 from common.original_checkpoints import is_original, load_original
@@ -28,8 +29,9 @@ class LoadedModel:
 
     Attributes:
         logits: function from float32 images to float32 logits, in inference mode; a `FastModel`
-            if the model is the challenge's own network; else the keras.Model itself if it is a
-            .keras file's and takes float32 images in batches of any size.
+            if the model is the challenge's own network; of a .keras
+            file that takes float32 images in batches of any size, what `in_inference_mode` makes of
+            its keras.Model, which attacks can run in bfloat16.
         weights: the model's variables.
         path: pathlib.Path of the model.
         step: training step, or None if it is not known.
@@ -82,8 +84,9 @@ class TrainingRun:
     def __init__(self, directory, model, optimizer=None, trained=None):
         parts = {"model": model, "optimizer": optimizer, "trained": trained}
         parts = {name: part for name, part in parts.items() if part is not None}
+        seeds = [] if optimizer is None else _seeds_of(parts.get("trained", model))
         self._directory = pathlib.Path(directory)
-        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._checkpoint = tf.train.Checkpoint(**parts, **({"seeds": seeds} if seeds else {}))
         self._parts = parts
 
     def save(self, step):
@@ -156,6 +159,12 @@ class TrainingRun:
         return InputError(
             f"--model_dir: cannot load the checkpoint in {self._directory}: {one_line(reason)}"
         )
+
+
+def _seeds_of(model):
+    """The state of a network's random layers, such as dropout, which are no weights of it."""
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
 
 
 def _are_finite(variables):
@@ -355,7 +364,7 @@ def _from_keras(path, challenge):
     function = _as_logits(call, image, logits, challenge, path)
     loaded = _loaded(function, model.weights, path, challenge)
     if loaded.model is None and _is_plain(model):
-        return dataclasses.replace(loaded, logits=model)
+        return dataclasses.replace(loaded, logits=in_inference_mode(model))
     return loaded
 
 

@@ -200,6 +200,7 @@ class Lock:
         what: the user's word for the directory, with which the message begins.
         file: path of the file that is locked, which is made and removed, and the directories above
             it made if need be; None for `NAME` in the directory.
+        noun: what is locked if it is not the whole directory, such as "shard".
 
     Attributes:
         is_held: whether it is certain that no other process is within the context, too; some
@@ -211,9 +212,9 @@ class Lock:
 
     NAME = ".lock"
 
-    def __init__(self, directory, what, file=None):
+    def __init__(self, directory, what, file=None, noun="directory"):
         self._directory = pathlib.Path(directory)
-        self._what = what
+        self._what, self._noun = what, noun
         self._path = self._directory / self.NAME if file is None else pathlib.Path(file)
         self._file = None
 
@@ -251,7 +252,7 @@ class Lock:
                 holder = one_line(file.read(200)) or "another process"
                 file.close()
                 raise InputError(
-                    f"{self._what}: expected a directory that is not in use, got "
+                    f"{self._what}: expected a {self._noun} that is not in use, got "
                     f"{self._directory}, which {holder} writes to"
                 ) from None
             except OSError as error:  # a file system without locks

@@ -30,14 +30,15 @@ import tensorflow as tf
 
 from common.attack import APGD, standard_suite
 from common.attack.gradient import as_logits
-from common.attack.inputs import as_raised, pixel_range, to_images, to_labels, whole_number
-from common.attack.softmax import NUM_PROBED, attack_on, logits_of, refuse_nan
+from common.attack.inputs import pixel_range, to_images, to_labels, whole_number
+from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
 from common.errors import InputError
-from common.evaluation import Evaluator, Result, Trial, pitfalls
+from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls
 from common.evaluation.report import describe, table_lines
+from common.provenance import provenance
 from common.training.adversarial_model import AdversarialModel
 
-__all__ = ["AdversarialModel", "Report", "RobustAccuracy", "evaluate"]
+__all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Report:
         trials: the attacks, a tuple of `common.evaluation.Trial`.
         warnings: what speaks against the evaluation, a list of lines, see `pitfalls`.
         settings: dict of suite, epsilon, bounds, norm, seed and batch_size.
+        shown: what `save_html` shows, a `common.evaluation.html_report.Evaluation`.
     """
 
     result: Result
     trials: tuple
     warnings: list
     settings: dict
+    shown: html_report.Evaluation = dataclasses.field(repr=False, compare=False)
 
     @property
     def line(self):
@@ -71,6 +74,23 @@ class Report:
     def to_dict(self):
         """All numbers as a dict for JSON; accuracies in percent, see `report.describe`."""
         return {**self.settings, **describe(self.trials, self.result), "warnings": self.warnings}
+
+    def save_html(self, path, class_names=None, title=None):
+        """Writes a page to look at: accuracies, which class becomes which, losses and images.
+
+        Args:
+            path: the file, FILE.html; it holds all that it shows.
+            class_names: list of text, the names of the classes; None for their numbers.
+            title: text; None for the model's name.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        names = None if class_names is None else tuple(class_names)
+        shown = dataclasses.replace(self.shown, class_names=names)
+        if title is not None:
+            shown = dataclasses.replace(shown, title=title)
+        html_report.write(path, shown)
 
     def __str__(self):
         warnings = [f"warning: {warning}" for warning in self.warnings]
@@ -135,14 +155,45 @@ def evaluate(
     # All that is wrong with an image, a label or a logit shows before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
     evaluator.trials, evaluator.show_progress = trials, show_progress
-    warnings = pitfalls.check_model(
+    warnings = pitfalls.steps_that_are_short(trials)
+    warnings += pitfalls.check_model(
         logits, few, y[: len(few)], batch_size=evaluator.batch_size, seed=evaluator.seed, **options
     )
     result = evaluator.run(x, y)
     warnings += pitfalls.check_result(result, trials) + pitfalls.undefined_gradients_in(result)
     settings = {"suite": name, **options, "bounds": list(bounds), "epsilon": float(epsilon)}
     settings |= {"seed": evaluator.seed, "batch_size": evaluator.batch_size}
-    return Report(result, tuple(trials), warnings, settings)
+    shown = _shown(inner, logits, x, y, result, warnings, settings)
+    return Report(result, tuple(trials), warnings, settings, shown)
+
+
+def _shown(model, logits, x, y, result, warnings, settings):
+    """What the page of an evaluation shows, an `html_report.Evaluation`."""
+    labels, bounds = to_labels(y, len(x)), settings["bounds"]
+
+    def to_pixels(images):
+        return to_images(images, bounds, "x").numpy()
+
+    natural, adversarial = html_report.outputs_of(
+        logits, labels, settings["batch_size"], (x, to_pixels), (result.x_adv, to_pixels)
+    )
+    return html_report.Evaluation(
+        title=str(getattr(model, "name", None) or getattr(model, "__name__", "model")),
+        facts={
+            "images": f"{len(x):,}, pixels in [{bounds[0]:g}, {bounds[1]:g}]",
+            "ball": f"{settings['norm']}, epsilon {settings['epsilon']:g}",
+            "attacks": ", ".join(trial.name for trial in result.trials),
+        },
+        origin=html_report.origin_of({**provenance(), "seed": settings["seed"]}),
+        result=result,
+        natural=natural,
+        adversarial=adversarial,
+        images=x,
+        to_pixels=to_pixels,
+        labels=labels,
+        bounds=tuple(bounds),
+        warnings=warnings,
+    )
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -170,6 +221,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         super().__init__()
         is_pair = isinstance(data, (tuple, list))
         self._x, self._y = _arrays(*data[:2]) if is_pair else _arrays(data)
+        check_attack(attack)
         self._attack, self.every = attack, whole_number("every", every, 1)
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
@@ -223,8 +275,7 @@ def _attacks(suite, model, logits, few, options):
     if suite != "standard":
         raise InputError(f"suite: expected standard or a list of attacks, got {suite!r}")
     attacks = [attack for _, attack in standard_suite(logits, **options)]
-    with as_raised():
-        num_classes = as_logits(logits(few[:1])).shape[1]
+    num_classes = as_logits(logits(few[:1])).shape[1]
     if num_classes < 4:
         plain = [APGD(logits, loss_func="dlr", **options)] if num_classes == 3 else []
         attacks = [attacks[0], *plain, *attacks[2:]]

@@ -5,8 +5,7 @@ import pathlib
 
 from common import config, data
 from common.challenge import Challenge
-from mnist_challenge.fast_model import fast_logits
-from mnist_challenge.model import build_model, original_names, size_of
+from mnist_challenge import fast_model, model, model_b
 
 FGSM = {"epsilon": 0.3, "num_steps": 1, "step_size": 0.3, "random_start": False}
 PGD = {
@@ -17,8 +16,8 @@ PGD = {
     "num_restarts": 1,
 }
 
-# Table 1; Sec. 4 and Figure 4, whose numbers are read off the plot: FGSM training, and PGD on
-# the natural network.
+# The network of scale 16: Table 1; Sec. 4 and Figure 4, whose numbers are read off the plot: FGSM
+# training, and PGD on the natural network.
 PAPER = {
     "pgd": {
         ("natural", None): 98.8,
@@ -45,13 +44,63 @@ PAPER = {
     },
 }
 
+# Smaller networks by training and scale, read off Figure 4: natural, FGSM, PGD of 40 steps.
+SMALLER = {
+    "pgd": {
+        1: (11.4, 11.4, 11.4),
+        2: (11.4, 11.4, 11.4),
+        4: (97.6, 89.6, 87.7),
+        8: (98, 93.9, 91.5),
+    },
+    "fgsm": {
+        1: (68.9, 94.8, 0.0),
+        2: (33.4, 99.5, 0.0),
+        4: (79.2, 99.8, 0.0),
+        8: (88.8, 99.3, 0.0),
+    },
+    "none": {1: (98.3, 0.6, 0.0), 2: (98.9, 2.3, 0.0), 4: (99.1, 4.0, 0.0), 8: (99.2, 3.6, 0.0)},
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(config.Config):
-    """The common settings and the network's size."""
+    """The common settings, and which network and how large."""
 
+    network: str = config.key(
+        "the paper's network; very_large, with twice as many filters (Figure 8); b, model B of "
+        "Tramèr et al., a source of transfer",
+        config.one_of("paper", "very_large", "b"),
+    )
     # Up to 410 the network has fewer than 2**31 weights.
-    scale: int = config.key("capacity of the network: 1, 2, 4, 8 or 16", config.integer(1, 411))
+    scale: int = config.key(
+        "capacity of the network: 1, 2, 4, 8 or 16; b has one size alone", config.integer(1, 411)
+    )
+
+
+def build_model(settings, precision=None):
+    """The network that the settings ask for; see `Challenge.build_model`."""
+    options = {"seed": settings.random_seed, "precision": precision}
+    if settings.network == "b":
+        return model_b.build_model(**options)
+    return model.build_model(settings.scale, very_large=settings.network == "very_large", **options)
+
+
+def fast_logits(network, precision="float32"):
+    """The logits of a keras.Model of `build_model`; see `Challenge.fast_logits`."""
+    fast = model_b if network.name == model_b.NAME else fast_model
+    return fast.fast_logits(network, precision)
+
+
+def paper_accuracies(settings):
+    """The paper's numbers for a training; see `Challenge.paper`."""
+    # Cards and trainings from before there were other networks name none.
+    network, scale = settings.get("network", "paper"), settings.get("scale", 16)
+    if network != "paper":
+        return {}
+    if scale == 16:
+        return PAPER[settings["adversary"]]
+    rows = ("natural", None), ("paper_fgsm", None), ("paper_pgd_40", None)
+    return dict(zip(rows, SMALLER[settings["adversary"]].get(scale, ())))
 
 
 MNIST = Challenge(
@@ -64,11 +113,9 @@ MNIST = Challenge(
     submission_shape=(784,),
     load=data.load_mnist,
     to_pixels=data.mnist_pixels,
-    build_model=lambda settings, precision=None: build_model(
-        settings.scale, seed=settings.random_seed, precision=precision
-    ),
-    size_of=size_of,
-    original_names=original_names,
+    build_model=build_model,
+    size_of=lambda shapes: model_b.size_of(shapes) or model.size_of(shapes),
+    original_names=model.original_names,
     fast_logits=fast_logits,
     shipped="adv_trained",
     # White-box rows of the paper's Table 1 and of the challenge's leaderboard. The paper does not
@@ -105,7 +152,7 @@ MNIST = Challenge(
         "paper_cw_plus",
     ),
     transfer_rows=("paper_fgsm", "paper_pgd_40", "paper_cw_plus"),
-    paper=lambda settings: PAPER[settings["adversary"]],
+    paper=paper_accuracies,
     published={
         "natural": 98.53,
         "leaderboard_fgsm_xent": 96.36,

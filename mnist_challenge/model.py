@@ -1,10 +1,10 @@
-"""The paper's MNIST network, from pixels to logits."""
+"""The paper's MNIST networks, from pixels to logits."""
 
 import keras
 from keras import layers
 
 
-def build_model(scale=16, seed=None, precision=None, dtype="float32"):
+def build_model(scale=16, seed=None, precision=None, dtype="float32", very_large=False):
     """Two convolutions with max-pooling and two dense layers (paper, Sec. 4; original model.py).
 
         conv 5x5 x 2s, pool - conv 5x5 x 4s, pool - dense 64s - dense 10
@@ -22,6 +22,8 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
             None is `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
             `precision`, for a reference without rounding.
+        very_large: whether the convolutions are twice as wide. At scale 16 that is the very large
+            network of the paper's Figure 8: 64 and 128 filters, 1024 units (6,640,394 parameters).
 
     Returns:
         A keras.Model from float32 images (batch, 28, 28, 1), pixels in [0, 1], to float32 logits
@@ -33,6 +35,7 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
     if not isinstance(scale, int) or scale < 1:
         raise ValueError(f"scale: expected a positive int (the paper has 1 to 16), got {scale!r}")
     seeds = keras.random.SeedGenerator(seed)
+    filters = 4 * scale if very_large else 2 * scale
     images = {"data_format": "channels_last"}
 
     precision = precision or dtype
@@ -52,8 +55,8 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
         return layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
 
     image = keras.Input((28, 28, 1), dtype=dtype, name="image")
-    x = convolve(image, 2 * scale, 1, dtype)
-    x = convolve(x, 4 * scale, 2, precision)
+    x = convolve(image, filters, 1, dtype)
+    x = convolve(x, 2 * filters, 2, precision)
     x = layers.Flatten(**images, dtype=precision, name="flatten")(x)
     x = layers.Dense(64 * scale, activation="relu", name="dense", **start(precision))(x)
     logits = layers.Dense(10, name="logits", **start(dtype))(x)
@@ -61,14 +64,20 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32"):
 
 
 def size_of(shapes):
-    """The setting `scale` of a network with weights of these shapes, or None if it is another.
+    """The settings of a network with weights of these shapes, or None if it is another.
 
     Args:
         shapes: tuples of ints, in the order of `keras.Model.weights`.
+
+    Returns:
+        {"scale": its scale}, with "network": "very_large" if it is that one.
     """
     first = shapes[0] if shapes else ()
-    scale = first[3] // 2 if len(first) == 4 else 0
-    return {"scale": scale} if scale and shapes[-2:] == [(64 * scale, 10), (10,)] else None
+    filters = first[3] if len(first) == 4 else 0
+    for scale, network in ((filters // 2, {}), (filters // 4, {"network": "very_large"})):
+        if scale and shapes[-2:] == [(64 * scale, 10), (10,)]:
+            return {**network, "scale": scale}
+    return None
 
 
 def original_names(model):

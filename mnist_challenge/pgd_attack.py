@@ -14,7 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-    from common.scripts import app, attack_file, flags
+    from common.scripts import app, attack_file
     from mnist_challenge.challenge import MNIST
 
-    app.run(attack_file.pgd_attack, MNIST, flags.define_attack_flags, attack_file.USES)
+    app.run(attack_file.pgd_attack, MNIST, attack_file.define_attack_file_flags, attack_file.USES)

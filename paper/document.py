@@ -23,15 +23,16 @@ def filled(text, makers):
     return before
 
 
-def items_table(directory=HERE):
+def items_table(directory=HERE, source=None):
     """Returns the table of all items with their verdicts, as Markdown.
 
     Args:
         directory: where results/ and figures/ are.
+        source: see `Result.read`.
     """
     lines = ["| item | verdict | command |", "|---|---|---|"]
     for item in items.load_all():
-        state = state_of(Result.read(item, directory))
+        state = state_of(Result.read(item, directory, source))
         lines.append(
             f"| [{item.title}](#{_anchor(item.title)}) | {state} | "
             f"`python paper/reproduce.py {item.name}` |"
@@ -39,12 +40,12 @@ def items_table(directory=HERE):
     return "\n".join(lines)
 
 
-def text(directory):
+def text(directory, source):
     """Returns the two together, for results that are not the project's own."""
-    return f"{items_table(directory)}\n\n{sections(directory)}\n"
+    return f"{items_table(directory, source)}\n\n{sections(directory, source)}\n"
 
 
-def sections(directory=HERE):
+def sections(directory=HERE, source=None):
     """Returns what is said of each item, by research question, as Markdown."""
     lines = []
     for question, words in QUESTIONS.items():
@@ -52,7 +53,7 @@ def sections(directory=HERE):
         if of_it:
             lines += [f"## {question}. {words}", ""]
         for item in of_it:
-            lines += [*section(Result.read(item, directory)), ""]
+            lines += [*section(Result.read(item, directory, source)), ""]
     return "\n".join(lines[:-1])
 
 
@@ -76,9 +77,9 @@ def section(result):
     verdict = item.verdict(result)
     lines += [
         "",
-        f"**{verdict.word.capitalize()}.** {verdict.reason[0].upper()}{verdict.reason[1:]}",
+        f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
         "",
-        f"Rule: {item.rule}",
+        *(f"- {criterion}" for criterion in verdict.criteria),
     ]
     missing = [part.name for part in result.parts if part.name not in result.records]
     if missing:
@@ -95,7 +96,8 @@ def state_of(result):
     if state == OPEN:
         return "open"
     if state == IMPOSSIBLE:
-        missing = dict.fromkeys(n.label for p in parts for n in p.networks if not n.exists())
+        networks = dict.fromkeys(n for part in parts for n in part.networks)
+        missing = [n.label for n in networks if not result.source.exists(n)]
         return f"not possible yet, without {', '.join(missing) or result.item.needs}"
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"

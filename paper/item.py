@@ -80,11 +80,12 @@ class Verdict:
 
     Attributes:
         word: `REPRODUCED`, `IN_PART` or `NOT_REPRODUCED`.
-        reason: why, as a sentence with the numbers that decide.
+        criteria: whether each criterion of the rule holds, with the numbers that decide:
+            "holds: 4 live filters (at most 6)".
     """
 
     word: str
-    reason: str
+    criteria: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,7 @@ def verdict_of(*criteria):
     """
     held = [holds for holds, _ in criteria]
     word = REPRODUCED if all(held) else IN_PART if any(held) else NOT_REPRODUCED
-    marked = [f"{'holds' if holds else 'fails'}: {reason}" for holds, reason in criteria]
-    return Verdict(word, "; ".join(marked) + ".")
+    return Verdict(word, tuple(f"{'holds' if h else 'fails'}: {reason}" for h, reason in criteria))
 
 
 def published(name):

@@ -9,7 +9,8 @@ and computes nothing twice. The picture goes to figures/NAME.png, and README.md 
 results. Numbers of a network that has changed since are computed anew.
 
 --num_images, --num_restarts and so on replace a setting of the item that has it. A result of other
-settings is replaced with --afresh only.
+settings is replaced with --afresh only. --own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
+makes an item of your own network.
 """
 
 import pathlib
@@ -26,14 +27,14 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from common import files
+from common import checkpoints, files
 from common.errors import InputError, one_line
 from common.provenance import provenance
 from common.scripts import app
 from common.scripts.flags import define_path
 from paper import document, items, readme_tables, style
 from paper.item import Work
-from paper.results import Result, is_possible
+from paper.results import Result
 
 HERE = pathlib.Path(__file__).resolve().parent
 SAMPLE_DIR = "paper_sample"
@@ -46,25 +47,30 @@ class Source:
         data_dir: see `Challenge.load`.
         is_sample: whether small networks with random weights and the shipped sample's images stand
             in for all.
+        own: paths of models that take the place of networks, by the networks' names.
     """
 
-    def __init__(self, data_dir, is_sample):
-        self._data_dir, self._is_sample = data_dir, is_sample
+    def __init__(self, data_dir, is_sample, own=()):
+        self._data_dir, self._is_sample, self._own = data_dir, is_sample, dict(own)
         self._models, self._splits = {}, {}
 
     def exists(self, network):
         """Whether there is such a network."""
-        return self._is_sample or network.exists()
+        return self._is_sample or network.name in self._own or network.exists()
 
     def model(self, network):
         """The network as a `LoadedModel`."""
         if network not in self._models:
-            self._models[network] = network.load_sample() if self._is_sample else network.load()
+            if network.name in self._own:
+                loaded = checkpoints.load_model(network.challenge, self._own[network.name])
+            else:
+                loaded = network.load_sample() if self._is_sample else network.load()
+            self._models[network] = loaded
         return self._models[network]
 
     def digest(self, network):
-        """The digest of its weights, read from its card unless it is loaded."""
-        if self._is_sample or network in self._models:
+        """The digest of its weights, read from its card if it is a shipped one."""
+        if self._is_sample or network in self._models or network.name in self._own:
             return self.model(network).digest()
         return network.digest()
 
@@ -83,17 +89,16 @@ class Source:
         return self._splits[challenge.name].head(count)
 
 
-def compute(result, source, directory):
+def compute(result, directory):
     """Computes the parts of a `Result` that are missing or stale, and writes each at once.
 
     Args:
-        result: the `Result`, which gets the numbers.
-        source: a `Source`.
+        result: the `Result`, which gets the numbers; its source is a `Source`.
         directory: where results/ is.
     """
-    name, todo = result.item.name, []
+    name, source, todo = result.item.name, result.source, []
     for part in result.parts:
-        if not is_possible(part, source.exists):
+        if not result.is_possible(part):
             missing = ", ".join(n.label for n in part.networks if not source.exists(n))
             print(f"{name}: {part.name} is left out, as there is no network {missing}", flush=True)
             continue
@@ -101,7 +106,7 @@ def compute(result, source, directory):
         images = source.images(challenge, part.num_images)
         data = images and {"name": images.name, "sha256": images.digest()}
         record = result.records.get(part.name)
-        if record is None or record["data"] != data or result.is_stale(part, source.digest):
+        if record is None or record["data"] != data or result.is_stale(part):
             todo.append((part, challenge, images, data))
     run, left = provenance(), sum(part.weight for part, *_ in todo)
     spent = weight = 0.0
@@ -155,18 +160,18 @@ def make(item, flag_values, given, source, directory):
     """Computes what is missing of an item, and draws its picture once nothing is."""
     lock = directory / "results" / f".{item.name}.lock"
     with files.Lock(directory / "results", "reproduce.py", lock):
-        result = Result.read(item, directory)
+        result = Result.read(item, directory, source)
         settings = settings_of(item, result, given, flag_values.sample, flag_values.afresh)
         if settings != result.settings or flag_values.afresh:
-            result = Result(item, settings)
+            result = Result(item, settings, source=source)
         try:
-            compute(result, source, directory)
+            compute(result, directory)
         except KeyboardInterrupt:
             print("\nstopped; the same command resumes after the last finished part", flush=True)
             raise
     if not result.records and item.needs:
         print(f"{item.name}: nothing is made, as it needs {item.needs}", flush=True)
-    if not result.is_whole(source.exists):
+    if not result.is_whole():
         return
     if item.draw is not None:
         for ending in ("png", "pdf") if flag_values.pdf else ("png",):
@@ -174,7 +179,9 @@ def make(item, flag_values, given, source, directory):
             style.save(item.draw(result), path)
             print(one_line(f"{item.name}: figure in {path}"))
     verdict = item.verdict(result)
-    print(one_line(f"{item.name}: {verdict.word}. {verdict.reason}"), flush=True)
+    print(f"{item.name}: {verdict.word}")
+    for criterion in verdict.criteria:
+        print(f"    {one_line(criterion)}", flush=True)
 
 
 def listing(directory):
@@ -195,17 +202,20 @@ def listing(directory):
     return lines
 
 
-def main(words):
-    """Makes the items that the command line names, or lists all of them."""
-    flag_values = flags.FLAGS
+def main(words, flag_values=flags.FLAGS):
+    """Makes the items that the command line names, or lists all of them.
+
+    Args:
+        words: the names of items.
+        flag_values: absl's FlagValues, with the flags of `define_flags`.
+    """
     for word in words:
         if word not in items.NAMES:
             raise InputError(f"expected some of {', '.join(items.NAMES)}, got {word!r}")
     if flag_values.all and words:
         raise InputError(f"--all: expected no names of items beside it, got {' '.join(words)}")
-    given = {name: flag_values[name].value for name in overrides()}
-    given = {name: value for name, value in given.items() if value is not None}
-    directory = HERE
+    given = {name: flag_values[name].value for name in overrides() if flag_values[name].present}
+    directory, own = HERE, own_models(flag_values)
     if flag_values.sample or flag_values.output_dir is not None:
         directory = pathlib.Path(flag_values.output_dir or SAMPLE_DIR)
         if flag_values.sample and directory.resolve() == HERE:
@@ -219,12 +229,34 @@ def main(words):
             raise InputError(f"--{name}: expected an item that has it, got {' '.join(words)}")
     for place in (directory, directory / "results", directory / "figures"):
         place.mkdir(exist_ok=True)
-    source = Source(flag_values.data_dir, flag_values.sample)
+    source = Source(flag_values.data_dir, flag_values.sample, own)
     for item in chosen:
         make(item, flag_values, given, source, directory)
     page = directory / "README.md"
-    text = readme_tables.fill_in(page) if directory == HERE else document.text(directory)
+    is_own = directory == HERE
+    text = readme_tables.fill_in(page) if is_own else document.text(directory, source)
     files.write_atomically(page, text.encode())
+
+
+def own_models(flag_values):
+    """Returns the paths of --own_models by the networks' names.
+
+    Raises:
+        InputError: no item has such a network, or the project's own results would be replaced.
+    """
+    own = {}
+    for text in flag_values.own_models or ():
+        name, _, path = text.partition("=")
+        parts = [part for item in items.load_all() for part in item.parts(item.settings)]
+        names = dict.fromkeys(n.name for part in parts for n in part.networks)
+        if name not in names or not path:
+            raise InputError(
+                f"--own_models: expected NAME=PATH with NAME one of {', '.join(names)}, got {text}"
+            )
+        own[name] = path
+    if own and flag_values.output_dir is None:
+        raise InputError("--own_models: expected an --output_dir for their results, got none")
+    return own
 
 
 def overrides():
@@ -247,6 +279,8 @@ def define_flags(flag_values=flags.FLAGS):
         f"try it out: random small networks, few images, in ./{SAMPLE_DIR}",
         flag_values,
     )
+    text = "models of yours in the place of networks, NAME=PATH,...; they want an --output_dir"
+    flags.DEFINE_list("own_models", None, text, flag_values)
     place = "where results/, figures/ and README.md go (default: paper/)"
     define_path("output_dir", None, place, flag_values)
     define_path("data_dir", None, "TensorFlow Datasets directory", flag_values)

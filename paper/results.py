@@ -36,6 +36,18 @@ _PART = {
 _LIST = re.compile(r"\[\n[^\[\]{}]*\]")  # without lists or objects in it
 
 
+class Shipped:
+    """The networks that the project ships: which there are, and the digests of their cards."""
+
+    def exists(self, network):
+        """Whether there is such a network."""
+        return network.exists()
+
+    def digest(self, network):
+        """The digest of its weights."""
+        return network.digest()
+
+
 @dataclasses.dataclass
 class Result:
     """What is known of an item.
@@ -45,30 +57,37 @@ class Result:
         settings: the settings that it was, or is to be, computed with.
         records: by the part's name, its numbers and where they come from, as in the file.
         runs: the `provenance` of each command that computed some of them.
+        source: which networks there are, see `Shipped`.
     """
 
     item: object
     settings: dict
     records: dict = dataclasses.field(default_factory=dict)
     runs: list = dataclasses.field(default_factory=list)
+    source: object = dataclasses.field(default_factory=Shipped)
 
     @classmethod
-    def read(cls, item, directory):
+    def read(cls, item, directory, source=None):
         """Returns what results/NAME.json of `directory` holds, or an empty result without it.
+
+        Args:
+            item: the `Item`.
+            directory: where results/ is.
+            source: which networks there are; None for the shipped ones.
 
         Raises:
             InputError: the file is damaged.
         """
-        path = path_of(item, directory)
+        path, source = path_of(item, directory), source or Shipped()
         if not os.path.lexists(path):
-            return cls(item, dict(item.settings))
+            return cls(item, dict(item.settings), source=source)
         values = json_shapes.read(path, _SHAPE)
         json_shapes.check(list(values["parts"].values()), [_PART], path)
         if values["item"] != item.name or any(
             not part["run"] < len(values["runs"]) for part in values["parts"].values()
         ):
             raise InputError(f"{path}: expected results of {item.name}, got another's")
-        return cls(item, values["settings"], values["parts"], values["runs"])
+        return cls(item, values["settings"], values["parts"], values["runs"], source)
 
     def write(self, directory):
         """Writes results/NAME.json, whole or not at all."""
@@ -124,42 +143,32 @@ class Result:
         """How long the parts took that are there."""
         return sum(record["seconds"] for record in self.records.values())
 
-    def is_whole(self, exists=None):
-        """Whether no part is missing whose networks exist, and one is there.
+    def is_possible(self, part):
+        """Whether all networks of a `Part` exist."""
+        return all(self.source.exists(network) for network in part.networks)
 
-        Args:
-            exists: function from a `Network` to whether it can be computed with; None asks whether
-                it is shipped.
-        """
-        possible = [part.name for part in self.parts if is_possible(part, exists)]
-        return bool(self.records) and set(possible) <= set(self.records)
+    def is_whole(self):
+        """Whether no part is missing whose networks exist, and one is there."""
+        possible = {part.name for part in self.parts if self.is_possible(part)}
+        return bool(self.numbers) and possible <= set(self.records)
 
-    def is_stale(self, part, digest_of=None):
-        """Whether a part's numbers are of another network, or of code before a change.
-
-        Args:
-            part: the `Part`, which is there.
-            digest_of: function from a `Network` to its digest; None asks its card.
-        """
+    def is_stale(self, part):
+        """Whether a part's numbers, which are there, are of another network or computation."""
         record = self.records[part.name]
-        digest_of = digest_of or (lambda network: network.digest())
-        digests = {network.label: digest_of(network) for network in part.networks}
+        digests = {network.label: self.source.digest(network) for network in part.networks}
         return record["version"] != self.item.version or record["networks"] != digests
 
     def state(self):
-        """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`, by the shipped networks."""
+        """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`."""
+        if set(self.settings) != set(self.item.settings):
+            return STALE
         parts = self.parts
         there = [part for part in parts if part.name in self.records]
         if any(self.is_stale(part) for part in there):
             return STALE
         if not there:
-            return OPEN if any(is_possible(part) for part in parts) else IMPOSSIBLE
+            return OPEN if any(self.is_possible(part) for part in parts) else IMPOSSIBLE
         return DONE if len(there) == len(parts) else PARTLY
-
-
-def is_possible(part, exists=None):
-    """Whether all networks of a `Part` exist; `exists` as in `Result.is_whole`."""
-    return all((exists or (lambda network: network.exists()))(network) for network in part.networks)
 
 
 def path_of(item, directory):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, keras_model_of
 from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
@@ -40,6 +40,7 @@ class AttackedModel:
         num_parts=None,
     ):
         check_precision(precision)
+        model = keras_model_of(model)
         self.num_classes = None
         self.precision = None
         self._asked, self._bounds = precision, bounds
@@ -76,6 +77,10 @@ class AttackedModel:
             if isinstance(model, FastModel) and not self._is_fast and not self.is_exact:
                 logits = in_bfloat16(model.network)
                 self.precision = dataclasses.replace(self.precision, logits=logits)
+
+    def fix_batch_size(self, count):
+        """Pads every batch to `count` images from now on; see `Attack.fix_batch_size`."""
+        self._sizes.fixed = count
 
     @property
     def is_exact(self):
@@ -147,8 +152,10 @@ class AttackedModel:
             state: dict of tensors (batch, ...).
             first, last: ints or int tensors.
             is_done: the name of a bool entry of `state`; the loop ends once all are True.
-            passes: how many gradients and further forward passes a step takes for an example.
+            passes: how many gradients and further forward passes a step takes for an example, until
+                it is done.
         """
+        counts = "passes" in state
         names = list(state)
         halves = zip(*(self._halves(state[name]) for name in names), strict=True)
         halves = [dict(zip(names, half, strict=True)) for half in halves]
@@ -159,18 +166,24 @@ class AttackedModel:
             return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
 
         def body(i, *halves):
-            return (i + 1, *(step(i, half) for half in halves))
+            return (i + 1, *(counted(half, step(i, half)) for half in halves))
+
+        def counted(half, new):
+            if not counts or is_done is None:
+                return new
+            taken = tf.cast(~half[is_done], tf.int64)[:, None] * tf.constant(passes, tf.int64)
+            return {**new, "passes": new["passes"] + taken}
 
         i, *halves = tf.while_loop(continues, body, (tf.convert_to_tensor(first), *halves))
         state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
-        if "passes" in state:
+        if counts and is_done is None:
             state["passes"] += tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
         return state
 
     def padded(self, rows):
         """`rows`, the first repeated if a batch of that size would be compiled anew."""
         # With batch statistics the images of a batch meet, and copies would change them.
-        pads = self._needs_batch_size and not self._batch_statistics
+        pads = (self._needs_batch_size or self._sizes.fixed) and not self._batch_statistics
         return self._sizes.rows(rows) if pads else rows
 
     def spec(self, tensor):

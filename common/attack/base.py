@@ -37,7 +37,9 @@ class Attack:
         name: the attack's name in records.
         epsilon, bounds, norm: as given.
         random_start: whether the result depends on the seed, so that a restart may find more.
-        depends_on_batch: whether an example's result depends on the others of its batch.
+        depends_on_batch: whether an example's result depends on the others of its batch, by more
+            than rounding.
+        leaves_early: whether batches shrink as examples are broken.
         num_gradients: how many gradients a call takes for an example, at most; see `passes`.
         num_queries: how many forward passes it takes beside those and that of the image, at most.
 
@@ -48,6 +50,7 @@ class Attack:
     name = "attack"
     random_start = False
     depends_on_batch = False
+    leaves_early = False
     num_gradients = 0
     num_queries = 0
     SETTINGS = ()  # names of the hyperparameters beside name, norm and epsilon
@@ -114,8 +117,21 @@ class Attack:
         """
         return int(np.count_nonzero(self._undefined))
 
+    def fix_batch_size(self, count):
+        """Computes every batch of up to `count` images in the size `count` from now on.
+
+        Rounding depends on a batch's size. With one size an image's result does not depend on the
+        images beside it. An example that is broken no longer makes its batch smaller.
+
+        Args:
+            count: int; 0 undoes it.
+        """
+        self._model.fix_batch_size(count)
+
     def passes(self, num_examples):
-        """What the last call of `perturb` took: less if examples left once they were broken.
+        """What the last call of `perturb` took: less if it was done with examples early.
+
+        An example counts until it is broken, in a batch of any size.
 
         Args:
             num_examples: how many examples that call had.

@@ -1,9 +1,30 @@
 """One pass through a model: its logits, the losses, and their gradient for the images."""
 
+import functools
+
+import keras
 import tensorflow as tf
 
 from common.attack.ball import select
 from common.errors import InputError, one_line
+
+
+def in_inference_mode(model):
+    """A model as a function of images; Keras's layers that augment would do so if nothing is said.
+
+    Args:
+        model: a keras layer or model, which is told that it is not trained; or any function.
+    """
+    is_layer = isinstance(model, keras.layers.Layer)
+    return functools.partial(model, training=False) if is_layer else model
+
+
+def keras_model_of(model):
+    """The keras.Model of which `in_inference_mode` made a function; any other model as it is."""
+    is_such = isinstance(model, functools.partial) and isinstance(model.func, keras.Model)
+    if is_such and not model.args and model.keywords == {"training": False}:
+        return model.func
+    return model
 
 
 def as_logits(z, x=None):
@@ -19,6 +40,11 @@ def as_logits(z, x=None):
     Raises:
         InputError: it is not such a tensor, or has one class only.
     """
+    if isinstance(z, dict) or (isinstance(z, (list, tuple)) and any(map(tf.is_tensor, z))):
+        raise InputError(
+            "model: expected a tensor of logits (batch, classes), got "
+            f"{type(z).__name__} of {len(z)}; give a model or a function that returns one of them"
+        )
     try:
         z = tf.convert_to_tensor(z)
     except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ class Sizes:
         self._largest = 0
         self._was_filled = False
         self._used = set()
+        self.fixed = 0  # every batch of up to that many is padded to it, if it is not 0
 
     def rows(self, numbers):
         """`numbers` (n,), the first repeated up to the size that `n` is padded to."""
@@ -29,6 +30,8 @@ class Sizes:
 
     def _padding(self, count):
         """How many rows pad `count`."""
+        if count <= self.fixed:
+            return self.fixed - count
         if count > self._largest:
             self._largest, self._was_filled = max(count, 2 * self._largest), False
         self._was_filled |= count == self._largest

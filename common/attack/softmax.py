@@ -2,22 +2,24 @@
 
 import contextlib
 import functools
+import re
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack.gradient import as_logits
-from common.attack.inputs import as_raised
+from common.attack.gradient import as_logits, in_inference_mode
 from common.errors import InputError, one_line
 
 NUM_PROBED = 8  # images that tell whether a model returns logits
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
+ROUNDED_TOLERANCE = 2e-2  # for outputs of float16 and bfloat16
+_ROUNDED = {tf.float16, tf.bfloat16, "float16", "bfloat16"}
 
 
-def are_probabilities(outputs):
-    """Whether the outputs (n, classes) of a model are within 0 and 1 and add up to 1."""
-    outputs, tolerance = np.asarray(outputs), PROBABILITY_TOLERANCE
+def are_probabilities(outputs, tolerance=PROBABILITY_TOLERANCE):
+    """Whether outputs (n, classes) are within 0 and 1 and add up to 1, to a tolerance."""
+    outputs = np.asarray(outputs)
     is_within = (outputs > -tolerance) & (outputs < 1 + tolerance)
     return bool(is_within.all() and (np.abs(outputs.sum(axis=-1) - 1) < tolerance).all())
 
@@ -37,18 +39,32 @@ def logits_of(model, images):
             layer, or the activation of that layer; or neither logits nor probabilities.
     """
     is_keras = isinstance(model, keras.Model)
+    if not callable(model):
+        raise InputError(
+            f"model: expected a keras.Model or a function, got {one_line(repr(model))}"
+        )
     images = tf.convert_to_tensor(images, tf.float32)[:NUM_PROBED]
-    with as_raised():
-        outputs = as_logits(model(images, training=False) if is_keras else model(images), images)
+    try:
+        given = in_inference_mode(model)(images)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Keras, TensorFlow or the function itself raises
+        size = " x ".join(map(str, images.shape[1:]))
+        raise InputError(
+            f"model: expected one that takes images of {size}, got {type(error).__name__}: "
+            f"{_first_line(error)}"
+        ) from error
+    outputs = as_logits(given, images)
     refuse_nan(tf.reduce_any(tf.math.is_nan(outputs), axis=1))
+    is_rounded = {getattr(given, "dtype", None), getattr(model, "compute_dtype", None)} & _ROUNDED
     last = _last_operation(model) if is_keras else None
     if last is not None and _is_softmax(last):
         logits = _Logits(model, last)
-        tolerance = 1e-4 if model.compute_dtype == "float32" else 2e-2
+        tolerance = ROUNDED_TOLERANCE if is_rounded else 1e-4
         again = tf.nn.softmax(as_logits(logits(images, training=False)))
         if np.allclose(again, outputs, atol=tolerance):
             return logits
-    if are_probabilities(outputs):
+    if are_probabilities(outputs, ROUNDED_TOLERANCE if is_rounded else PROBABILITY_TOLERANCE):
         raise InputError(
             "model: expected logits, or a softmax as the last layer of a keras.Model; got "
             "probabilities whose softmax was not found; give the model without it"
@@ -109,6 +125,13 @@ def _without_softmax(operation):
             operation.activation = before
 
 
+def _first_line(error):
+    """What an exception says first, without Keras's preamble and colours."""
+    lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
+    told = [line for line in lines if line.strip() and not line.startswith("Exception encountered")]
+    return one_line(told[0] if told else "no reason")
+
+
 def refuse_nan(is_nan):
     """Raises InputError if any entry of bool (n,) says that an image's logits are not numbers."""
     count = int(np.count_nonzero(is_nan))
@@ -116,6 +139,12 @@ def refuse_nan(is_nan):
         raise InputError(
             f"model: expected logits that are numbers, got NaN for {count} of {len(is_nan)} images"
         )
+
+
+def check_attack(attack):
+    """Raises InputError if it is neither an attack nor a function, which may make one."""
+    if not (hasattr(attack, "perturb") or callable(attack)):
+        raise InputError(f"{_EXPECTED}, got {one_line(repr(attack))}")
 
 
 def attack_on(attack, model, logits):
@@ -129,13 +158,11 @@ def attack_on(attack, model, logits):
     Raises:
         InputError: it is neither; or it attacks `model`, which returns no logits.
     """
+    check_attack(attack)
     if not hasattr(attack, "perturb"):
-        made = attack(logits) if callable(attack) else None
+        made = attack(logits)
         if not hasattr(made, "perturb"):
-            got = one_line(repr(attack if made is None else made))
-            raise InputError(
-                f"attack: expected an attack, or a function from logits to one, got {got}"
-            )
+            raise InputError(f"{_EXPECTED}, got a function to {one_line(repr(made))}")
         return made
     if logits is not model and getattr(getattr(attack, "_model", None), "_model", None) is model:
         raise InputError(
@@ -143,3 +170,6 @@ def attack_on(attack, model, logits):
             "function, such as lambda logits: PGD(logits, epsilon=...)"
         )
     return attack
+
+
+_EXPECTED = "attack: expected an attack, or a function from logits to one"

@@ -35,6 +35,7 @@ class StagedAttack(Attack):
         model, **kwargs: see `Attack`.
     """
 
+    leaves_early = True
     num_targets = 0
 
     def __init__(self, model, **kwargs):
@@ -85,7 +86,8 @@ class StagedAttack(Attack):
                 if not len(standing):
                     break
                 numbers, state = numbers[standing], _take(state, rows)
-            state = stage(state)
+            new = stage(state)  # a broken one that is still in the batch counts no more
+            state = where(state["broken"], new, passes=state["passes"])
         write()
         self._passes = passes.sum(axis=0)
         return tf.constant(x_adv)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.attack import is_misclassified, round_to_8_bits, xent_loss
 from common.attack.ball import select
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised, to_labels, whole_number
 from common.attack.precision import without_tf32
 from common.evaluation.results import Result, TrialResult
@@ -21,7 +21,9 @@ class Evaluator:
     """Evaluates one model under attacks, compiled once and used for any number of checkpoints.
 
     An example's random numbers do not depend on `batch_size`. The rounding of float32 may: it can
-    flip the sign of a tiny gradient, and thereby change single pixels of single images.
+    flip the sign of a tiny gradient, and thereby change single pixels of single images. All batches
+    are computed in one size, so that an example's result does not depend on the examples beside it;
+    but those of an attack whose examples leave early shrink, unless `fixed_batches` is set.
 
     Args:
         model: callable from float32 images to logits of any floating dtype.
@@ -34,6 +36,8 @@ class Evaluator:
             correct if all attacks happen to correct it.
         each_alone: give every attack what the others broke, too. This changes only the time and
             `TrialResult.accuracy_alone`.
+        fixed_batches: keep the batches of every attack in one size. It takes longer, and gives the
+            same bits for an example in any part of the examples.
         show_progress: show a bar with the remaining time on stderr.
 
     Raises:
@@ -50,6 +54,7 @@ class Evaluator:
         seed=0,
         spare_misclassified=False,
         each_alone=False,
+        fixed_batches=False,
         show_progress=True,
     ):
         self.trials = list(trials)
@@ -58,7 +63,9 @@ class Evaluator:
         self.seed = whole_number("seed", seed, -(2**31))
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
+        self.fixed_batches = fixed_batches
         self.show_progress = show_progress
+        model = in_inference_mode(model)
 
         @tf.function(reduce_retracing=True)
         def classify(x, y):
@@ -72,7 +79,7 @@ class Evaluator:
         self._num_classes = None
 
     @without_tf32()
-    def run(self, images, labels, state=None, report=None):
+    def run(self, images, labels, state=None, report=None, examples=None):
         """Evaluates uint8 images (n, height, width, channels).
 
         An example once broken is not attacked again. Batches stay full as long as enough examples
@@ -88,6 +95,7 @@ class Evaluator:
             state: a `State`, or None to start anew and keep nothing.
             report: function that is called with each attack's `TrialResult` when it is done; after
                 a break with the earlier ones again.
+            examples: slice of the examples to evaluate, which keep their numbers; None for all.
 
         Returns:
             A `Result`.
@@ -97,8 +105,12 @@ class Evaluator:
                 return logits; `state` is damaged, or another evaluation's; or as the attacks.
             Interrupted: the evaluation was ended; `state` is up to date.
         """
-        given, count = labels, len(images)
-        labels = to_labels(given, count, self._num_classes, "labels")
+        given, whole = labels, len(images)
+        labels = to_labels(given, whole, self._num_classes, "labels")
+        first = 0 if examples is None else examples.start
+        if examples is not None:
+            images, labels = images[examples], labels[examples]
+        count, self._size = len(images), min(self.batch_size, whole)
         found = _Found.nothing(images, len(self.trials))
         if state is not None:
             state.read(found)
@@ -118,7 +130,7 @@ class Evaluator:
                 for batch in self._batches(np.arange(found.num_natural, count)):
                     x = tf.convert_to_tensor(self.to_pixels(images[batch]))
                     correct, losses = self._classify(x, labels[batch])
-                    to_labels(given, count, self._num_classes, "labels")
+                    to_labels(given, whole, self._num_classes, "labels")
                     found.add_natural(batch, x, correct.numpy(), losses, self.spare_misclassified)
                     progress.update(len(batch))
                     keep()
@@ -126,10 +138,29 @@ class Evaluator:
                 if number > found.trial:
                     found.trial, found.turn = number, 0
                 if number == found.trial:
-                    self._attack(images, labels, found, keep)
+                    self._attack(images, labels, found, keep, first)
                 results.append(self._trial_result(found, number))
                 if report is not None:
                     report(results[-1])
+        return self._result(found, results)
+
+    def join(self, parts, report=None):
+        """Joins the parts of an evaluation, each of which `run` has finished.
+
+        Args:
+            parts: list of what their states hold, in the examples' order, see `State.read`.
+            report: see `run`.
+
+        Returns:
+            The `Result` of a single `run`; its seconds are the parts' together.
+        """
+        found = _Found.joined(parts)
+        results = [self._trial_result(found, number) for number in range(len(self.trials))]
+        for done in results if report is not None else ():
+            report(done)
+        return self._result(found, results)
+
+    def _result(self, found, results):
         return Result(
             found.natural_correct,
             found.adversarial_correct,
@@ -141,19 +172,20 @@ class Evaluator:
             found.seconds,
         )
 
-    def _attack(self, images, labels, found, keep):
+    def _attack(self, images, labels, found, keep, first):
         """Runs the attack `found.trial`, from `found.turn` on; calls `keep()` after each batch."""
         number, count = found.trial, len(images)
         trial, attack = self.trials[number], self.trials[number].attack
         standing = self._given(found, number) & found.withstood[number]
         before = time.perf_counter() - found.trial_seconds[number]
         name = trial.name if len(self.trials) > 1 else "attack"
-        with self._progress(name, initial=int(found.num_attacks[number])) as progress:
+        initial = int(found.num_attacks[number])
+        with self._progress(name, initial=initial) as progress, self._in_one_size(attack):
             for batch, restarts in self._attack_batches(standing, trial.num_restarts, found.turn):
                 x_nat = tf.convert_to_tensor(self.to_pixels(images[batch]))
                 y = tf.constant(labels[batch])
                 seeds = np.stack([np.full_like(restarts, self.seed), restarts], axis=1)
-                x = tf.cast(attack.perturb(x_nat, y, seed=seeds, index=batch), tf.float32)
+                x = tf.cast(attack.perturb(x_nat, y, seed=seeds, index=first + batch), tf.float32)
                 is_finite = tf.reduce_all(tf.math.is_finite(x), axis=list(range(1, x.shape.rank)))
                 x = select(is_finite, x, x_nat)
                 if trial.eight_bits:
@@ -174,6 +206,19 @@ class Evaluator:
                 progress.set_postfix_str(f"{accuracy:.2f}% of all images still correct")
                 keep()
             progress.total = found.num_attacks[number]
+
+    @contextlib.contextmanager
+    def _in_one_size(self, attack):
+        """Within its context batches of the attack are computed in one size, if they can be."""
+        fixes = hasattr(attack, "fix_batch_size")
+        fixes = fixes and (self.fixed_batches or not attack.leaves_early)
+        if fixes:
+            attack.fix_batch_size(self._size)
+        try:
+            yield
+        finally:
+            if fixes:
+                attack.fix_batch_size(0)
 
     def _given(self, found, number):
         """Returns which examples a trial is given, bool (n,)."""
@@ -227,7 +272,11 @@ class Evaluator:
 
     def _classify(self, x, y):
         """Whether images are classified correctly, and their cross-entropy."""
+        count = len(x)
+        if count < self._size:
+            rows = np.minimum(np.arange(self._size), count - 1)
+            x, y = tf.gather(x, rows), tf.gather(y, rows)
         with as_raised():
             correct, losses, num_classes = self._classifier(x, tf.convert_to_tensor(y))
         self._num_classes = int(num_classes)
-        return correct, losses
+        return correct[:count], losses[:count]

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from common.attack import PGD, is_misclassified, xent_loss
 from common.attack.ball import direction
-from common.attack.gradient import as_logits, gradient_of, without_nan
+from common.attack.gradient import as_logits, gradient_of, in_inference_mode, without_nan
 from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
 from common.attack.softmax import are_probabilities
 
@@ -173,6 +173,11 @@ def large_epsilon(accuracy):
     return None
 
 
+def steps_that_are_short(trials):
+    """Returns `short_steps` of each `Trial`, as a list of lines."""
+    return _given(short_steps(trial.name, trial.settings()) for trial in trials)
+
+
 def undefined_gradients_in(result):
     """Returns `undefined_gradients` of each attack of a `Result`, as a list of lines."""
     return _given(undefined_gradients(done) for done in result.trials)
@@ -220,9 +225,11 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
     batch_size = whole_number("batch_size", batch_size, 1)
     batches = [slice(i, i + batch_size) for i in range(0, len(x_nat), batch_size)]
 
+    in_inference = in_inference_mode(model)
+
     def logits_of(x):
         with as_raised():
-            return as_logits(model(x), x)
+            return as_logits(in_inference(x), x)
 
     def correct(x, y):
         return ~is_misclassified(logits_of(tf.convert_to_tensor(x)), y).numpy()
@@ -280,8 +287,7 @@ def before(challenge, config, images, trials, attacked, large=False):
         large: see `check_model`.
     """
     few = images.head(NUM_IMAGES)
-    short = _given(short_steps(trial.name, trial.settings()) for trial in trials)
-    return short + check_model(
+    return steps_that_are_short(trials) + check_model(
         attacked.logits,
         challenge.to_pixels(few.images),
         few.labels,

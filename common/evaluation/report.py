@@ -18,6 +18,11 @@ def arithmetic(trials):
     return f"arithmetic of attacks: {', '.join(sorted(found))}; of every accuracy: float32"
 
 
+def describe_settings(settings):
+    """Returns an attack's settings, a dict, as a line of text."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
 def describe(trials, result):
     """Returns what an evaluation found, as a dict for JSON.
 

@@ -14,6 +14,7 @@ from common.errors import InputError, one_line, reason_of
 from common.files import write_atomically
 
 SAVE_SECONDS = 60  # between two writings of a `State`
+_LONGEST_TEXT = 1 << 20  # bytes
 
 
 @dataclasses.dataclass
@@ -61,6 +62,18 @@ class _Found:
             trial_seconds=np.zeros(num_trials),
         )
 
+    @classmethod
+    def joined(cls, parts):
+        """Returns what finished parts of one evaluation have found together, a list of `_Found`."""
+
+        def join(name):
+            values = [getattr(part, name) for part in parts]
+            if name in _BY_EXAMPLE:
+                return np.concatenate(values, axis=_BY_EXAMPLE[name])
+            return values[-1] if name in ("trial", "turn") else sum(values)
+
+        return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
+
     def add_natural(self, batch, x, correct, losses, counts_as_broken):
         """Adds what the model makes of images themselves.
 
@@ -91,6 +104,17 @@ class _Found:
         self.num_attacks[self.trial] += len(batch)
 
 
+# The axis of the examples in the arrays of `_Found` that have one; the others are added up.
+_BY_EXAMPLE = {
+    "natural_correct": 0,
+    "natural_losses": 0,
+    "adversarial_correct": 0,
+    "adversarial_losses": 0,
+    "x_adv": 0,
+    "withstood": 1,
+}
+
+
 class State:
     """A file that keeps what an evaluation has found so far.
 
@@ -118,32 +142,52 @@ class State:
             InputError: the file is damaged, or another evaluation's.
         """
         try:
-            with zipfile.ZipFile(self.path) as file:
-                text = np.asarray(self._key)
-                if self._array(file, "key", text.dtype, text.shape) != self._key:
-                    raise InputError("it is of another model, attack, seed or data")
-                values = {}
-                for name, empty in vars(found).items():
-                    expected = np.asarray(empty)
-                    value = self._array(file, name, expected.dtype, expected.shape)
-                    if value is None:
-                        raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
-                    values[name] = value if value.shape else value.item()
-                if not (
-                    0 <= values["num_natural"] <= len(values["natural_correct"])
-                    and 0 <= values["trial"] <= len(values["num_attacks"])
-                    and values["turn"] >= 0
-                    and values["seconds"] >= 0
-                    and np.all(values["num_attacks"] >= 0)
-                    and np.all(values["passes"] >= 0)
-                    and np.all(values["trial_seconds"] >= 0)
-                ):
-                    raise InputError("its counts are not those of an evaluation")
+            values = self._values(found)
         except FileNotFoundError:
             return
         except Exception as error:  # a damaged file may raise anything
             raise self._unusable(error) from error
         vars(found).update(values)
+        self._found = found
+
+    def read_finished(self, found):
+        """Puts what the file of a finished evaluation holds into `found`.
+
+        Raises:
+            InputError: there is no such file, or as `read`.
+        """
+        try:
+            values = self._values(found)
+            if values["num_natural"] < len(found.natural_correct):
+                raise InputError("it is not finished")
+        except Exception as error:
+            raise InputError(f"cannot read {self.path}: {reason_of(error)}") from error
+        vars(found).update(values)
+
+    def _values(self, found):
+        """Returns what the file holds, by the names of `found`; raises any exception."""
+        with zipfile.ZipFile(self.path) as file:
+            text = np.asarray(self._key)
+            if self._array(file, "key", text.dtype, text.shape) != self._key:
+                raise InputError("it is of another model, attack, seed or data")
+            values = {}
+            for name, empty in vars(found).items():
+                expected = np.asarray(empty)
+                value = self._array(file, name, expected.dtype, expected.shape)
+                if value is None:
+                    raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
+                values[name] = value if value.shape else value.item()
+            if not (
+                0 <= values["num_natural"] <= len(values["natural_correct"])
+                and 0 <= values["trial"] <= len(values["num_attacks"])
+                and values["turn"] >= 0
+                and values["seconds"] >= 0
+                and np.all(values["num_attacks"] >= 0)
+                and np.all(values["passes"] >= 0)
+                and np.all(values["trial_seconds"] >= 0)
+            ):
+                raise InputError("its counts are not those of an evaluation")
+        return values
 
     def keep(self, found, at_once=False):
         """Writes `found`, atomically, if `at_once` or if the last writing is a minute ago.
@@ -163,10 +207,26 @@ class State:
         """
         if self._is_written:
             return
-        buffer = io.BytesIO()
-        np.savez(buffer, key=self._key, **vars(self._found))
-        write_atomically(self.path, buffer.getbuffer())
+        self._write(self.path)
         self._last, self._is_written = time.monotonic(), True
+
+    def finish(self, path, note):
+        """Writes what was found to the end to another file, then removes this one.
+
+        Args:
+            path: the other file, which `read_finished` of a `State` there takes.
+            note: dict for JSON that is kept with it, see `text_in`.
+
+        Raises:
+            InputError: the file cannot be written; what was kept before is still there.
+        """
+        self._write(path, note=_as_text(note))
+        self.remove()
+
+    def _write(self, path, **others):
+        buffer = io.BytesIO()
+        np.savez(buffer, key=self._key, **others, **vars(self._found))
+        write_atomically(path, buffer.getbuffer())
 
     def remove(self):
         """Removes the file, if there is one, once the evaluation's result is written.
@@ -199,6 +259,25 @@ class State:
         return InputError(
             f"cannot resume from {self.path}: {one_line(reason)}; without it all begins anew"
         )
+
+
+def text_in(path, name):
+    """Returns the JSON that a `State`'s file holds as text: its "key", or "note" if it is finished.
+
+    Raises:
+        InputError: the file cannot be read, or holds no such text.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            with file.open(f"{name}.npy") as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            if shape or dtype.kind != "U" or dtype.itemsize > _LONGEST_TEXT:
+                raise InputError(f"expected text as its {name}")
+            with file.open(f"{name}.npy") as member:
+                return json.loads(np.lib.format.read_array(member, allow_pickle=False).item())
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def digest_of(key):

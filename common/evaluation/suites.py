@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from common import attack as attacks
 from common.attack import FastModel
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, keras_model_of
 from common.evaluation.results import Trial
 
 SUITES = ("paper", "leaderboard", "standard")
@@ -44,8 +44,9 @@ def with_gradient(model):
             tf.function(trace, autograph=False).get_concrete_function(images)
         return known[shape]
 
-    if isinstance(model, keras.Model) and has_gradient(model.input_shape[1:]):
-        return model  # which attacks can run in bfloat16, unlike a function
+    network = keras_model_of(model)
+    if isinstance(network, keras.Model) and has_gradient(network.input_shape[1:]):
+        return model  # which attacks can run in bfloat16, unlike another function
 
     def logits_of(x):
         logits = as_logits(model(x), x)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import pathlib
 
 import numpy as np
 import tensorflow as tf
@@ -12,49 +11,85 @@ from common.attack import is_misclassified
 from common.attack.gradient import as_logits
 from common.attack.precision import without_tf32
 from common.errors import InputError, one_line
-from common.evaluation import pitfalls, suites
+from common.evaluation import pitfalls, shards, suites
 from common.evaluation.presets import make_evaluator, resumable
 from common.evaluation.report import arithmetic, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_atomically
-from common.scripts.flags import refuse_unused_restarts, refuse_unused_settings
+from common.scripts import sharded
+from common.scripts.flags import (
+    define_attack_flags,
+    refuse_unused_restarts,
+    refuse_unused_settings,
+)
 
 USES = (config.ATTACK, config.EVALUATION, config.ATTACK_FILE)
 SCORING = (config.SCORING,)
+
+
+def define_attack_file_flags(challenge, flag_values):
+    """Declares the flags of pgd_attack.py beside the config's."""
+    define_attack_flags(challenge, flag_values)
+    sharded.define_shard_flags(flag_values)
 
 
 def pgd_attack(challenge, config, flag_values):
     """pgd_attack.py: writes adversarial examples for every test image to an attack file.
 
     Ctrl-C ends it after the batch in hand, and the same command resumes there. What is found is
-    kept beside the attack file until that is written.
+    kept beside the attack file until that is written. --shard attacks a part of the images, and
+    --merge writes the file of all.
 
     Raises:
         InputError: as `evaluate`; nothing is written then.
     """
     target = config.store_adv_path
-    submission.check_writable("--store_adv_path", target)
+    shard = sharded.asked_shard(flag_values, ("store_adv_path",))
+    if shard is None:
+        submission.check_writable("--store_adv_path", target)
+    state_dir = sharded.state_dir(flag_values, target)
     refuse_unused_settings(flag_values)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     images = load_test_images(config, challenge)
     model = suites.with_gradient(loaded.logits)
     trial = suites.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
     refuse_unused_restarts(flag_values, [trial])
-    evaluator = make_evaluator(challenge, config, [trial], loaded)
+    if shard or flag_values.merge:
+        shards.check_trials("--shard" if shard else "--merge", [trial])
+    fixed = flag_values.fixed_batches
+    evaluator = make_evaluator(challenge, config, [trial], loaded, fixed_batches=fixed)
+    key, record = key_of(config, loaded, images, [trial]), record_of(config, loaded, images)
+    if fixed:
+        key["fixed_batches"] = True
+    state = parts = None
+    if flag_values.merge:
+        parts = shards.read(flag_values.merge, images, 1, key)
+        record["shards"] = parts.provenance
+    else:
+        state = State.in_directory(state_dir, key)
     print(arithmetic([trial]))
-    warnings = warn(pitfalls.before(challenge, config, images, [trial], loaded))
-    key = key_of(config, loaded, images, [trial])
-    state = State.in_directory(pathlib.Path(target).parent, key)
-    with resumable(state, "attack"):
-        result = evaluator.run(images.images, images.labels, state)
+
+    def check():
+        return warn(pitfalls.before(challenge, config, images, [trial], loaded))
+
+    if shard is not None:
+        sharded.run(shard, state_dir, images, key, evaluator, check)
+        return
+    warnings = check()
+    if parts is not None:
+        result = evaluator.join(parts.found)
+    else:
+        with resumable(state, "attack"):
+            result = evaluator.run(images.images, images.labels, state)
     summary = result.summary()
     summary["num_undefined"] = result.trials[0].num_undefined
-    note = {**record_of(config, loaded, images), "attack": trial.settings(), **summary}
+    note = {**record, "attack": trial.settings(), **summary}
     print(f"Accuracy under attack: {summary['adversarial_accuracy']:.2f}%", flush=True)
     note["warnings"] = warnings + warn(pitfalls.after(result))
     store(target, result, challenge, note)
-    state.remove()
+    if state is not None:
+        state.remove()
 
 
 def store(path, result, challenge, note):

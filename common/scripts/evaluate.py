@@ -1,18 +1,16 @@
 """eval.py: natural accuracy, and accuracy in the worst case over attacks."""
 
-import pathlib
-
 from absl import flags
 
 from common import cards, checkpoints, config, submission
-from common.errors import InputError
-from common.evaluation import pitfalls, suites
+from common.errors import InputError, one_line
+from common.evaluation import html_report, pitfalls, shards, suites
 from common.evaluation.presets import make_evaluator, resumable
-from common.evaluation.report import arithmetic, describe, line, table, warn
+from common.evaluation.report import arithmetic, describe, describe_settings, line, table, warn
 from common.evaluation.state import State
 from common.evaluation.subject import key_of, line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
-from common.scripts import watch
+from common.scripts import sharded, watch
 from common.scripts.attack_file import store
 from common.scripts.flags import (
     ATTACK,
@@ -56,13 +54,13 @@ def define_eval_flags(challenge, flag_values):
     )
     define_path("output_json", None, "file to write the result to", flag_values, EVALUATION)
     define_path(
-        "state_dir",
+        "report",
         None,
-        "directory of the file that an interrupted evaluation resumes from (default: the directory "
-        "of --output_json, or the working directory)",
+        "file for a page to look at, FILE.html: accuracies, classes, losses and images",
         flag_values,
         EVALUATION,
     )
+    sharded.define_shard_flags(flag_values)
     flags.DEFINE_bool(
         "watch",
         False,
@@ -78,7 +76,8 @@ def evaluate(challenge, config, flag_values):
     One attack is evaluated on every image, as in the original code; several, or a suite, on the
     images that the model classifies correctly. With --source they attack that model instead. Ctrl-C
     ends it after the batch in hand, and the same command resumes there. The examples are written
-    if --store_adv_path asks for it.
+    if --store_adv_path asks for it, and a page to look at if --report does. --shard evaluates a
+    part of the images, and --merge joins all.
 
     Raises:
         InputError: there is no model, no data, no such suite or attack, or a setting is out of
@@ -88,18 +87,28 @@ def evaluate(challenge, config, flag_values):
     if flag_values.watch:
         _watch(challenge, config, flag_values)
         return
-    state_dir = _state_dir(flag_values)
+    shard = sharded.asked_shard(flag_values, ("output_json", "report", "store_adv_path"))
+    state_dir = sharded.state_dir(flag_values, flag_values.output_json)
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     source = _load_source(challenge, flag_values.source)
     images = load_test_images(config, challenge)
     attacked, each_alone = source or loaded, flag_values.each_alone
     trials = _trials(challenge, config, flag_values, attacked)
-    evaluator = make_evaluator(
-        challenge, config, trials, loaded, spare_misclassified=is_suite, each_alone=each_alone
-    )
+    if shard or flag_values.merge:
+        shards.check_trials("--shard" if shard else "--merge", trials)
+    options = {"spare_misclassified": is_suite, "each_alone": each_alone}
+    options["fixed_batches"] = flag_values.fixed_batches
+    evaluator = make_evaluator(challenge, config, trials, loaded, **options)
     record = record_of(config, loaded, images, source)
     key = key_of(config, loaded, images, trials, source, each_alone if is_suite else None)
-    state = State.in_directory(state_dir, key)
+    if flag_values.fixed_batches:
+        key["fixed_batches"] = True
+    state = parts = None
+    if flag_values.merge:
+        parts = shards.read(flag_values.merge, images, len(trials), key)
+        record["shards"] = parts.provenance
+    else:
+        state = State.in_directory(state_dir, key)
     presets = [_preset_of(challenge, flag_values, trial) for trial in trials]
     _print_models(loaded, source)
     if is_suite:
@@ -107,14 +116,24 @@ def evaluate(challenge, config, flag_values):
     else:
         _print_attack(*trials, *presets)
     print(arithmetic(trials))
-    if is_suite:
-        count = min(pitfalls.NUM_IMAGES, len(images.images))
-        print(f"checking the model on {count} images", flush=True)
-    warnings = warn(pitfalls.before(challenge, config, images, trials, attacked, large=is_suite))
+
+    def check():
+        if is_suite:
+            count = min(pitfalls.NUM_IMAGES, len(images.images))
+            print(f"checking the model on {count} images", flush=True)
+        return warn(pitfalls.before(challenge, config, images, trials, attacked, large=is_suite))
+
     name = (flag_values.suite or flag_values.attack) if is_suite else "attack"
     report = _print_line if is_suite else None
-    with resumable(state, name):
-        result = evaluator.run(images.images, images.labels, state, report)
+    if shard is not None:
+        sharded.run(shard, state_dir, images, key, evaluator, check, report)
+        return
+    warnings = check()
+    if parts is not None:
+        result = evaluator.join(parts.found, report)
+    else:
+        with resumable(state, name):
+            result = evaluator.run(images.images, images.labels, state, report)
     numbers = _published(challenge, images, presets, loaded, source)
     if is_suite:
         late = pitfalls.check_result(result, trials) if source is None else []
@@ -124,7 +143,42 @@ def evaluate(challenge, config, flag_values):
     else:
         found = _print_result(*trials, result, numbers)
         warnings += warn(pitfalls.after(result))
-    _write(flag_values, challenge, result, {**record, **found, "warnings": warnings}, state)
+    record = {**record, **found, "warnings": warnings}
+    if flag_values.report:
+        settings = trials[0].settings() if len(trials) == 1 else None
+        page = _page(challenge, config, loaded, images, result, record, settings)
+        html_report.write(flag_values.report, page)
+        print(one_line(f"report written to {flag_values.report}"), flush=True)
+    _write(flag_values, challenge, result, record, state)
+
+
+def _page(challenge, config, loaded, images, result, record, settings):
+    """Returns what --report shows, an `html_report.Evaluation`; `settings` of the one attack."""
+    both = (images.images, challenge.to_pixels), (result.x_adv, lambda x: x)
+    natural, adversarial = html_report.outputs_of(
+        loaded.logits, images.labels, config.eval_batch_size, *both
+    )
+    attacks = [trial.name for trial in result.trials]
+    how = ", ".join(attacks) if settings is None else describe_settings(settings)
+    return html_report.Evaluation(
+        title=f"{challenge.name}: {loaded.name}",
+        facts={
+            "model": line_of(loaded),
+            **({"attacked in its place": record["source"]} if "source" in record else {}),
+            "images": images.name,
+            "attack" if len(attacks) == 1 else "attacks": how,
+        },
+        origin=html_report.origin_of(record),
+        result=result,
+        natural=natural,
+        adversarial=adversarial,
+        images=images.images,
+        to_pixels=challenge.to_pixels,
+        labels=images.labels,
+        bounds=challenge.bounds,
+        class_names=challenge.class_names,
+        warnings=record["warnings"],
+    )
 
 
 def _trials(challenge, config, flag_values, attacked):
@@ -140,8 +194,9 @@ def _trials(challenge, config, flag_values, attacked):
 
 def _check_eval_flags(flag_values):
     """Returns whether several attacks are asked for; raises InputError if the flags do not fit."""
-    if flag_values.output_json:
-        check_writable("--output_json", flag_values.output_json)
+    for name in ("output_json", "report"):
+        if flag_values[name].value:
+            check_writable(f"--{name}", flag_values[name].value)
     if flag_values["store_adv_path"].present:
         submission.check_writable("--store_adv_path", flag_values.store_adv_path)
     name = flag_values.suite
@@ -161,17 +216,10 @@ def _check_eval_flags(flag_values):
     if flag_values.watch:
         if is_suite:
             raise InputError("--watch: expected one attack, got several")
-        for other in ("state_dir", "store_adv_path", "source"):
+        for other in ("state_dir", "store_adv_path", "source", "shard", "merge", "report"):
             if flag_values[other].present:
                 raise InputError(f"--{other}: expected none beside --watch, which has no end")
     return is_suite
-
-
-def _state_dir(flag_values):
-    output = flag_values.output_json
-    place = flag_values.state_dir or (pathlib.Path(output).parent if output else pathlib.Path())
-    check_writable("--state_dir", pathlib.Path(place) / "evaluation.npz")
-    return pathlib.Path(place)
 
 
 def _load_source(challenge, name):
@@ -195,7 +243,7 @@ def _print_attack(trial, preset):
     """Prints the settings of the one attack, and the preset that they are, if any."""
     if preset is not None:
         print(f"preset: {preset}")
-    print("attack: " + ", ".join(f"{name} {value}" for name, value in trial.settings().items()))
+    print(f"attack: {describe_settings(trial.settings())}")
 
 
 def _print_line(done):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from common.attack import is_misclassified, xent_loss
 from common.attack.gradient import as_logits
 from common.attack.inputs import as_raised, real_number, to_images, to_labels, whole_number
-from common.attack.softmax import NUM_PROBED, attack_on, logits_of
+from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of
 from common.errors import InputError, one_line
 from common.training import losses, steps
 
@@ -66,7 +66,7 @@ class AdversarialModel(keras.Model):
         natural_weight, trades_beta: see `common.training.losses`.
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
         seed: int, which decides the random starts together with the optimizer's steps.
-        **kwargs: name, see keras.Model.
+        kwargs: `name`, see `keras.Model`.
 
     Raises:
         InputError: a setting is none of these. Models that cannot be attacked raise it on the first
@@ -87,8 +87,7 @@ class AdversarialModel(keras.Model):
     ):
         if not isinstance(model, keras.Model):
             raise InputError(f"model: expected a keras.Model, got {type(model).__name__}")
-        if not (hasattr(attack, "perturb") or callable(attack)):
-            attack_on(attack, model, model)
+        check_attack(attack)
         weight = real_number("natural_weight", natural_weight, 0.0, 1.0)
         beta = real_number("trades_beta", trades_beta, 0.0)
         # The pixels stay as they are until the inner model casts them.
@@ -107,7 +106,7 @@ class AdversarialModel(keras.Model):
             optimizer: keras optimizer.
             loss: None, or Keras's plain cross-entropy for classes or one-hot labels, which is what
                 this class takes in any case, and of the logits.
-            *args, **kwargs: see `keras.Model.compile`.
+            args, kwargs: the further ones of `keras.Model.compile`.
 
         Raises:
             InputError: `loss` is another one.
@@ -189,6 +188,11 @@ class AdversarialModel(keras.Model):
 
     def _target_of(self, x):
         """The `_Target`, made on the first batch, whose shape the model needs."""
+        if x.shape.rank != 4:
+            raise InputError(
+                "x: expected images (batch, height, width, channels), got shape "
+                f"{x.shape if x.shape.rank is None else tuple(x.shape)}"
+            )
         if self._target is None:
             shape = tuple(size or 32 for size in x.shape[1:])
             with tf.init_scope():  # a step may be traced
@@ -215,6 +219,8 @@ class AdversarialModel(keras.Model):
 
 def _batch_of(x, y, target):
     """A batch as float32 images and int labels."""
+    if y is None:
+        raise InputError("y: expected the labels of the images x, got none")
     x_nat = to_images(x, target.attack.bounds, "x")
     count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
     return x_nat, tf.convert_to_tensor(to_labels(y, count, target.num_classes))

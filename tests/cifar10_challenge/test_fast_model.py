@@ -51,7 +51,12 @@ def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
 # Two units in each group are every kind of unit; the fifth is the second once more.
 @pytest.mark.parametrize(
     "width, count, num_units",
-    [("simple", 8, 5), ("wide", 2, 2), pytest.param("wide", 2, 5, marks=pytest.mark.slow)],
+    [
+        ("simple", 8, 5),
+        pytest.param(4, 2, 2, marks=pytest.mark.slow),
+        ("wide", 2, 2),
+        pytest.param("wide", 2, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_float32_gives_the_logits_to_rounding(width, count, num_units, monkeypatch):
     monkeypatch.setattr(cifar10_challenge.model, "UNITS_PER_GROUP", num_units)

@@ -1,10 +1,14 @@
+import re
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar10_challenge.challenge import CIFAR10
 from cifar10_challenge.model import build_model
 from cifar10_challenge.train import augment
+from common.config import make_config
 from tests.helpers import input_gradient, pictures, sum_xent
 
 tf1 = tf.compat.v1
@@ -90,9 +94,35 @@ def test_number_of_parameters(simple, wide):
         assert kinds.count(keras.layers.Conv2D) == 31 and kinds.count(keras.layers.Dense) == 1
 
 
-def test_wrong_width():
-    with pytest.raises(ValueError, match="width: expected one of simple, wide, got 'narrow'"):
-        build_model("narrow")
+@pytest.mark.parametrize("width", ["narrow", 0, -1, 69, 2.0, True, "", "1e1", None])
+def test_wrong_width(width):
+    expected = f"expected simple (1) or wide (10) or an integer from 1 to 68, got {width!r}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        build_model(width)
+
+
+@pytest.mark.parametrize("width, number", [("simple", 1), ("wide", 10), ("4", 4), (2, 2)])
+def test_a_width_is_a_number_or_the_papers_name_for_it(width, number):
+    config = make_config(CIFAR10, ("test", {"width": width}))
+    assert config.width == number
+    assert make_config(CIFAR10).width == 10
+
+
+def test_the_width_multiplies_the_filters_and_is_read_off_the_weights():
+    model = build_model(2, seed=1)
+    assert count_trainable(model) == 1844826
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.filters for layer in convolutions[::10]] == [16, 32, 64, 128]
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    assert CIFAR10.size_of(shapes) == {"width": 2}
+    # The largest width is the last one whose weights int32 counts.
+    assert 68**2 * 458752 < 2**31 < 69**2 * 458752
+
+
+@pytest.mark.parametrize("last", [(100, 10), (64, 9), (0, 10), (64,)])
+def test_weights_of_another_network_have_no_width(last):
+    assert CIFAR10.size_of([(3, 3, 3, 16), last, (10,)]) is None
+    assert CIFAR10.size_of([]) is None
 
 
 def test_initial_convolutions_are_normals_that_are_not_cut():

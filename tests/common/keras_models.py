@@ -37,6 +37,31 @@ def examples(count=12, classes=4, shape=(6, 5, 1), seed=0):
     return x, y
 
 
+def colour_network(*first, activation=None, size=(8, 7, 3), policy="float32", classes=5):
+    """A network with batch norm, in one of Keras's dtype policies, behind some first layers."""
+    keras.utils.set_random_seed(0)
+    layers = [L.Conv2D(3, 3), L.BatchNormalization(), L.ReLU(), L.GlobalAveragePooling2D()]
+    layers = [
+        layer.__class__.from_config({**layer.get_config(), "dtype": policy}) for layer in layers
+    ]
+    last = L.Dense(classes, activation=activation, dtype=policy)
+    return keras.Sequential([keras.Input(size), *first, *layers, last])
+
+
+class Subclassed(keras.Model):
+    """A network of five classes that Keras knows no graph of, with dropout and a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = [L.Conv2D(3, 3, activation="relu"), L.Flatten(), L.Dropout(0.5)]
+        self.head = L.Dense(5, activation="softmax")
+
+    def call(self, x, training=None):
+        for layer in self.features:
+            x = layer(x, training=training) if isinstance(layer, L.Dropout) else layer(x)
+        return self.head(x)
+
+
 @functools.cache
 def trained_network():
     """A network that classifies well, without a softmax."""

@@ -133,7 +133,7 @@ def write(tmp_path):
         (
             CIFAR10,
             {
-                "width": "wide",
+                "width": 10,
                 "random_seed": 451760341,
                 "max_num_training_steps": 80000,
                 "training_batch_size": 128,
@@ -300,7 +300,7 @@ def test_flags_take_every_kind():
     )
     assert not settings.random_start and settings.round_to_8_bits
     assert (settings.epsilon, settings.step_size) == (4.0, pytest.approx(2.0))
-    assert (settings.loss_func, settings.data_dir, settings.width) == ("cw", "/data", "simple")
+    assert (settings.loss_func, settings.data_dir, settings.width) == ("cw", "/data", 1)
     assert settings.step_size_schedule == ((0, 0.1), (5, 0.01))
     assert settings.attack_schedule == ((0, 7, 2.0), (5, 10, pytest.approx(2.0)))
     assert parse(CIFAR10, "--attack_schedule=null").attack_schedule is None
@@ -534,7 +534,7 @@ def test_the_originals_data_may_be_in_the_home_directory(home, write):
 
 
 PATH_FLAGS = [
-    (evaluate.define_eval_flags, ("source", "output_json", "state_dir")),
+    (evaluate.define_eval_flags, ("source", "output_json", "state_dir", "merge", "report")),
     (compare_lib.define_flags, ("attack_file", "output_json", "state_dir")),
     (export_model.define_flags, ("output_dir",)),
     (adversarial_images.define_flags, ("output",)),

@@ -20,7 +20,7 @@ from common.scripts import app, attack_file, compare, evaluate, export_model
 from mnist_challenge.challenge import MNIST
 SCRIPTS = {
     "eval.py": (evaluate.evaluate, evaluate.define_eval_flags),
-    "pgd_attack.py": (attack_file.pgd_attack, evaluate.define_attack_flags),
+    "pgd_attack.py": (attack_file.pgd_attack, attack_file.define_attack_file_flags),
     "run_attack.py": (attack_file.run_attack, None),
     "compare.py": (compare.compare, compare.define_flags),
     "export_model.py": (export_model.export_model, export_model.define_flags),

@@ -17,6 +17,8 @@ from tests.common.keras_models import (
     ATTACK,
     OPTIONS,
     L,
+    Subclassed,
+    colour_network,
     examples,
     network,
     trained_network,
@@ -81,7 +83,7 @@ def test_few_classes_have_a_suite_too(classes):
     assert ("apgd_dlr" in names) == (classes == 3)
 
 
-def test_pixels_of_bytes_and_colours_are_taken():
+def test_pixels_of_bytes_and_colours_are_taken(tmp_path):
     x, y = examples(8, shape=(7, 5, 3))
     inner = network(shape=(7, 5, 3))
     model = keras.Sequential([keras.Input((7, 5, 3)), L.Rescaling(1 / 255), inner])
@@ -91,6 +93,65 @@ def test_pixels_of_bytes_and_colours_are_taken():
     report = evaluate(model, images, y, epsilon=8, bounds=(0, 255), **options)
     distance = np.abs(report.result.x_adv - images).reshape(8, -1).max(axis=1)
     assert report.result.x_adv.dtype == np.float32 and 7.9 < distance.max() <= 8.001
+    report.save_html(tmp_path / "r.html", class_names=["a", "b", "c", "<d>"], title="Mine")
+    page = (tmp_path / "r.html").read_text()
+    found = report.to_dict()
+    for accuracy in (found["natural_accuracy"], found["adversarial_accuracy"]):
+        assert f"<b>{accuracy:.2f}<small>%" in page
+    assert "<h1>Mine</h1>" in page and "linf, epsilon 8" in page and "&lt;d&gt;" in page
+    # What becomes what is the model's own answer.
+    classes = np.asarray(model(report.result.x_adv)).argmax(axis=1)
+    names = ["a", "b", "c", "&lt;d&gt;"]
+    for label, other in zip(y, classes):
+        number = np.count_nonzero((y == label) & (classes == other))
+        assert f"{names[label]} taken for {names[other]}: {number} (" in page
+    with pytest.raises(InputError, match="^cannot write "):
+        report.save_html(tmp_path / "no" / "r.html")
+
+
+def preprocessing():
+    """Layers that a user puts before a network; they have seen the images."""
+    normalise = L.Normalization(axis=-1)
+    normalise.adapt(examples(8, 5, (8, 7, 3))[0])
+    return normalise, L.Resizing(10, 9), L.RandomFlip()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: colour_network(*preprocessing()),
+        Subclassed,
+        lambda: colour_network(policy="float16", activation="softmax"),
+        lambda: colour_network(policy="bfloat16", activation="softmax", size=(None, None, 3)),
+        lambda: colour_network(policy="mixed_float16"),
+        lambda: keras.Sequential([L.Conv2D(3, 3), L.Flatten(), L.Dense(5)]),
+    ],
+    ids=["preprocessing", "subclassed", "float16", "bfloat16", "mixed_float16", "unbuilt"],
+)
+def test_models_are_taken_as_they_come(make):
+    x, _ = examples(9, 5, (8, 7, 3))
+    model = make()
+    y = np.argmax(model(x, training=False), axis=1)  # what it says, so that all is attacked
+    attack = functools.partial(
+        PGD, epsilon=1, step_size=1, num_steps=1, random_start=False, bounds=(0, 1)
+    )
+    data = tf.data.Dataset.from_tensor_slices((x, keras.utils.to_categorical(y, 5))).batch(4)
+    before = model.get_weights()
+    report = evaluate(model, data, epsilon=1, bounds=(0, 1), suite=[attack], show_progress=False)
+    result = report.result
+    assert np.mean(result.natural_correct) > 0.5  # a tie, which 8 bits may make, is not correct
+    its = np.argmax(model(result.x_adv, training=False), axis=1)
+    assert np.all((its == y)[result.adversarial_correct])
+    moved = result.x_adv[result.natural_correct]
+    assert np.mean((moved == 0) | (moved == 1)) > 0.2  # a step to the corners of the box
+    for weight, its in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, its)
+
+
+def test_steps_too_short_for_the_ball_are_warned_of(trained):
+    short = functools.partial(ATTACK, step_size=0.01)
+    report = evaluate(trained, *examples(8), **OPTIONS, suite=[short], show_progress=False)
+    assert "warning: short steps: pgd: 3 steps of 0.01 do not lead" in str(report)
 
 
 def no_gradient(x):
@@ -113,6 +174,24 @@ def not_a_number(x):
         ({"x": np.zeros((12, 30))}, r"expected images \(batch, height, width, channels\)"),
         ({"model": no_gradient}, "expected logits with a gradient"),
         ({"model": not_a_number}, "expected logits that are numbers, got NaN for"),
+        ({"model": None}, "model: expected a keras.Model or a function, got None"),
+        (
+            {"model": lambda x: [2 * x[:, :4, 0, 0], x[:, :3, 0, 0]]},
+            "expected a tensor of logits .*, got list of 2; give a model or a function that",
+        ),
+        ({"model": lambda x: tf.nn.sigmoid(x[:, 0, 0])}, "logits of 2 classes or more, got 1"),
+        (
+            {"model": lambda x: x[:, :4, 0, 1]},
+            "takes images of 6 x 5 x 1, got InvalidArgumentError",
+        ),
+        (
+            {"x": np.ones((12, 6, 5, 3))},
+            "takes images of 6 x 5 x 3, got ValueError: Input 0 .* expected axis -1",
+        ),
+        (
+            {"model": lambda x: tf.cast(tf.nn.softmax(x[:, :4, 0, 0]), tf.float16)},
+            "got probabilities whose softmax was not found",
+        ),
         ({"suite": "quick"}, "suite: expected standard or a list of attacks, got 'quick'"),
         ({"suite": [ATTACK], "epsilon": 0.2}, "suite: expected attacks of epsilon 0.2, got pgd"),
         ({"suite": [3]}, "attack: expected an attack, or a function from logits to one, got 3"),
@@ -137,6 +216,7 @@ def test_nan_pixels_and_endless_data_are_refused(trained):
         evaluate(trained, x, y, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
     x, y = examples(20, classes=4, shape=(6, 5, 3))
     network(shape=(6, 5, 3), activation="softmax").save(tmp_path / "mine.keras")

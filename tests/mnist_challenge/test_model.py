@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.helpers import digits, input_gradient, sum_xent
 
@@ -38,6 +39,15 @@ def test_number_of_parameters(scale, count):
     assert model.count_params() == count
     assert sum(np.prod(variable.shape) for variable in model.trainable_variables) == count
     assert not model.losses  # no weight decay
+
+
+def test_the_very_large_network_has_twice_the_filters():
+    model = build_model(very_large=True)
+    assert model.count_params() == 6640394
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    assert shapes[0] == (5, 5, 1, 64) and shapes[2] == (5, 5, 64, 128) and shapes[4][1] == 1024
+    assert MNIST.size_of(shapes) == {"network": "very_large", "scale": 16}
+    assert MNIST.paper({"adversary": "none", "network": "very_large", "scale": 16}) == {}
 
 
 def test_initial_weights_are_cut_normals_and_positive_biases():

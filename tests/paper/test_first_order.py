@@ -99,7 +99,7 @@ def test_a_trainings_losses_are_drawn(tmp_path):
     script = ROOT / "paper" / "reproduce.py"
     flag = f"--mnist_training={tmp_path / 'training'}"
     out = run(script, "figure_5", "--sample", flag, cwd=tmp_path)
-    assert "figure_5: not reproduced." in out or "figure_5: in part." in out
+    assert "figure_5: not reproduced\n" in out or "figure_5: in part\n" in out
     result = Result.read(figure_5.ITEM, tmp_path / "paper_sample")
     numbers = result.numbers["MNIST"]
     assert numbers["step"] == [0, 2, 4] and len(numbers["loss"]) == 3

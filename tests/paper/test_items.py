@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import types
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from PIL import Image
 
 from cifar10_challenge.challenge import CIFAR10
@@ -21,7 +23,8 @@ from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
 from tests.helpers import ROOT, error_line, run
 
 # The cheapest items; the others run with -m slow.
-BY_DEFAULT = ("figure_1",)
+BY_DEFAULT = ("figure_10", "figure_12")
+WORDS = (REPRODUCED, IN_PART, NOT_REPRODUCED)
 SCRIPT = ROOT / "paper" / "reproduce.py"
 
 
@@ -40,8 +43,10 @@ def test_an_item_runs_to_its_end_on_a_sample(name, tmp_path):
     settings = {**item.settings, **item.sample}
     assert result["settings"] == settings
     assert list(result["parts"]) == [part.name for part in item.parts(settings)]
-    assert any(f"{name}: {word}. " in out for word in (REPRODUCED, IN_PART, NOT_REPRODUCED))
-    assert f"### {item.title}" in (made / "README.md").read_text()
+    assert any(f"{name}: {word}\n" in out for word in WORDS)
+    page = (made / "README.md").read_text()
+    assert f"### {item.title}" in page and "stale" not in page
+    assert sum(f"**{word.capitalize()}.**" in page for word in WORDS) == 1
     if item.draw is not None:
         picture = plt.imread(made / "figures" / f"{name}.png")
         assert picture.shape[0] > 100 and picture.shape[1] > 300 and picture.std() > 0.05
@@ -120,7 +125,7 @@ def make(item, place, is_sample=True, afresh=False, **given):
     flag_values = types.SimpleNamespace(sample=is_sample, afresh=afresh, pdf=False)
     source = reproduce.Source(None, is_sample)
     reproduce.make(item, flag_values, given, source, place)
-    return Result.read(item, place)
+    return Result.read(item, place, source)
 
 
 def test_interrupted_work_resumes_after_the_last_finished_part(place, capsys):
@@ -140,7 +145,7 @@ def test_interrupted_work_resumes_after_the_last_finished_part(place, capsys):
     assert make(item, place).records == result.records and len(calls) == 2
     out = capsys.readouterr().out
     assert "the same command resumes" in out
-    assert "counting: reproduced. holds: more than one part." in out
+    assert "counting: reproduced\n" in out and "holds: more than one part\n" in out
 
 
 def test_other_settings_replace_nothing_unless_asked_to(place):
@@ -162,8 +167,8 @@ def test_a_result_is_stale_once_its_network_or_computation_has_changed(place, mo
     assert result.state() == PARTLY and result.is_whole() and len(calls) == 1
     assert make(counting_item((NATURAL,), calls), place, is_sample=False).state() == DONE
     monkeypatch.setattr(Network, "digest", lambda network: "another")
-    assert result.state() == STALE
-    assert "stale" in document.state_of(result)
+    result = Result.read(counting_item((NATURAL,), calls), place)
+    assert result.state() == STALE and "stale" in document.state_of(result)
     monkeypatch.undo()
     newer = dataclasses.replace(item, version=2)
     assert Result.read(newer, place).state() == STALE
@@ -224,11 +229,65 @@ def test_mnist_examples_are_those_that_pgd_breaks(linear):
     assert ascent.examples(work, loaded) == [*broken[1:], *others][:4]
 
 
-def test_words_and_flags_that_no_item_has_are_refused(tmp_path):
+def test_words_that_are_no_item_are_refused(tmp_path):
     err = run(SCRIPT, "figure_99", cwd=tmp_path, code=1)
-    assert error_line(err).endswith("got 'figure_99'") and "expected some of" in err
-    err = run(SCRIPT, "figure_1", "--num_images=3", "--sample", cwd=tmp_path, code=1)
-    assert error_line(err) == "error: --num_images: expected an item that has it, got figure_1"
-    err = run(SCRIPT, "--all", "figure_1", cwd=tmp_path, code=1)
-    assert error_line(err) == "error: --all: expected no names of items beside it, got figure_1"
+    assert error_line(err).endswith("got 'figure_99'") and "expected some of figure_1, " in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, given, message",
+    [
+        ("figure_1", "--num_images=3", "--num_images: expected an item that has it, got figure_1"),
+        ("figure_1", "--all", "--all: expected no names of items beside it, got figure_1"),
+        (
+            "figure_1",
+            f"--sample --output_dir={SCRIPT.parent}",
+            f"--output_dir: expected another place for a sample, got {SCRIPT.parent}",
+        ),
+        (
+            "figure_1",
+            "--own_models=adv_trained=/tmp/x",
+            "--own_models: expected an --output_dir for their results, got none",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_with_the_items_are_refused(
+    words, given, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    flag_values = flags.FlagValues()
+    reproduce.define_flags(flag_values)
+    flag_values(["reproduce.py", *given.split()])
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        reproduce.main(words.split(), flag_values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_listing_tells_what_each_item_needs_and_how_far_it_is(capsys):
+    flag_values = flags.FlagValues()
+    reproduce.define_flags(flag_values)
+    flag_values(["reproduce.py"])
+    reproduce.main([], flag_values)
+    out = capsys.readouterr().out
+    for name in items.NAMES:
+        assert f"{name}: {items.load(name).title}\n    state: " in out
+    assert "needs: MNIST, natural; MNIST, robust; CIFAR-10, natural" in out
+
+
+def test_a_model_of_ones_own_takes_the_place_of_a_network(place):
+    calls = []
+    item = counting_item((ROBUST,), calls)
+    source = reproduce.Source(None, False, {"adv_trained": "fgsm_trained"})
+    flag_values = types.SimpleNamespace(sample=False, afresh=False, pdf=False)
+    reproduce.make(item, flag_values, {"count": 1}, source, place)
+    result = Result.read(item, place, source)
+    assert calls == ["fgsm_trained"] and result.state() == DONE
+    assert Result.read(item, place).state() == STALE  # the shipped network is another
+
+
+@pytest.mark.parametrize("flag", ["adv_trained", "adv_trained=", "no_such=x", "=x"])
+def test_own_models_have_a_networks_name_and_a_path(flag):
+    flag_values = types.SimpleNamespace(own_models=[flag], output_dir="x")
+    with pytest.raises(InputError, match=f"--own_models: expected NAME=PATH .* got {flag}"):
+        reproduce.own_models(flag_values)

@@ -1,5 +1,6 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
+import re
 import types
 
 import matplotlib.pyplot as plt
@@ -117,14 +118,30 @@ def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(chal
     assert found == [95, 95, 0]
 
 
+def python_of_the_readme():
+    """The README's code, block by block."""
+    parts = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
 def test_python_of_the_readme_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    attack, load = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    _, attack = python_of_the_readme()
     names = {}
-    exec(attack.split("```")[0], names)
+    exec(attack, names)
     assert names["x_adv"].shape == (50, 28, 28, 1)
-    exec(load.split("```")[0], names)
-    assert names["logits"].shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_trained_and_evaluated_as_the_readme_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    own, _ = python_of_the_readme()
+    names = {}
+    exec(own, names)
+    assert len(names["trainer"].history.history["val_robust_accuracy"]) == 20
+    line = capsys.readouterr().out.splitlines()[-1]
+    accuracy = float(re.fullmatch(r"robust accuracy ([\d.]+)% .*attacks: standard", line)[1])
+    assert 30 < accuracy < 90
 
 
 def test_figures_are_of_a_challenge(tmp_path):

@@ -156,12 +156,28 @@ def test_examples_leave_once_broken(name):
     assert sizes[0] == 12 and sizes[-1] < 12 and sizes[-1] >= num_standing
     calls = len(sizes)
     assert calls <= attack.num_gradients + attack.num_queries + 1
-    # What it says to have taken, but for the images themselves.
-    assert attack.passes(12).sum() == sum(sizes[1:])
+    # What it says to have taken: all but for the images themselves, and for what was broken.
+    assert 12 <= attack.passes(12).sum() <= sum(sizes[1:])
     if name == "square":
         assert attack.passes(12)[0] == 0
     if name == "fab_targeted":
         assert attack.passes(12)[0] < attack.passes(12)[1]
+
+
+@the_new
+def test_passes_and_examples_do_not_depend_on_the_batch(name):
+    _, _, linear = linear_model()
+    x_nat, y = labelled(linear)
+    attack = make(name, linear, "linf")
+    numbers = np.arange(12)
+    x, passes = attack.perturb(x_nat, y, seed=3, index=numbers).numpy(), attack.passes(12)
+    attack.fix_batch_size(8)
+    total = 0
+    for part in (numbers[:1], numbers[1:8], numbers[8:]):
+        found = attack.perturb(x_nat[part], y[part], seed=3, index=part)
+        np.testing.assert_allclose(found, x[part], atol=1e-6)
+        total += attack.passes(len(part))
+    np.testing.assert_array_equal(total, passes)
 
 
 @the_new

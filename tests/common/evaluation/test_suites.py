@@ -21,7 +21,7 @@ from common.evaluation.report import table
 from common.evaluation.results import Result, Trial, TrialResult
 from common.scripts import attack_file
 from common.scripts import evaluate as evaluate_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.helpers import EMPTY_HOME, ROOT, error_line, run, train
 
@@ -131,6 +131,28 @@ def test_the_paper_suite_through_the_script(tiny, tmp_path):
         cwd=tmp_path,
     )
     assert f"Accuracy: {result['adversarial_accuracy']:.2f}%" in scored
+
+
+def test_a_report_shows_the_numbers_of_the_json(evaluate, tmp_path):
+    command = ("--attack=fgsm,pgd", "--num_steps=2", "--epsilon=0.05", "--step_size=0.03")
+    out = evaluate(*command, "--report=r.html", "--output_json=r.json", *FEW).out
+    assert "report written to r.html\n" in out
+    found, page = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
+    for accuracy in (found["natural_accuracy"], found["adversarial_accuracy"]):
+        assert f"<b>{accuracy:.2f}<small>%" in page
+    for entry in found["attacks"]:
+        assert f"{entry['name']}: {entry['accuracy']:.2f}%, 95% interval" in page
+    low, high = found["confidence_interval"]
+    assert f"95% interval {low:.2f} to {high:.2f}" in page
+    assert f"mean {found['adversarial_loss']:.4f}" in page
+    assert f"<dd>{found['data']}</dd>".replace("'", "&#x27;") in page
+    right, broken = (
+        round((found["natural_accuracy"] - accuracy) * FEW_IMAGES / 100)
+        for accuracy in (0, found["adversarial_accuracy"])
+    )
+    assert f"<b>{broken}</b><span>broken by the attacks</span><i>of {right} class" in page
+    evaluate(*command[1:], "--report=one.html", *FEW)
+    assert "num_steps 2" in (tmp_path / "one.html").read_text()
 
 
 def test_an_interrupted_suite_resumes_to_the_same_result(evaluate, tmp_path, monkeypatch):
@@ -317,7 +339,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
 
     flag_values = flags.FlagValues()
     define_flags(MNIST, flag_values)
-    define_attack_flags(MNIST, flag_values)
+    attack_file.define_attack_file_flags(MNIST, flag_values)
     flag_values(["x", f"--model_dir={tiny}", "--num_steps=1", "--store_adv_path=a.npy", *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)
     assert line.format("pgd") in capsys.readouterr().err
@@ -393,6 +415,9 @@ def test_a_suite_takes_a_network_in_half_precision(evaluate, tmp_path, monkeypat
         ),
         (("--each_alone",), "--each_alone: expected several attacks"),
         (("--suite=paper", "--watch"), "--watch: expected one attack"),
+        (("--watch", "--report=x"), "--report: expected none beside --watch"),
+        (("--report=no/r.html",), "--report: cannot write no/r.html"),
+        (("--shard=1/2", "--report=r.html"), "--report: expected none beside --shard"),
         (("--watch", "--state_dir=x"), "--state_dir: expected none beside --watch"),
         (("--watch", "--source=natural"), "--source: expected none beside --watch"),
         (("--source=no",), "--source: expected a training directory"),
@@ -474,7 +499,7 @@ def test_the_norm_is_that_of_every_attack(evaluate, tmp_path):
 def test_an_attack_file_may_be_of_an_l2_ball(tiny, evaluate, tmp_path, capsys):
     flag_values = flags.FlagValues()
     define_flags(MNIST, flag_values)
-    define_attack_flags(MNIST, flag_values)
+    attack_file.define_attack_file_flags(MNIST, flag_values)
     size = ("--epsilon=1.5", "--step_size=0.5", "--num_steps=4", "--norandom_start")
     flag_values(["x", f"--model_dir={tiny}", "--norm=l2", "--store_adv_path=a.npy", *size, *FEW])
     attack_file.pgd_attack(MNIST, config_from_flags(MNIST, flag_values), flag_values)

@@ -13,7 +13,7 @@ from common.checkpoints import load_model
 from common.evaluation import pitfalls, suites
 from common.scripts import attack_file, evaluate
 from common.scripts import compare as compare_lib
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.helpers import EMPTY_HOME
 
@@ -80,7 +80,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 EVAL = evaluate.evaluate, evaluate.define_eval_flags
-PGD_ATTACK = attack_file.pgd_attack, define_attack_flags
+PGD_ATTACK = attack_file.pgd_attack, attack_file.define_attack_file_flags
 COMPARE = compare_lib.compare, compare_lib.define_flags
 # What runs one attack, or several: script, flags and the file with the result.
 RESULT = "--output_json=r.json"

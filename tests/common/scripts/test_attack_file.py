@@ -15,7 +15,7 @@ from common.attack import PGD
 from common.errors import InputError
 from common.evaluation import state
 from common.scripts import attack_file, evaluate
-from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
+from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.helpers import EMPTY_HOME, ROOT, interrupted_in_its_attack, run, start
 
@@ -33,7 +33,7 @@ def attack(tmp_path, monkeypatch, capsys):
         flag_values = flags.FlagValues()
         define_flags(MNIST, flag_values)
         is_eval = command is evaluate.evaluate
-        define = evaluate.define_eval_flags if is_eval else define_attack_flags
+        define = evaluate.define_eval_flags if is_eval else attack_file.define_attack_file_flags
         define(MNIST, flag_values)
         flag_values(["pgd_attack.py", *FEW, *arguments])
         settings = config_from_flags(MNIST, flag_values)

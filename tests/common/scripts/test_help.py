@@ -8,7 +8,7 @@ from absl import flags
 from cifar10_challenge.challenge import CIFAR10
 from common import config
 from common.scripts import attack_file, compare, evaluate, export_model
-from common.scripts.flags import define_attack_flags, define_flags, help_text
+from common.scripts.flags import define_flags, help_text
 from mnist_challenge.challenge import MNIST
 from tests.helpers import ROOT, error_line, run
 
@@ -48,7 +48,12 @@ def test_help_is_grouped_and_shows_values_and_defaults():
     "define_own_flags, uses, shown, hidden",
     [
         (evaluate.define_eval_flags, evaluate.USES, ATTACK, TRAINING),
-        (define_attack_flags, attack_file.USES, (*ATTACK, "store_adv_path"), TRAINING),
+        (
+            attack_file.define_attack_file_flags,
+            attack_file.USES,
+            (*ATTACK, "store_adv_path"),
+            TRAINING,
+        ),
         (None, attack_file.SCORING, ("epsilon", "store_adv_path"), (*ATTACK, "random_seed")),
         (compare.define_flags, compare.USES, ("eval_batch_size",), (*ATTACK, *TRAINING)),
         (export_model.define_flags, export_model.USES, ("output_dir",), (*ATTACK, *TRAINING)),

@@ -14,6 +14,9 @@ from common.training.adversarial_model import AdversarialModel
 from tests.common.keras_models import (
     ATTACK,
     OPTIONS,
+    L,
+    Subclassed,
+    colour_network,
     examples,
     network,
     trained_network,
@@ -31,11 +34,12 @@ def trained():
 def test_a_step_is_that_of_the_trainings(loss, softmax):
     x, y = examples(8)
     model, plain = network(activation="softmax" if softmax else None), network()
-    trainer = AdversarialModel(model, ATTACK, loss=loss, epsilon_warmup_steps=3, seed=5)
+    weights = {"natural_weight": 0.2, "trades_beta": 2.0}
+    trainer = AdversarialModel(model, ATTACK, loss=loss, epsilon_warmup_steps=3, seed=5, **weights)
     trainer.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
     optimizer = keras.optimizers.Adam(0.01)
     optimizer.build(plain.trainable_variables)
-    attack, loss_of = ATTACK(plain), losses.make_loss(loss)
+    attack, loss_of = ATTACK(plain), losses.make_loss(loss, 0.2, 2.0)
     for step in range(3):
         logs = trainer.train_on_batch(x, y, return_dict=True)
         trainer.reset_metrics()
@@ -125,6 +129,35 @@ def test_files_are_the_inner_models(tmp_path):
     np.testing.assert_allclose(exported.serve(x), model(x), atol=1e-5)
 
 
+def test_the_attack_may_run_batch_norm_on_the_batch():
+    x, y = examples(8, 5, (8, 7, 3))
+    found = []
+    for own in (True, False):
+        model = colour_network()
+        attack = functools.partial(ATTACK, batch_statistics=own)
+        trainer = AdversarialModel(model, attack)
+        trainer.compile(keras.optimizers.SGD(0.0))
+        trainer.train_on_batch(x, y)
+        plain = colour_network()
+        x_adv = attack(plain).perturb(x, y, seed=(0, 0))
+        plain(x_adv, training=True)  # the step's own call
+        for weight, its in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, its, atol=1e-6)
+        found.append(model.layers[1].moving_mean.numpy())
+    assert not np.allclose(*found)  # the attack's calls move the averages, too
+
+
+@pytest.mark.parametrize("policy", [None, "float16"])
+def test_fit_takes_models_and_data_sets_as_they_come(policy):
+    x, y = examples(20, 5, (8, 7, 3))
+    model = Subclassed() if policy is None else colour_network(L.Rescaling(2.0), policy=policy)
+    trainer = AdversarialModel(model, functools.partial(ATTACK, num_steps=1))
+    trainer.compile(keras.optimizers.SGD(0.01), metrics=["accuracy"])
+    data = tf.data.Dataset.from_tensor_slices((x, keras.utils.to_categorical(y, 5))).batch(8)
+    found = trainer.fit(data, epochs=2, verbose=0, class_weight=dict.fromkeys(range(5), 1.0))
+    assert np.isfinite(found.history["loss"]).all() and len(found.history["accuracy"]) == 2
+
+
 def test_what_is_wrong_with_a_batch_is_one_line():
     x, y = examples(8)
     trainer = AdversarialModel(network(), ATTACK)
@@ -133,12 +166,17 @@ def test_what_is_wrong_with_a_batch_is_one_line():
         (2 * x, y, r"^x: expected pixels in \[0, 1\], got others$"),
         (x, y + 4, "^y: expected classes from 0 to 3 or one-hot labels"),
         (x, np.full(8, -1), "^y: expected classes from 0 to 3 or one-hot labels"),
+        (x, None, "^y: expected the labels of the images x, got none$"),
         (x, np.zeros((8, 5)), "^y: expected one of 4 classes, got one of 5$"),
     ):
         for call in (trainer.fit, trainer.evaluate):
             with pytest.raises(InputError, match=message):
                 call(images, labels, verbose=0)
     assert np.all([np.isfinite(weight).all() for weight in trainer.get_weights()])
+    trainer = AdversarialModel(network(), ATTACK)
+    trainer.compile("sgd")
+    with pytest.raises(InputError, match=r"^x: expected images .*, got shape \(None, 6, 5\)$"):
+        trainer.fit(x[..., 0], y, verbose=0)
 
 
 def test_an_attack_on_the_model_is_that_on_its_logits():
