@@ -8,8 +8,13 @@ import setuptools
 MODELS = [
     f"models/*/{name}"
     for name in (
-        *("saved_model.pb", "fingerprint.pb", "variables/*", "weights-*.npz"),
-        *("card.json", "README.md"),
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables/*",
+        "weights-*.npz",
+        "card.json",
+        "leaderboard.csv",
+        "README.md",
     )
 ]
 

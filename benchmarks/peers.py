@@ -199,7 +199,8 @@ def training_step(
         keras_model, x_nat, y, epsilon, step_size, num_steps, bounds: see `make`.
         batch_statistics: whether the attack runs the network in training mode.
         is_summed: whether the loss is the sum over the batch and not its mean.
-        rate: of the optimizer, which is SGD with `momentum`, or Adam if that is None.
+        rate: the optimizer's learning rate.
+        momentum: SGD's, or None for Adam.
         weight_decay: factor of half the squared kernels in the loss.
 
     Returns:

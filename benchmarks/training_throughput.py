@@ -131,8 +131,8 @@ def our_step(challenge, config, reduce_loss, x, y, precision="float32"):
     """A step as `common.training.train` takes it, as function without arguments."""
     config = dataclasses.replace(config, precision=precision)
     policy = "mixed_bfloat16" if precision == "bfloat16" else precision
-    model, optimizer = challenge.build_model(config, policy), _optimizer(challenge, config)
-    perturb = steps.make_adversary(config, challenge, model, _batch_statistics(config))
+    model, optimizer = challenge.build_model(config, policy), optimizer_of(challenge, config)
+    perturb = steps.make_adversary(config, challenge, model, batch_statistics_of(config))
     update = steps.make_update(config, model, optimizer, reduce_loss)
     return lambda: float(update(x, perturb(x, y, 0), y)[0])
 
@@ -151,9 +151,9 @@ def plain_step(challenge, config, reduce_loss, x, y):
         step_size=config.step_size,
         num_steps=config.num_steps,
         bounds=challenge.bounds,
-        training=_batch_statistics(config),
+        training=batch_statistics_of(config),
     )
-    update = plain.update(model, _optimizer(challenge, config), reduce_loss)
+    update = plain.update(model, optimizer_of(challenge, config), reduce_loss)
     return lambda: float(update(perturb(x, y), y))
 
 
@@ -168,7 +168,7 @@ def torch_step(challenge, config, reduce_loss, x, y):
         step_size=config.step_size,
         num_steps=config.num_steps,
         bounds=challenge.bounds,
-        batch_statistics=_batch_statistics(config),
+        batch_statistics=batch_statistics_of(config),
         is_summed=reduce_loss is tf.reduce_sum,
         rate=config.step_size_schedule[0][1],
         momentum=getattr(config, "momentum", None),
@@ -176,14 +176,16 @@ def torch_step(challenge, config, reduce_loss, x, y):
     )
 
 
-def _optimizer(challenge, config):
+def optimizer_of(challenge, config):
+    """A challenge's optimizer at its first learning rate."""
     rate = config.step_size_schedule[0][1]
     if challenge is MNIST:
         return keras.optimizers.Adam(rate)
     return keras.optimizers.SGD(rate, momentum=config.momentum)
 
 
-def _batch_statistics(config):
+def batch_statistics_of(config):
+    """Whether a challenge's attack runs the network in training mode."""
     return getattr(config, "batch_statistics", False)
 
 
@@ -206,10 +208,10 @@ def loop_share(challenge, config, script, reduce_loss):
             dataclasses.replace(config, precision="float32", **settings),
             challenge,
             challenge.load("test", allow_sample=True),
-            optimizer=_optimizer(challenge, config),
+            optimizer=optimizer_of(challenge, config),
             reduce_loss=reduce_loss,
             augment=getattr(script, "augment", None),
-            batch_statistics=_batch_statistics(config),
+            batch_statistics=batch_statistics_of(config),
             timed=timed,
         )
     skip = 2  # the first step, an attack and an update, compiles

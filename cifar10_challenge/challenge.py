@@ -99,6 +99,11 @@ class Config(config.Config):
     batch_statistics: bool = config.key(
         "training: attack the network in training mode, as the original does", config.boolean
     )
+    batch_norm: str = config.key(
+        "training with --distribute: batch norm by the statistics of the whole batch, as on one "
+        "device and in the paper, or of each device's part",
+        config.one_of("synchronized", "per_replica"),
+    )
 
 
 CIFAR10 = Challenge(
@@ -123,7 +128,11 @@ CIFAR10 = Challenge(
     load=data.load_cifar10,
     to_pixels=data.cifar10_pixels,
     build_model=lambda settings, precision=None: build_model(
-        settings.width, settings.weight_decay, seed=settings.random_seed, precision=precision
+        settings.width,
+        settings.weight_decay,
+        seed=settings.random_seed,
+        precision=precision,
+        synchronized=settings.batch_norm == "synchronized",
     ),
     size_of=size_of,
     original_names=original_names,

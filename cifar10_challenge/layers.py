@@ -36,11 +36,24 @@ class PadChannels(layers.Layer):
 
 @keras.saving.register_keras_serializable("cifar10_challenge")
 class BatchNorm(layers.BatchNormalization):
-    """Keras's batch normalisation of the last axis, in training mode as one op of TensorFlow."""
+    """Keras's batch normalisation of the last axis, in training mode as one op of TensorFlow.
+
+    On several devices (`tf.distribute`) each normalises its part of the batch by that part's own
+    statistics; with `synchronized=True` all do by those of the whole batch, as one device would.
+    """
+
+    def __init__(self, *, synchronized=False, **kwargs):
+        super().__init__(**kwargs)  # Keras's own `synchronized` rounds differently on one device
+        self._is_synchronized = synchronized
 
     def call(self, x, training=False):
         """Normalises float32 (batch, height, width, channels)."""
-        if not (training and self.trainable) or x.dtype == tf.float64:  # which the op lacks
+        if not (training and self.trainable):
+            return super().call(x, training=training)
+        replica = tf.distribute.get_replica_context()
+        if self._is_synchronized and replica is not None and replica.num_replicas_in_sync > 1:
+            return self._synchronised(x, replica)
+        if x.dtype == tf.float64:  # which the op lacks
             return super().call(x, training=training)
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
@@ -49,6 +62,29 @@ class BatchNorm(layers.BatchNormalization):
         # moving averages are of the biased one (a division by count).
         count = ops.cast(ops.size(x) // x.shape[-1], variance.dtype)
         variance *= (count - 1) / count
+        self._follow(mean, variance)
+        return x
+
+    def _synchronised(self, x, replica):
+        """Normalises a replica's part of a batch by the statistics of the whole batch."""
+        values = tf.cast(x, self.moving_mean.dtype)  # bfloat16 in mixed precision
+        mean, variance = tf.nn.moments(values, axes=[0, 1, 2])
+        count = tf.fill(mean.shape, tf.cast(tf.size(x) // x.shape[-1], mean.dtype))
+        # One exchange for all three, since it is the number of them that costs.
+        parts = tf.stack([count, count * mean, count * (variance + tf.square(mean))])
+        count, total, squares = tf.unstack(replica.all_reduce(tf.distribute.ReduceOp.SUM, parts))
+        mean = total / count
+        variance = tf.maximum(squares / count - tf.square(mean), 0.0)
+        self._follow(mean, variance)
+        return tf.cast(
+            tf.nn.batch_normalization(values, mean, variance, self.beta, self.gamma, self.epsilon),
+            x.dtype,
+        )
+
+    def _follow(self, mean, variance):
+        """Moves the stored averages towards the statistics of a batch."""
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
-        return x
+
+    def get_config(self):
+        return {**super().get_config(), "synchronized": self._is_synchronized}

@@ -12,7 +12,14 @@ UNITS_PER_GROUP = 5
 SLOPE = 0.1  # the leaky ReLU's, for negative values
 
 
-def build_model(width=10, weight_decay=2e-4, seed=None, precision=None, dtype="float32"):
+def build_model(
+    width=10,
+    weight_decay=2e-4,
+    seed=None,
+    precision=None,
+    dtype="float32",
+    synchronized=True,
+):
     """A pre-activation residual network of 31 convolutions (paper, Sec. 4; original model.py).
 
         standardise - conv 3x3 - 3 groups of 5 residual units - norm, leaky ReLU - mean - dense
@@ -34,6 +41,8 @@ def build_model(width=10, weight_decay=2e-4, seed=None, precision=None, dtype="f
             `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
             `precision`, for a reference without rounding.
+        synchronized: whether batch norm, in training on several devices, takes the statistics of
+            the whole batch, see `BatchNorm`.
 
     Returns:
         A keras.Model from float32 images (batch, 32, 32, 3), pixels in [0, 255], to float32
@@ -65,7 +74,8 @@ def build_model(width=10, weight_decay=2e-4, seed=None, precision=None, dtype="f
         )(x)
 
     def normalise(x, name):
-        x = BatchNorm(momentum=0.9, epsilon=1e-3, dtype=precision, name=f"{name}_norm")(x)
+        options = {"synchronized": synchronized, "dtype": precision, "name": f"{name}_norm"}
+        x = BatchNorm(momentum=0.9, epsilon=1e-3, **options)(x)
         return layers.LeakyReLU(negative_slope=SLOPE, dtype=precision, name=f"{name}_relu")(x)
 
     def residual_unit(x, filters, stride, name, activate_before_residual):

@@ -2,7 +2,8 @@
 
 A shipped model is a directory with a SavedModel, its card.json and a README.md made from the card,
 which holds the accuracy under the challenge's `card_rows`, each with its attack, number of images,
-time, hardware and commit. export_model.py makes them.
+time, hardware and commit. export_model.py makes them. A robust one has a leaderboard beside it, see
+`common.leaderboard`, which the README lists.
 """
 
 import json
@@ -12,7 +13,7 @@ import shlex
 
 import numpy as np
 
-from common import checkpoints, json_shapes
+from common import checkpoints, json_shapes, leaderboard
 from common.attack import is_misclassified
 from common.attack.precision import without_tf32
 from common.config import NOT_OF_TRAINING, parsed, read_json
@@ -144,8 +145,19 @@ def read_from(directory):
 
 def write(challenge, directory, card):
     """Writes card.json and README.md."""
+    boards = find_boards(directory)
     write_json(directory / CARD, card)
-    write_atomically(directory / "README.md", readme(challenge, card).encode())
+    write_atomically(directory / "README.md", readme(challenge, card, boards).encode())
+
+
+def find_boards(directory):
+    """Returns the leaderboards in a model's directory, see `leaderboard.read_boards`; {} if none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = pathlib.Path(directory) / leaderboard.BOARD
+    return leaderboard.read_boards(path) if os.path.lexists(path) else {}
 
 
 def find(card, row, source=None):
@@ -156,8 +168,8 @@ def find(card, row, source=None):
     return None
 
 
-def readme(challenge, card):
-    """Returns a model's README, as Markdown."""
+def readme(challenge, card, boards=None):
+    """Returns a model's README, as Markdown; `boards` are from `find_boards`."""
     training = card["training"]
     config, run = training["config"], training["runs"][-1]
     shape = ", ".join(str(n) for n in ("batch", *challenge.image_shape))
@@ -196,6 +208,7 @@ def readme(challenge, card):
         'withstands every restart. "paper" is its number for a network trained in the same way, '
         '"leaderboard" the original challenge\'s for its secret network under the same attack.',
         "",
+        *_board_lines(boards or {}),
     ]
     return "\n".join(lines)
 
@@ -228,6 +241,28 @@ def _loading_lines(challenge, card):
         "",
         f"TensorFlow does not check the shape itself, and another one may end Python. {trained}",
     ]
+
+
+def _board_lines(boards):
+    if not boards:
+        return []
+    lines = [
+        "## Leaderboard",
+        "",
+        f"Accuracy in percent on the first images of the test set; lower is better. "
+        f"[{leaderboard.BOARD}]({leaderboard.BOARD}) has each entry's command, or its file's "
+        "sha256. [How to hand one in](../../README.md#hand-in-an-attack).",
+        "",
+        "| board | attack | by | accuracy | images | date |",
+        "|---|---|---|---|---|---|",
+    ]
+    for board, entries in sorted(boards.items()):
+        for entry in entries:
+            lines.append(
+                f"| {_cell(board)} | {_cell(entry.attack)} | {_cell(entry.submitted_by)} | "
+                f"{entry.accuracy:.2f} | {entry.num_examples:,} | {_cell(entry.date)} |"
+            )
+    return [*lines, ""]
 
 
 def published(challenge, row, path, source_path=None):

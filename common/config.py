@@ -147,6 +147,15 @@ def boolean_or_auto(value, pixel_range):
         return _fail("one of auto, yes, no", value)
 
 
+@_with_form("auto|N")
+def count_or_auto(value, pixel_range):
+    """Parses a number of 1 or more, or auto."""
+    try:
+        return value if value == "auto" else integer(1)(value, pixel_range)
+    except ValueError:
+        return _fail("auto or an integer of 1 or more", value)
+
+
 @_with_form("auto|float32|bfloat16")
 def precision(value, pixel_range):
     """Parses auto, float32 or bfloat16; mixed_bfloat16, as Keras calls it, is bfloat16."""
@@ -251,9 +260,7 @@ class Config:
     epsilon_warmup_steps: int = key(
         "training steps over which epsilon and step_size grow from 0 to their values", integer(0)
     )
-    natural_share: float = key(
-        "share of each training batch that is left as it is, not attacked", number(0, 1)
-    )
+    natural_share: float = key("share of each training batch that is not attacked", number(0, 1))
     loss: str = key(
         "what the training minimises: the cross-entropy of the adversarial images, of the natural "
         "and the adversarial ones, or TRADES",
@@ -263,6 +270,16 @@ class Config:
         "natural_and_adversarial: weight of the natural images' loss, of 1 for both", number(0, 1)
     )
     trades_beta: float = key("trades: weight of the divergence", number(0))
+    distribute: str = key(
+        "several devices share each batch: none, mirrored (those of this host) or multi_worker "
+        "(those of the hosts in TF_CONFIG); the result is that of one device but for rounding",
+        one_of("none", "mirrored", "multi_worker"),
+    )
+    num_devices: int | str = key(
+        "devices of this host that --distribute takes; auto: its GPUs, or without a GPU the "
+        "processor as one device; a number parts the processor into as many",
+        count_or_auto,
+    )
     num_eval_examples: int = key(
         "test images evaluated, from the first", integer(1), EVALUATION, (EVALUATION, SCORING)
     )
@@ -303,7 +320,7 @@ class Config:
         (TRAINING, ATTACK, EVALUATION),
     )
     precision: str = key(
-        "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 where this "
+        "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 if this "
         "machine multiplies it fast; weights, validation and evaluation are float32's",
         precision,
         ATTACK,
@@ -324,6 +341,8 @@ NOT_OF_TRAINING = frozenset(
         "model_dir",
         "data_dir",
         "max_num_training_steps",
+        "distribute",
+        "num_devices",
         "num_output_steps",
         "num_summary_steps",
         "num_checkpoint_steps",
@@ -368,7 +387,7 @@ def parsed(challenge, values):
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        values: {name: value}. A setting that is unknown, or whose value is refused, stays as it is.
+        values: {name: value}. A setting that is unknown, or refused, is left unchanged.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     pixel_range = challenge.bounds[1] - challenge.bounds[0]

@@ -17,7 +17,7 @@ model = foolbox.TensorFlowModel(lambda x: logits(image=x)["logits"], bounds=(0, 
 
 test = MNIST.load("test", allow_sample=True).head(500)
 x_nat = tf.constant(MNIST.to_pixels(test.images))
-# int64 as argmax returns: where types differ, Foolbox 3.3 calls a function that NumPy 2 has not.
+# int64 as argmax returns: if types differ, Foolbox 3.3 calls a function that NumPy 2 has not.
 y = tf.constant(test.labels, tf.int64)
 
 attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True)

@@ -5,7 +5,7 @@
 The models stand side by side. Each has the same natural images, the examples that PGD finds on it
 (the settings of the challenge's config.json unless flags say otherwise) or another --attack, and
 what that added: grey is nothing, black and white are epsilon (in L2 the most). Above an image is
-what the model takes it for and how sure it is, in red where that is wrong; below are the labels.
+what the model takes it for and how sure it is, in red if that is wrong; below are the labels.
 """
 
 import dataclasses

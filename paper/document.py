@@ -32,10 +32,10 @@ def items_table(directory=HERE, source=None):
     """
     lines = ["| item | verdict | command |", "|---|---|---|"]
     for item in items.load_all():
-        state = state_of(Result.read(item, directory, source))
+        result = Result.read(item, directory, source)
+        state = state_of(result)
         lines.append(
-            f"| [{item.title}](#{_anchor(item.title)}) | {state} | "
-            f"`python paper/reproduce.py {item.name}` |"
+            f"| [{item.title}](#{_anchor(item.title)}) | {state} | `{command_of(result)}` |"
         )
     return "\n".join(lines)
 
@@ -65,8 +65,7 @@ def section(result):
         "",
         f"*{item.claim}*",
         "",
-        f"`python paper/reproduce.py {item.name}`: {cost_of(result)}; "
-        f"{settings_text(result.settings)}.",
+        f"`{command_of(result)}`: {cost_of(result)}; {settings_text(result.settings)}.",
     ]
     if state == STALE or not result.is_whole():
         return [*lines, "", f"State: {state_of(result)}."]
@@ -102,12 +101,22 @@ def state_of(result):
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"
     words = result.item.verdict(result).word
-    changed = {k: v for k, v in result.settings.items() if v != result.item.settings[k]}
-    if changed:
+    if changed := _changed(result):
         words += f", with {settings_text(changed)}"
     if state == PARTLY:
         words += f", {there} of {len(parts)} parts"
     return words
+
+
+def command_of(result):
+    """Returns the command that makes a result, with the settings that are not the item's own."""
+    flags = [f"--{name}={value}" for name, value in _changed(result).items()]
+    return " ".join(["python paper/reproduce.py", result.item.name, *flags])
+
+
+def _changed(result):
+    """The settings that are not the item's own."""
+    return {k: v for k, v in result.settings.items() if v != result.item.settings[k]}
 
 
 def cost_of(result):

@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and the results of benchmarks and items.
+"""Writes the READMEs' tables and the networks' leaderboards from cards, benchmarks and items.
 
 python paper/readme_tables.py
 """
@@ -19,10 +19,11 @@ from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
+from common.evaluation import suites
 from common.files import read_json, write_atomically
 from common.scripts import app
 from mnist_challenge.challenge import MNIST
-from paper import accuracies, document
+from paper import accuracies, document, leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
@@ -179,6 +180,16 @@ def autoattack_table():
     return "\n".join(lines)
 
 
+def fast_suite_table():
+    """The attacks of the fast suite, as Markdown."""
+    lines = ["| attack | examples | starts | settings |", "|---|---|---|---|"]
+    for stage in suites.FAST:
+        given = "all" if stage.share == 1 else f"closest {100 * stage.share:g}%"
+        settings = ", ".join(f"`{name}` {value}" for name, value in stage.settings.items())
+        lines.append(f"| {stage.name} | {given} | {stage.num_restarts} | {settings} |")
+    return "\n".join(lines)
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -201,6 +212,7 @@ TABLES = {
         attack_speed_table,
         training_speed_table,
         autoattack_table,
+        fast_suite_table,
     ),
 }
 
@@ -241,6 +253,8 @@ def main(words=()):
     if words:
         raise InputError(f"expected no words, got {' '.join(words)!r}")
     texts = {path: fill_in(path) for path in TABLES}
+    for challenge in (MNIST, CIFAR10):
+        texts |= leaderboards.texts(challenge)
     for path, text in texts.items():
         write_atomically(path, text.encode())
 

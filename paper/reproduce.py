@@ -145,7 +145,7 @@ def settings_of(item, earlier, given, is_sample, afresh):
     """
     default = {**item.settings, **(item.sample if is_sample else {})}
     given = {name: value for name, value in given.items() if name in default}
-    if not earlier.records or afresh or set(earlier.settings) != set(default):
+    if not earlier.records or afresh:
         return {**default, **given}
     for name, value in given.items():
         if value != earlier.settings[name]:

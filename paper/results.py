@@ -70,6 +70,8 @@ class Result:
     def read(cls, item, directory, source=None):
         """Returns what results/NAME.json of `directory` holds, or an empty result without it.
 
+        Numbers from before the item got other settings count as none.
+
         Args:
             item: the `Item`.
             directory: where results/ is.
@@ -87,6 +89,8 @@ class Result:
             not part["run"] < len(values["runs"]) for part in values["parts"].values()
         ):
             raise InputError(f"{path}: expected results of {item.name}, got another's")
+        if set(values["settings"]) != set(item.settings):
+            return cls(item, dict(item.settings), source=source)
         return cls(item, values["settings"], values["parts"], values["runs"], source)
 
     def write(self, directory):
@@ -160,8 +164,6 @@ class Result:
 
     def state(self):
         """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`."""
-        if set(self.settings) != set(self.item.settings):
-            return STALE
         parts = self.parts
         there = [part for part in parts if part.name in self.records]
         if any(self.is_stale(part) for part in there):

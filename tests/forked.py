@@ -7,6 +7,7 @@ imports the project itself.
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -150,6 +151,8 @@ if __name__ == "__main__":
     import tensorflow  # noqa: F401
     from absl import app  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # or each copy would read all of it, and copy its memory, as it ends
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         request = _serve(channel)
     if request is not None:

@@ -1,8 +1,11 @@
 """What several tests need: scripts run as users run them, tiny trainings, images, gradients."""
 
+import gzip
 import os
 import pathlib
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -109,6 +112,28 @@ def checkpoint_arrays(directory):
     # save_counter counts the checkpoints written, of which a stop adds one.
     skipped = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
     return {name: reader.get_tensor(name) for name in names if name not in skipped}
+
+
+# Data sets in the originals' own files.
+
+
+def write_idx(path, array, magic):
+    header = struct.pack(f">{1 + array.ndim}I", magic, *array.shape)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header + array.astype(np.uint8).tobytes())
+
+
+def write_mnist(folder, images, labels, name="t10k"):
+    folder.mkdir(exist_ok=True)
+    write_idx(folder / f"{name}-images-idx3-ubyte.gz", images[..., 0], 2051)
+    write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels, 2049)
+
+
+def write_cifar10(folder, images, labels, name="test_batch"):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    batch = {b"data": rows, b"labels": labels.tolist()}
+    (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
 
 
 # Images, and gradients with respect to them.

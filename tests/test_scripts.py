@@ -12,10 +12,11 @@ from tests.helpers import ROOT, checkpoint_arrays, error_line, run, start
 
 MNIST_TINY = ("--scale=1", "--num_steps=2", "--step_size=0.1", "--training_batch_size=10")
 CIFAR10_TINY = ("--width=simple", "--num_steps=1", "--training_batch_size=4")
+FLOAT32 = "--precision=float32"
 
 
 @pytest.fixture(scope="module")
-def mnist_dir(tmp_path_factory, tfds_dir):
+def mnist_dir(tmp_path_factory, data_dir):
     """A training of 4 steps."""
     place = tmp_path_factory.mktemp("mnist")
     run(
@@ -24,17 +25,16 @@ def mnist_dir(tmp_path_factory, tfds_dir):
         "--max_num_training_steps=4",
         *MNIST_TINY,
         cwd=place,
-        data_dir=tfds_dir,
-        afresh=True,
+        data_dir=data_dir,
     )
     return place
 
 
 @pytest.mark.slow
-def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
+def test_interrupted_training_resumes_bit_for_bit(tmp_path, data_dir):
     script = ROOT / "mnist_challenge" / "train.py"
     settings = (*MNIST_TINY, "--num_output_steps=5")
-    process = start(script, "--model_dir=parts", *settings, cwd=tmp_path, data_dir=tfds_dir)
+    process = start(script, "--model_dir=parts", *settings, cwd=tmp_path, data_dir=data_dir)
     for line in process.stdout:
         if line.startswith("Step 10:"):
             break
@@ -45,9 +45,9 @@ def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
     stopped = int(tf.train.latest_checkpoint(str(tmp_path / "parts")).rpartition("-")[2])
     assert stopped > 10
     end = f"--max_num_training_steps={stopped + 3}"
-    out = run(script, "--model_dir=parts", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
+    out = run(script, "--model_dir=parts", *settings, end, cwd=tmp_path, data_dir=data_dir)
     assert f"resuming at step {stopped}" in out
-    run(script, "--model_dir=whole", *settings, end, cwd=tmp_path, data_dir=tfds_dir)
+    run(script, "--model_dir=whole", *settings, end, cwd=tmp_path, data_dir=data_dir)
     whole, parts = checkpoint_arrays(tmp_path / "whole"), checkpoint_arrays(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     for name, array in whole.items():
@@ -55,12 +55,12 @@ def test_interrupted_training_resumes_bit_for_bit(tmp_path, tfds_dir):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_a_training_whose_terminal_or_reader_is_gone_leaves_a_checkpoint(tmp_path, tfds_dir):
+def test_a_training_whose_terminal_or_reader_is_gone_leaves_a_checkpoint(tmp_path, data_dir):
     script = ROOT / "mnist_challenge" / "train.py"
     settings = (*MNIST_TINY, "--num_output_steps=5")
     ended = {}
     for name in ("hung up", "closed"):
-        process = start(script, f"--model_dir={name}", *settings, cwd=tmp_path, data_dir=tfds_dir)
+        process = start(script, f"--model_dir={name}", *settings, cwd=tmp_path, data_dir=data_dir)
         for line in process.stdout:
             if line.startswith("Step 10:"):
                 break
@@ -83,12 +83,12 @@ def test_ctrl_c_during_start_up_is_one_line(tmp_path):
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
-def test_eval_in_bfloat16_says_and_records_it(mnist_dir, tfds_dir, tmp_path):
+def test_eval_in_bfloat16_says_and_records_it(mnist_dir, data_dir, tmp_path):
     script = ROOT / "mnist_challenge" / "eval.py"
     flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
     for precision in ("bfloat16", "float32"):
         asked = (f"--precision={precision}", f"--output_json={precision}.json")
-        out = run(script, *flags, *asked, cwd=tmp_path, data_dir=tfds_dir)
+        out = run(script, *flags, *asked, cwd=tmp_path, data_dir=data_dir)
         line = f"arithmetic of attacks: {precision} (as asked for); of every accuracy: float32"
         assert line in out.splitlines()
     exact, rounded = (
@@ -100,17 +100,17 @@ def test_eval_in_bfloat16_says_and_records_it(mnist_dir, tfds_dir, tmp_path):
     assert rounded["adversarial_loss"] != exact["adversarial_loss"]
 
 
-def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
+def test_eval_runs_three_ways_and_agrees(mnist_dir, data_dir, tfds_dir, tmp_path):
     flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
     by_path = run(
         ROOT / "mnist_challenge" / "eval.py",
         f"--output_json={tmp_path / 'r.json'}",
         *flags,
         cwd=tmp_path,
-        data_dir=tfds_dir,
+        data_dir=data_dir,
     )
     by_module = run("-m", "mnist_challenge.eval", *flags, cwd=ROOT, data_dir=tfds_dir)
-    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=tfds_dir, afresh=True)
+    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=data_dir, afresh=True)
     numbers = [out.splitlines()[-4:] for out in (by_path, by_module, inside)]
     assert numbers[0] == numbers[1] == numbers[2]
     result = json.loads((tmp_path / "r.json").read_text())
@@ -124,7 +124,7 @@ def test_eval_runs_three_ways_and_agrees(mnist_dir, tfds_dir, tmp_path):
     assert "first 60 of: MNIST test set" in by_path
 
 
-def test_watch_follows_the_checkpoints(mnist_dir, tfds_dir, tmp_path):
+def test_watch_follows_the_checkpoints(mnist_dir, data_dir, tmp_path):
     process = start(
         ROOT / "mnist_challenge" / "eval.py",
         "--watch",
@@ -132,7 +132,7 @@ def test_watch_follows_the_checkpoints(mnist_dir, tfds_dir, tmp_path):
         "--num_steps=1",
         f"--model_dir={mnist_dir / 'run'}",
         cwd=tmp_path,
-        data_dir=tfds_dir,
+        data_dir=data_dir,
     )
     lines = []
     for line in process.stdout:
@@ -146,13 +146,13 @@ def test_watch_follows_the_checkpoints(mnist_dir, tfds_dir, tmp_path):
     assert list((mnist_dir / "run" / "eval").glob("events.out.tfevents.*"))
 
 
-def test_attack_file_from_making_to_scoring(mnist_dir, tfds_dir, tmp_path):
+def test_attack_file_from_making_to_scoring(mnist_dir, data_dir, tmp_path):
     attack = ROOT / "mnist_challenge" / "pgd_attack.py"
     score = ROOT / "mnist_challenge" / "run_attack.py"
     flags = ("--num_eval_examples=60", f"--model_dir={mnist_dir / 'run'}")
-    made = run(attack, "--num_steps=3", *flags, cwd=tmp_path, data_dir=tfds_dir)
+    made = run(attack, "--num_steps=3", *flags, cwd=tmp_path, data_dir=data_dir)
     accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
-    scored = run(score, *flags, cwd=tmp_path, data_dir=tfds_dir)
+    scored = run(score, *flags, cwd=tmp_path, data_dir=data_dir)
     assert f"Accuracy: {accuracy}" in scored
     assert "another model" not in scored
     predictions = np.load(tmp_path / "pred.npy")
@@ -165,25 +165,25 @@ def test_attack_file_from_making_to_scoring(mnist_dir, tfds_dir, tmp_path):
     x_adv[7, 3] = np.nan
     np.save(tmp_path / "bad.npy", x_adv)
     (tmp_path / "pred.npy").unlink()
-    err = run(score, "--store_adv_path=bad.npy", *flags, cwd=tmp_path, data_dir=tfds_dir, code=1)
+    err = run(score, "--store_adv_path=bad.npy", *flags, cwd=tmp_path, data_dir=data_dir, code=1)
     assert "found NaN (image 7" in error_line(err)
     assert not (tmp_path / "pred.npy").exists()
 
     note["model_digest"] = "0" * 64
     (tmp_path / "attack.npy.json").write_text(json.dumps(note))
-    assert "another model" in run(score, *flags, cwd=tmp_path, data_dir=tfds_dir)
+    assert "another model" in run(score, *flags, cwd=tmp_path, data_dir=data_dir)
 
 
-def test_cifar10_trains_resumes_evaluates_and_is_attacked(tfds_dir, tmp_path):
+def test_cifar10_trains_resumes_evaluates_and_is_attacked(data_dir, tmp_path):
     folder = ROOT / "cifar10_challenge"
     few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", "--num_steps=1")
-    tiny = ("--model_dir=run", *CIFAR10_TINY)
-    at = {"cwd": tmp_path, "data_dir": tfds_dir}
+    tiny = ("--model_dir=run", FLOAT32, *CIFAR10_TINY)
+    at = {"cwd": tmp_path, "data_dir": data_dir}
     run(folder / "train.py", "--max_num_training_steps=1", *tiny, **at)
     out = run(folder / "train.py", "--max_num_training_steps=2", *tiny, **at)
     assert "resuming at step 1 of 2" in out
-    assert "adversarial: " in run(folder / "eval.py", *few, **at)
-    out = run(folder / "pgd_attack.py", *few, **at)
+    assert "adversarial: " in run(folder / "eval.py", FLOAT32, *few, **at)
+    out = run(folder / "pgd_attack.py", FLOAT32, *few, **at)
     accuracy = out.split("Accuracy under attack: ")[1].splitlines()[0]
     assert f"Accuracy: {accuracy}" in run(folder / "run_attack.py", *few[:3], **at)
     assert np.load(tmp_path / "attack.npy").shape == (10, 32, 32, 3)
@@ -236,9 +236,9 @@ def test_a_shipped_name_is_taken_by_every_script(tmp_path):
     folder = ROOT / "mnist_challenge"
     out = run(folder / "eval.py", "--num_steps=1", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out
-    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path, afresh=True)
+    made = run(folder / "pgd_attack.py", "--num_steps=1", *few, cwd=tmp_path)
     accuracy = made.split("Accuracy under attack: ")[1].splitlines()[0]
-    scored = run(folder / "run_attack.py", *few, cwd=tmp_path, afresh=True)
+    scored = run(folder / "run_attack.py", *few, cwd=tmp_path)
     assert f"Accuracy: {accuracy}" in scored
-    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path, afresh=True)
+    out = run(folder / "compare.py", "--rows=natural", *few, cwd=tmp_path)
     assert f"model: {folder / 'models' / 'adv_trained'}\n" in out

@@ -27,7 +27,7 @@ class Attack:
         jit_compile: whether XLA compiles the attack: True, False or "auto", see
             `compiles_with_xla`.
         precision: the arithmetic of gradients and queries: "float32", "bfloat16", or "auto", which
-            is bfloat16 where this machine multiplies it fast and the model can run so, see
+            is bfloat16 if this machine multiplies it fast and the model can run so, see
             `precision_of`. Weights, pixels and steps stay float32, and so does the model that says
             what is misclassified.
         step_size: length of a step, in the units of `bounds`, if the attack has steps of one.

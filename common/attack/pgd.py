@@ -9,7 +9,16 @@ from common.attack.attacked_model import compiled
 from common.attack.ball import draw, select, step, uniform_start
 from common.attack.base import Attack
 from common.attack.gradient import value_and_gradient
-from common.attack.inputs import LARGEST, as_raised, real_number, to_scale, whole_number
+from common.attack.inputs import (
+    LARGEST,
+    as_raised,
+    real_number,
+    to_images,
+    to_index,
+    to_scale,
+    to_seed,
+    whole_number,
+)
 from common.attack.losses import (
     LOSSES,
     TARGETED_LOSSES,
@@ -136,15 +145,45 @@ class PGD(Attack):
         self._undefined = undefined
         return x
 
+    def start(self, x_nat, y, seed=0, index=None, scale=1.0):
+        """The state that the steps begin with, for a caller that makes their loop (see `ascend`).
+
+        Args:
+            x_nat, y, seed, index, scale: see `perturb`; classes as int32 (batch,).
+
+        Returns:
+            Dict of tensors (batch, ...); "x" are the images under attack.
+
+        Raises:
+            InputError: the attack has a `target` or `odi_steps`; or as `perturb`.
+        """
+        if self.target is not None or self.odi_steps:
+            raise InputError("pgd: expected no target and no odi_steps for single steps")
+        x_nat = to_images(x_nat, self.bounds)
+        seed, index = to_seed(seed, x_nat.shape[0]), to_index(index, x_nat.shape[0])
+        return self._start(x_nat, y, seed, index, scale * self.epsilon)
+
+    def ascend(self, state, scale=1.0):
+        """One step of the attack: `perturb` is `start`, and `num_steps` of these.
+
+        Nothing is compiled: within a tf.function of several devices (`tf.distribute`) the model may
+        exchange statistics between them, which is not possible in the loop of `perturb`.
+
+        Args:
+            state: see `start`.
+            scale: see `perturb`.
+
+        Returns:
+            The state after the step.
+        """
+        size = scale * self.epsilon, scale * self.step_size
+        return self._climber(self._model.prepare(), self._loss_of, *size)(0, state)
+
     @compiled(uses_xla=False)
     def _attack(self, x_nat, y, seed, index, scale):
         """The end points, and bool (batch,), at which images a gradient was not a number."""
         epsilon, step_size = scale * self.epsilon, scale * self.step_size
-        x = x_nat
-        if self._starts_at_random:
-            ball = epsilon, self.bounds, seed, index, self.norm, START
-            x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
-        state = {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
+        state = self._start(x_nat, y, seed, index, epsilon)
         state |= self._options(x_nat, y, seed, index)
         x, undefined = self._climb(state, epsilon, step_size)
         if self.target is not None:
@@ -152,24 +191,33 @@ class PGD(Attack):
             x, undefined = select(is_target, x_nat, x), undefined & ~is_target
         return x, undefined
 
+    def _start(self, x_nat, y, seed, index, epsilon):
+        x = x_nat
+        if self._starts_at_random:
+            ball = epsilon, self.bounds, seed, index, self.norm, START
+            x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
+        return {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
+
     @compiled
     def _climb(self, state, epsilon, step_size):
         logits = self._model.prepare()
-
-        def climb(loss_of, step_size):
-            def ascend(_, state):
-                loss, x = loss_of(state), state["x"]
-                _, _, gradient, undefined = value_and_gradient(loss, logits, x)
-                x = step(x, gradient, state["x_nat"], epsilon, step_size, self.bounds, self.norm)
-                return {**state, "x": x, "undefined": state["undefined"] | undefined}
-
-            return ascend
-
         if self.odi_steps:
-            diversify = climb(_combination_of_logits, epsilon)
+            diversify = self._climber(logits, _combination_of_logits, epsilon, epsilon)
             state = self._model.iterate(diversify, state, 0, self.odi_steps)
-        state = self._model.iterate(climb(self._loss_of, step_size), state, 0, self.num_steps)
+        climb = self._climber(logits, self._loss_of, epsilon, step_size)
+        state = self._model.iterate(climb, state, 0, self.num_steps)
         return state["x"], state["undefined"]
+
+    def _climber(self, logits, loss_of, epsilon, step_size):
+        """A step up a loss, as function (number, state) to state."""
+
+        def climb(_, state):
+            loss, x = loss_of(state), state["x"]
+            _, _, gradient, undefined = value_and_gradient(loss, logits, x)
+            x = step(x, gradient, state["x_nat"], epsilon, step_size, self.bounds, self.norm)
+            return {**state, "x": x, "undefined": state["undefined"] | undefined}
+
+        return climb
 
     def _loss_of(self, state):
         """The loss that the steps ascend, a function from logits to float32 (batch,)."""

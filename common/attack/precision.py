@@ -89,10 +89,10 @@ def precision_of(asked, model, image_shape, bounds):
     """Decides in which arithmetic a model is attacked.
 
     Args:
-        asked: one of `PRECISIONS`; "auto" is bfloat16 where this machine multiplies it fast.
+        asked: one of `PRECISIONS`; "auto" is bfloat16 if this machine multiplies it fast.
             A model that cannot run so is attacked in float32 in any case.
         model: see `Attack`.
-        image_shape: (height, width, channels), or None, which is enough for what is no keras.Model.
+        image_shape: (height, width, channels), or None, which is enough for a function.
         bounds: (lowest, highest) pixel value.
 
     Returns:
@@ -153,7 +153,7 @@ def in_bfloat16(model):
 
     A copy of the model computes them, with the weights that the model has as it is called. In the
     copy, the layers between the first and the last with a kernel have Keras's policy
-    mixed_bfloat16. The first and what is before it stay as they are, since 8 bits are few for
+    mixed_bfloat16. The first and what is before it are copied unchanged, since 8 bits are few for
     pixels, and the last, since it makes the logits; so do layers of another policy than float32.
 
     Args:

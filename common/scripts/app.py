@@ -49,7 +49,7 @@ def run_words(main):
     """
 
     def work(argv):
-        main(argv[1:])  # what it returns is no exit code
+        main(argv[1:])  # what it returns is not an exit code
 
     with _failures_in_one_line():
         app.run(work, flags_parser=_parser())

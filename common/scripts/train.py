@@ -9,6 +9,7 @@ from common.errors import one_line
 from common.files import Lock
 from common.scripts import app
 from common.scripts.flags import TRAINING
+from common.training import distribution
 
 
 def run_script(train, challenge):
@@ -27,7 +28,9 @@ def run_script(train, challenge):
         if flag_values.export:
             export_newest(config, challenge)
         else:
-            train(config)
+            with distribution.faults_as_lines(config):
+                distribution.devices_of(config)  # before TensorFlow's first op
+                train(config)
 
     app.run(main, challenge, define_flags, (config.TRAINING,))
 

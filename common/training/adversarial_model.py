@@ -57,6 +57,11 @@ class AdversarialModel(keras.Model):
     is and under the attack. `save`, `export`, `save_weights` and `load_weights` are the inner
     model's.
 
+    Made and compiled in the scope of a `tf.distribute.Strategy`, together with the inner model, it
+    trains on several devices. A step is that of one device but for rounding, and for batch norm,
+    whose statistics are of each device's part unless it is synchronized. A batch has an example
+    for each device: a last one with fewer wants `drop_remainder=True` of its tf.data.Dataset.
+
     Args:
         model: keras.Model from images to logits or, by a softmax at its end, to probabilities.
         attack: a `common.attack.PGD` on `model`, or a function from logits to one; with
@@ -90,7 +95,7 @@ class AdversarialModel(keras.Model):
         check_attack(attack)
         weight = real_number("natural_weight", natural_weight, 0.0, 1.0)
         beta = real_number("trades_beta", trades_beta, 0.0)
-        # The pixels stay as they are until the inner model casts them.
+        # The pixels keep their dtype until the inner model casts them.
         super().__init__(autocast=False, dtype=model.dtype_policy, **kwargs)
         self.model, self.attack = model, attack
         self.epsilon_warmup_steps = whole_number("epsilon_warmup_steps", epsilon_warmup_steps, 0)
@@ -142,12 +147,13 @@ class AdversarialModel(keras.Model):
         target = self._target_of(x)
         x_nat, labels = _batch_of(x, y, target)
         step = tf.cast(self.optimizer.iterations, tf.int32)
+        index, count = _places(labels)
         x_adv = steps.ascend(
-            target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps
+            target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps, index
         )
         loss, logits = steps.descend(
             self._loss_of,
-            functools.partial(_weighted_mean, weights),
+            functools.partial(_weighted_mean, weights, count),
             target.logits,
             self.optimizer,
             x_nat,
@@ -155,7 +161,7 @@ class AdversarialModel(keras.Model):
             labels,
         )
         correct = ~is_misclassified(logits, labels)
-        return self._told(x, y, weights, loss, self._outputs(logits), correct)
+        return self._told(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def test_step(self, data):
         """Natural loss and metrics of a batch, and its robust accuracy."""
@@ -163,12 +169,14 @@ class AdversarialModel(keras.Model):
         target = self._target_of(x)
         x_nat, labels = _batch_of(x, y, target)
         logits = as_logits(target.logits(x_nat, training=False), x_nat)
-        loss = _weighted_mean(weights, xent_loss(logits, labels))
+        index, count = _places(labels)
+        loss = _weighted_mean(weights, count, xent_loss(logits, labels))
         loss += tf.add_n(target.logits.losses or [0.0])
-        x_adv = target.attack.perturb(x_nat, labels, seed=self.seed)
+        places = {} if index is None else {"index": index}
+        x_adv = target.attack.perturb(x_nat, labels, seed=self.seed, **places)
         attacked = as_logits(target.logits(x_adv, training=False), x_nat)
         correct = ~(is_misclassified(logits, labels) | is_misclassified(attacked, labels))
-        return self._told(x, y, weights, loss, self._outputs(logits), correct)
+        return self._told(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def save(self, *args, **kwargs):
         """Saves the inner model; see `keras.Model.save`."""
@@ -210,9 +218,9 @@ class AdversarialModel(keras.Model):
         """What the model itself returns for these logits."""
         return logits if self._target.logits is self.model else tf.nn.softmax(logits)
 
-    def _told(self, x, y, weights, loss, outputs, correct):
+    def _told(self, x, y, weights, loss, count, outputs, correct):
         """The metrics after a batch."""
-        self._loss_tracker.update_state(loss, sample_weight=tf.shape(correct)[0])
+        self._loss_tracker.update_state(loss, sample_weight=count)
         self._robust_accuracy.update_state(tf.cast(correct, tf.float32))
         return self.compute_metrics(x, y, outputs, sample_weight=weights)
 
@@ -226,8 +234,38 @@ def _batch_of(x, y, target):
     return x_nat, tf.convert_to_tensor(to_labels(y, count, target.num_classes))
 
 
-def _weighted_mean(weights, values):
-    """Keras's loss of a batch: the mean over its examples of weight times loss."""
+def _places(labels):
+    """Where a replica's examples stand in the batch of all devices of a `tf.distribute.Strategy`.
+
+    Args:
+        labels: int (batch,), the replica's.
+
+    Returns:
+        Their numbers, int32 (batch,), and the mean number of examples of a replica. On one device
+        None, for 0, 1, 2, ..., and the number of examples.
+    """
+    count, replica = tf.shape(labels)[0], tf.distribute.get_replica_context()
+    if replica.num_replicas_in_sync == 1:
+        return None, count
+    # Keras deals a batch out in blocks, of which the last ones may be smaller.
+    number, among = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
+    counts = tf.one_hot(number, among, dtype=tf.int64) * tf.cast(count, tf.int64)
+    counts = tf.cast(replica.all_reduce(tf.distribute.ReduceOp.SUM, counts), tf.int32)
+    mean = tf.cast(tf.reduce_sum(counts), tf.float32) / among
+    return tf.reduce_sum(counts[:number]) + tf.range(count), mean
+
+
+def _weighted_mean(weights, count, values):
+    """Keras's loss of a batch: the mean over its examples of weight times loss.
+
+    Args:
+        weights: (batch,) or None for 1.
+        count: the number of examples, or on several devices the mean number of a replica's, so
+            that the mean of the replicas' results is the loss of the whole batch.
+        values: float32 (batch,).
+    """
     if weights is not None:
         values = values * tf.reshape(tf.cast(weights, tf.float32), [-1])
-    return tf.reduce_mean(values)
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return tf.reduce_mean(values)
+    return tf.reduce_sum(values) / count

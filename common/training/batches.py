@@ -18,6 +18,7 @@ def training_batches(
     to_pixels: Callable,
     start_step: int = 0,
     augment: Callable | None = None,
+    rows: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of steps `start_step` to `num_steps` - 1 of a reshuffled stream.
 
@@ -36,10 +37,11 @@ def training_batches(
         start_step: the first step to return.
         augment: None, or a function from uint8 images and int64 seeds (batch, 2), made of `seed`
             and the position in the stream, to uint8 images of the same shape.
+        rows: None, or an int array of the numbers of the examples to return of each batch.
 
     Returns:
         A dataset of float32 images (batch_size, height, width, channels) and int32 labels
-        (batch_size,).
+        (batch_size,), or as many as there are `rows`.
 
     Raises:
         InputError: images and labels do not match, or a number is out of its range.
@@ -67,6 +69,8 @@ def training_batches(
         return tf.data.Dataset.from_tensor_slices(order)
 
     def batch_at(positions, indices):
+        if rows is not None:
+            positions, indices = tf.gather(positions, rows), tf.gather(indices, rows)
         x, y = tf.gather(all_images, indices), tf.gather(all_labels, indices)
         if augment is not None:
             x = augment(x, seeds_of(seed, positions))

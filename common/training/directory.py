@@ -11,6 +11,7 @@ from common.errors import InputError, one_line, reason_of
 from common.files import Lock, keep_aside, write_atomically, write_json
 from common.original_checkpoints import is_original
 from common.training import runs, validation
+from common.training.distribution import settings_digest
 from common.training.progress import check_finite
 
 
@@ -22,6 +23,7 @@ class TrainingDirectory:
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
+        devices: a `Devices`. A worker that is not the chief reads alone, after the chief.
 
     Attributes:
         path: pathlib.Path.
@@ -32,12 +34,14 @@ class TrainingDirectory:
             or cannot be written.
     """
 
-    def __init__(self, config, challenge):
+    def __init__(self, config, challenge, devices):
         self.path, self.first_step = pathlib.Path(config.model_dir), 0
-        self._config, self._challenge = config, challenge
+        self._config, self._challenge, self._devices = config, challenge, devices
         self._lock = Lock(self.path, "--model_dir")
 
     def __enter__(self):
+        if not self._devices.is_chief:
+            return self
         check(self.path, self._config, self._challenge)
         self._lock.__enter__()
         try:
@@ -49,7 +53,8 @@ class TrainingDirectory:
         return self
 
     def __exit__(self, *error):
-        self._lock.__exit__(*error)
+        if self._devices.is_chief:
+            self._lock.__exit__(*error)
 
     def restore(self, result, optimizer, trained):
         """Reads the newest checkpoint, if there is one, and removes what a kill cut off.
@@ -60,17 +65,33 @@ class TrainingDirectory:
             trained: keras.Model that the optimizer moves, which may be `result`.
 
         Raises:
-            InputError: no checkpoint is whole, or it belongs to another network.
+            InputError: no checkpoint is whole, or it belongs to another network; the workers have
+                different settings or directories.
         """
-        own = None if trained is result else trained
+        own, is_chief = None if trained is result else trained, self._devices.is_chief
         self._checkpoints = checkpoints.TrainingRun(self.path, result, optimizer, own)
+        if not is_chief:
+            self._devices.total(0)  # waits for the chief
         self.first_step = self._checkpoints.restore() or 0
-        checkpoint_files.tidy(self.path)
+        if is_chief:
+            checkpoint_files.tidy(self.path)
+            self._devices.total(0)
+        self._devices.check_same(
+            settings_digest(self._config),
+            "TF_CONFIG: expected workers with the same settings, got others here than elsewhere",
+        )
+        self._devices.check_same(
+            self.first_step,
+            "--model_dir: expected one directory that all workers share, got one here that ends "
+            f"with step {self.first_step} and another elsewhere",
+        )
 
     def begin(self, data):
         """Writes the settings, and that a run begins on the images of the name `data`."""
+        if not self._devices.is_chief:
+            return
         _write_config(self.path, self._config)
-        self._runs = runs.Runs(self.path, self.first_step, data)
+        self._runs = runs.Runs(self.path, self.first_step, data, self._devices.num_replicas)
 
     def seconds(self):
         """The training's time so far, in seconds."""
@@ -79,6 +100,8 @@ class TrainingDirectory:
     def save(self, step, xent):
         """Writes checkpoint-`step` and how far the run has come; checks the loss `xent` first."""
         check_finite(xent, step)
+        if not self._devices.is_chief:
+            return
         self._checkpoints.save(step)
         self._runs.update(step)
 
@@ -155,7 +178,7 @@ def check(directory, config, challenge):
 def with_precision(config, challenge):
     """The config of a training with its arithmetic decided; prints which, and why.
 
-    "auto" is what the training in `config.model_dir` began with, else bfloat16 where this machine
+    "auto" is what the training in `config.model_dir` began with, else bfloat16 if this machine
     multiplies it fast.
 
     Args:

@@ -9,9 +9,9 @@ never stopped.
 from common import checkpoints
 from common.errors import one_line
 from common.interruption import Interruption
-from common.training import steps
 from common.training.batches import training_batches
 from common.training.directory import TrainingDirectory, with_precision
+from common.training.distribution import OneDevice, Replicas, devices_of
 from common.training.progress import Log
 from common.training.validation import Validation
 
@@ -36,6 +36,9 @@ def train(
     current step, with a checkpoint. The numbers printed of a batch are from before its update:
     adversarial ones in training mode, the natural accuracy in inference mode.
 
+    With `config.distribute` several devices share each batch, see `common.training.distribution`;
+    of several workers the chief writes and prints.
+
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
@@ -57,14 +60,21 @@ def train(
             cannot be written; a setting is out of range; a loss or weight is not finite.
         Interrupted: the training was ended before its last step; the same call resumes it.
     """
+    devices = devices_of(config)
     config = with_precision(config, challenge)
-    with TrainingDirectory(config, challenge) as directory:
+    with TrainingDirectory(config, challenge, devices) as directory:
         result, model = build_networks(config, challenge)
-        perturb = steps.make_adversary(config, challenge, model, batch_statistics)
-        update = steps.make_update(config, model, optimizer, reduce_loss, result)
+        recipe = (config, challenge, model, result, optimizer, reduce_loss, batch_statistics)
+        if devices.strategy is None:
+            network = OneDevice(*recipe)
+        else:
+            policy = _policy(config)
+            network = Replicas(devices, lambda: challenge.build_model(config, policy), *recipe)
+        perturb, update = network.perturb, network.update
         if timed is not None:
             perturb, update = timed(perturb), timed(update)
         directory.restore(result, optimizer, model)
+        network.begin()
         step, total = directory.first_step, config.max_num_training_steps
         batches = training_batches(
             images.images,
@@ -75,17 +85,19 @@ def train(
             num_steps=total,
             to_pixels=challenge.to_pixels,
             augment=augment,
+            rows=devices.rows(config.training_batch_size),
         )
         directory.begin(images.name)
         validation = None
-        if config.num_validation_steps and validation_images is not None:
+        if config.num_validation_steps and validation_images is not None and devices.is_chief:
             validation = Validation(config, challenge, result, validation_images, directory.path)
-        log = Log(config, challenge, model, optimizer, directory, validation)
+        log = Log(config, challenge, network, directory, validation, not devices.is_chief)
 
         with Interruption() as interruption:
             with log:
-                for x_nat, y in batches:
+                for x_nat, y in network.split(batches):
                     if step % config.num_checkpoint_steps == 0:
+                        network.collect()
                         directory.save(step, log.xent)
 
                     x_adv = perturb(x_nat, y, step)  # inner maximisation
@@ -94,14 +106,18 @@ def train(
 
                     log.record(step, x_adv, *metrics)
                     step += 1
-                    if interruption.requested or not log.is_heard:
+                    if network.agree_to_stop(interruption.requested or not log.is_heard):
                         break
+            network.collect()
             directory.save(step, log.xent)
         if step < total:
+            devices.total(0)  # no worker ends before all are done
             raise log.interrupted(step, interruption.requested)
         path = directory.path / "saved_model"
         log.say(one_line(f"exporting the SavedModel {path}"))
-        checkpoints.export(result, path)
+        if devices.is_chief:
+            checkpoints.export(result, path)
+        devices.total(0)
         log.say(one_line(f"trained {step} steps; SavedModel in {path}"))
         return result
 
@@ -112,8 +128,10 @@ def build_networks(config, challenge):
     They are one keras.Model, unless the weights are averaged or the steps are in bfloat16.
     """
     result = model = challenge.build_model(config)
-    if config.precision == "bfloat16":
-        model = challenge.build_model(config, "mixed_bfloat16")
-    elif config.average_decay:
-        model = challenge.build_model(config)
+    if _policy(config) != "float32" or config.average_decay:
+        model = challenge.build_model(config, _policy(config))
     return result, model
+
+
+def _policy(config):
+    return "mixed_bfloat16" if config.precision == "bfloat16" else "float32"

@@ -21,6 +21,7 @@ def learning_rate(points, interpolation="constant"):
     return PiecewiseLinear(points)
 
 
+@keras.saving.register_keras_serializable("common")
 class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that changes linearly between its points, and then keeps the last rate.
 
@@ -39,6 +40,10 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
             part = tf.clip_by_value((step - start) / (end - start), 0.0, 1.0)
             rate = tf.where(step > start, before + part * (after - before), rate)
         return rate
+
+    def get_config(self):
+        """The arguments that make this schedule again."""
+        return {"points": self.points}
 
 
 class Momentum(keras.optimizers.SGD):

@@ -8,6 +8,7 @@ import errno
 import math
 import sys
 import time
+from signal import SIGTERM
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +16,6 @@ from tqdm import tqdm
 
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, Interrupted, drop_output
-from common.training.steps import accuracy_of
 
 # The loss of a constant prediction; see `PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
@@ -31,37 +31,36 @@ class Log:
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        model: keras.Model in training.
-        optimizer: keras optimizer, whose rate is told.
+        network: the `OneDevice` or `Replicas` in training.
         directory: a `TrainingDirectory`.
         validation: a `Validation`, or None.
+        is_silent: whether another worker tells what this one would.
 
     Attributes:
         is_heard: whether what is printed still has a reader.
         xent: the last step's mean cross-entropy, a scalar.
     """
 
-    def __init__(self, config, challenge, model, optimizer, directory, validation=None):
+    def __init__(self, config, challenge, network, directory, validation=None, is_silent=False):
         self.is_heard, self._failure, self.xent = True, None, 0.0
         self._config = config
         self._bounds = challenge.bounds
-        self._optimizer = optimizer
+        self._network = network
         self._directory = directory
         self._validation = validation
-        self._natural_accuracy = tf.function(
-            lambda x, y: accuracy_of(model(x, training=False), y), reduce_retracing=True
-        )
+        self._is_silent = is_silent
         self._before = {}
-        self._writer = tf.summary.create_file_writer(str(directory.path))
+        if not is_silent:
+            self._writer = tf.summary.create_file_writer(str(directory.path))
         self._plateau = PlateauWarning()
         self._clock = Clock(config.training_batch_size)
 
     def __enter__(self):
         step, total = self._directory.first_step, self._config.max_num_training_steps
-        if step:
+        if step and not self._is_silent:
             print(f"resuming at step {step} of {total}")
         with self._heard():
-            self._bar = tqdm(total=total, initial=step, unit="step")
+            self._bar = tqdm(total=total, initial=step, unit="step", disable=self._is_silent)
         return self
 
     def __exit__(self, *error):
@@ -72,23 +71,24 @@ class Log:
         """Notes what is true before the weights' update of `step`, if it is told later."""
         if self._is_output(step) or self._is_summary(step):
             self._before = {
-                "accuracy_nat": self._natural_accuracy(x_nat, y),
-                "learning_rate": self._optimizer.learning_rate,
+                "accuracy_nat": self._network.natural_accuracy(x_nat, y),
+                "learning_rate": self._network.optimizer.learning_rate,
             }
 
     def record(self, step, x_adv, xent, accuracy):
         """Tells of `step` what is due, after the update; the numbers are from before it."""
         self.xent = xent
-        with self._heard():
-            self._plateau.watch(xent, self._bar)
+        if not self._is_silent:
+            with self._heard():
+                self._plateau.watch(xent, self._bar)
         if self._is_output(step) or self._is_summary(step):
             check_finite(xent, step)  # waits for the device
             self._clock.pause()
             numbers = self._numbers(xent, accuracy)
             if self._is_output(step):
                 self.say(_lines(step, numbers, self._kind))
-            if self._is_summary(step):
-                self._write_summary(step, numbers, x_adv)
+            if self._is_summary(step) and not self._is_silent:
+                self._write_summary(step, numbers, self._network.images(x_adv))
             self._clock.start()
         self._clock.count += 1
         with self._heard():
@@ -97,6 +97,8 @@ class Log:
 
     def say(self, text):
         """Prints `text` above the progress bar."""
+        if self._is_silent:
+            return
         with self._heard():
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -114,13 +116,14 @@ class Log:
 
         Args:
             step: the last step.
-            number: the signal that was asked to be heeded, or None.
+            number: the signal that was asked to be heeded, or None: the output is closed, or
+                another worker was asked.
         """
         if number is None and self._failure is not None and self._failure.errno in _FULL:
             reason = reason_of(self._failure)
             return InputError(f"cannot print: {reason}; the same command resumes at step {step}")
         self.say(f"stopped after step {step}; the same command resumes there")
-        return Interrupted(number or SIGPIPE)
+        return Interrupted(number or (SIGTERM if self.is_heard else SIGPIPE))
 
     @property
     def _kind(self):

@@ -18,15 +18,17 @@ class Runs:
 
     The file holds a list of {"command", "commit", "hardware", "versions", "data",
     "first_step", "last_step", "seconds"}; steps and time are those of the run's newest checkpoint.
+    A run on several devices has their number as "num_replicas".
     A damaged file is kept aside, and the list begins anew.
 
     Args:
         directory: the training's directory.
         step: the step that the run begins with.
         data: the name of the training images.
+        num_replicas: number of devices that share each batch.
     """
 
-    def __init__(self, directory, step, data):
+    def __init__(self, directory, step, data, num_replicas=1):
         self._path = pathlib.Path(directory) / FILE
         consequence = "a new one is begun"
         self._runs = json_shapes.read_or_keep_aside(self._path, _SHAPE, consequence) or []
@@ -34,6 +36,8 @@ class Runs:
         self._earlier = sum(run["seconds"] for run in self._runs)
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
+        if num_replicas > 1:
+            self._runs[-1]["num_replicas"] = num_replicas
         for part in ("versions", "hardware"):
             if before.get(part) not in (None, self._runs[-1][part]):
                 print(one_line(f"note: the run before had other {part}, {before[part]}"))

@@ -26,15 +26,33 @@ def make_adversary(config, challenge, model, batch_statistics=False):
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
-            first `num_natural` images of a batch as they are.
+            first `num_natural` images of a batch unattacked.
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
         return lambda x_nat, y, step, seed=None: x_nat
-    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
+    attack_at = make_attacks(config, challenge, model, batch_statistics)
     natural = num_natural(config)
+
+    def perturb(x_nat, y, step, seed=config.random_seed):
+        warmup = config.epsilon_warmup_steps
+        x_adv = ascend(attack_at(step), x_nat[natural:], y[natural:], step, seed, warmup)
+        return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
+
+    return perturb
+
+
+def make_attacks(config, challenge, model, batch_statistics=False):
+    """The attacks of `attack_schedule`, as function from a step to a `PGD`.
+
+    A step is an int; or a tensor, if there is one attack for all.
+
+    Args:
+        config, challenge, model, batch_statistics: see `make_adversary`.
+    """
+    attacked = model if batch_statistics else checkpoints.fast_model(model, challenge)
     schedule = config.attack_schedule or ((0, config.num_steps, config.step_size),)
     attacks = {
         first: make_attack(
@@ -47,16 +65,10 @@ def make_adversary(config, challenge, model, batch_statistics=False):
         for first, num_steps, step_size in schedule
     }
 
-    def perturb(x_nat, y, step, seed=config.random_seed):
-        attack = attacks[max(first for first in attacks if not first or first <= step)]
-        warmup = config.epsilon_warmup_steps
-        x_adv = ascend(attack, x_nat[natural:], y[natural:], step, seed, warmup)
-        return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
-
-    return perturb
+    return lambda step: attacks[max(first for first in attacks if not first or first <= step)]
 
 
-def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0):
+def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):
     """The inner maximisation of one step: x_adv.
 
     Args:
@@ -66,14 +78,19 @@ def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0):
         step: the number of the training's steps so far, an int or an int32 tensor.
         seed: int within int32, which decides the random starts together with `step`.
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
+        index: int (batch,), the numbers of the images in the batch of all devices; None: 0, 1, ...
     """
-    options = {}
+    options = {} if index is None else {"index": index}
     if epsilon_warmup_steps:
-        scale = (step + 1) / epsilon_warmup_steps
-        is_tensor = tf.is_tensor(scale)
-        scale = tf.minimum(tf.cast(scale, tf.float32), 1.0) if is_tensor else min(1.0, scale)
-        options["scale"] = scale
+        options["scale"] = warmup_scale(step, epsilon_warmup_steps)
     return attack.perturb(x_nat, y, seed=(seed, step), **options)
+
+
+def warmup_scale(step, epsilon_warmup_steps):
+    """The part of epsilon and step_size that is reached at `step`, an int or an int32 tensor."""
+    scale = (step + 1) / epsilon_warmup_steps
+    is_tensor = tf.is_tensor(scale)
+    return tf.minimum(tf.cast(scale, tf.float32), 1.0) if is_tensor else min(1.0, scale)
 
 
 def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
@@ -87,20 +104,26 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
         x_nat, x_adv: float32 images.
         y: int labels (batch,).
 
+    Within `tf.distribute` the arguments are a replica's, and the mean of the replicas' losses is
+    minimised: `reduce_loss` is to make each an estimate of the whole batch's.
+
     Returns:
         The batch's loss, and the float32 logits of `x_adv`, both from before the step.
     """
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     with tf.GradientTape() as tape:
         losses, logits = loss_of(x_nat, x_adv, y, model)
-        loss = reduce_loss(losses) + tf.add_n(model.losses or [0.0])
-        scaled = optimizer.scale_loss(loss)  # by 1, except in float16
+        loss = reduce_loss(losses)
+        loss += tf.cast(tf.add_n(model.losses or [0.0]), loss.dtype)
+        share = loss / num_replicas if num_replicas > 1 else loss  # the optimizer adds them up
+        scaled = optimizer.scale_loss(share)  # by 1, except in float16
     variables = model.trainable_variables
     optimizer.apply(tape.gradient(scaled, variables), variables)
     return loss, logits
 
 
 def num_natural(config):
-    """How many images of a batch, its first ones, are trained on as they are."""
+    """How many images of a batch, its first ones, are trained on unattacked."""
     if config.adversary == "none":
         return 0
     batch_size = config.training_batch_size

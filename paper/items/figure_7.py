@@ -61,11 +61,14 @@ def losses(work):
 def _along(target, x_nat, y, ends):
     """The losses (images, runs, NUM_POINTS) from the images to the `ends` (runs, images, ...)."""
     shares = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)
-    found = np.zeros((len(y), len(ends), NUM_POINTS), np.float32)
-    for run, x in enumerate(ends):
-        for number, share in enumerate(shares):
-            found[:, run, number] = ascent.losses_at(target, x_nat + share * (x - x_nat), y)
-    return found
+    found = []
+    for number, image in enumerate(x_nat):
+        delta = ends[:, number] - image
+        x = image + shares[:, None, None, None] * delta[:, None]  # (runs, NUM_POINTS, ...)
+        labels = np.full(len(ends) * NUM_POINTS, y[number])
+        losses = ascent.losses_at(target, x.reshape(-1, *image.shape), labels)
+        found.append(losses.reshape(len(ends), NUM_POINTS))
+    return np.array(found)
 
 
 def draw(result):

@@ -119,13 +119,11 @@ def segments(model, x, label, count):
         below both ends; the share of inner points that lie below the straight line between the
         ends' losses, as all of a convex function's do.
     """
-    chosen = list(itertools.islice(itertools.combinations(range(len(x)), 2), count))
+    chosen = itertools.islice(itertools.combinations(range(len(x)), 2), count)
+    first, second = (x[list(numbers)][:, None] for numbers in zip(*chosen))
     shares = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)
-    found = []
-    for first, second in chosen:
-        points = [x[first] + share * (x[second] - x[first]) for share in shares]
-        found.append(losses_of(model, np.array(points), label))
-    losses = np.array(found)
+    points = first + shares[:, None, None, None] * (second - first)  # (pairs, NUM_POINTS, ...)
+    losses = losses_of(model, points.reshape(-1, *x.shape[1:]), label).reshape(-1, NUM_POINTS)
     chord = losses[:, :1] + shares * (losses[:, -1:] - losses[:, :1])
     middle = losses[:, NUM_POINTS // 2]
     return {

@@ -13,6 +13,7 @@ from common.checkpoints import LoadedModel, fast_model
 from common.config import make_config
 from common.data import Split
 from common.errors import InputError
+from common.evaluation import suites
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
@@ -24,7 +25,7 @@ def test_attack_throughput(tmp_path):
     names = ["ours", "ours in bfloat16", "plain tf.function"]
     flags = ["--batch_size=4", "--rounds=2", f"--implementations={','.join(names)}"]
     script = ROOT / "benchmarks" / "attack_throughput.py"
-    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path)
     result = json.loads(target.read_text())
     # 784 * 25 * 32 + 196 * 800 * 64 + 3136 * 1024 + 1024 * 10 multiplications
     assert result["megaflop_per_example_step"] == pytest.approx(4 * 13.883904)
@@ -42,15 +43,61 @@ def test_attack_throughput(tmp_path):
 
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
+    # Each has a process of its own, which tells the memory.
+    names = ["ours", "plain tf.function"]
     flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
+    flags.append(f"--implementations={','.join(names)}")
     script = ROOT / "benchmarks" / "training_throughput.py"
-    run(script, *flags, f"--output_json={target}", cwd=tmp_path, afresh=True)
+    run(script, *flags, f"--output_json={target}", cwd=tmp_path)
     result = json.loads(target.read_text())
     assert (result["batch_size"], result["num_steps"]) == (2, 40)
     assert 0 < result["loop_share"] < 1
+    assert list(result["implementations"]) == names
     for entry in result["implementations"].values():
         assert entry["examples_per_second"]["median"] > 0
         assert 0.1 < entry["peak_memory_gib"] < 20
+
+
+@pytest.mark.slow
+def test_suites_are_run_once_and_kept(tmp_path):
+    script, flags = ROOT / "benchmarks" / "suites.py", ("--num_images=3", "--output_json=r.json")
+    out = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
+    result = json.loads((tmp_path / "r.json").read_text())
+    (entry,) = result["attacks"].values()
+    assert list(result["attacks"]) == ["fast, seed 1"] and result["num_examples"] == 3
+    assert entry["accuracy"] == pytest.approx(100 * entry["withstood"].count("1") / 3)
+    assert entry["cpu_seconds"] > 0 and entry["threads"] > 0
+    assert [done["name"] for done in entry["attacks"]] == [stage.name for stage in suites.FAST]
+    assert "square: " in out and out.splitlines()[-1].startswith("fast, seed 1 ")
+    again = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
+    assert "square: " not in again and again.splitlines()[-1] == out.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json"}
+    err = run(script, *flags, "--num_images=2", cwd=tmp_path, code=1)
+    assert "which differs in data, num_examples" in error_line(err)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--output_json=r.json", "--suites=paper"), "--suites: expected some of standard, fast"),
+        (("--output_json=r.json", "--seeds=one"), "--seeds: expected whole numbers"),
+        ((), "--output_json: expected a file"),
+    ],
+)
+def test_wrong_suites_are_refused(flags, message, tmp_path):
+    err = run(ROOT / "benchmarks" / "suites.py", *flags, cwd=tmp_path, code=1)
+    assert message in error_line(err) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_distribution_times_each_number_of_devices(tmp_path):
+    script = ROOT / "benchmarks" / "distribution.py"
+    flags = ("--batch_size=4", "--rounds=2", "--devices=1,2", "--output_json=result.json")
+    out = run(script, *flags, cwd=tmp_path, afresh=True)
+    assert "without tf.distribute" in out and "2 devices" in out
+    rates = json.loads((tmp_path / "result.json").read_text())["devices"]
+    assert rates.keys() == {"none", "1", "2"}
+    assert all(0 < rate["lowest"] <= rate["highest"] for rate in rates.values())
 
 
 def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
@@ -71,6 +118,7 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
         ("attack_throughput.py", "--batch_size=few", "--batch_size: expected whole numbers"),
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
+        ("distribution.py", "--devices=two", "--devices: expected numbers of 1 or more, got"),
         ("precision.py", "--attacks=magic", "--attacks: expected some of pgd, apgd_xent, suite"),
         ("precision.py", "--seeds=x", "--seeds: expected whole numbers below 2**31, got ['x']"),
         ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),

@@ -43,7 +43,8 @@ def test_a_card_is_of_the_weights_beside_it(challenge, directory):
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
 def test_a_card_tells_how_every_number_came_about(challenge, directory):
     card = card_of(directory)
-    assert (directory / "README.md").read_text() == cards.readme(challenge, card)
+    boards = cards.find_boards(directory)
+    assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
     assert card["training"]["seconds"] > 0 and card["training"]["runs"][-1]["commit"]
     rows = [entry["row"] for entry in card["results"] if entry["source"] is None]
     assert rows == list(challenge.card_rows)
@@ -93,13 +94,13 @@ def test_another_spelling_of_a_setting_is_no_difference():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
-def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, directory, tfds_dir):
+def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, directory, data_dir):
     row = challenge.validation_preset
     entry = cards.find(card_of(directory), row)
     layers = (("row", challenge.presets[row]), ("seed", {"random_seed": entry["seed"]}))
     config = make_config(challenge, *layers)
     loaded = checkpoints.load_model(challenge, directory)
-    test = challenge.load("test", data_dir=tfds_dir).head(entry["num_examples"])
+    test = challenge.load("test", data_dir=data_dir).head(entry["num_examples"])
     trial = suites.preset_trial(row, loaded.logits, config, challenge)
     evaluator = make_evaluator(challenge, config, [trial], loaded)
     summary = evaluator.run(test.images, test.labels).summary()
@@ -107,7 +108,7 @@ def test_strong_pgd_on_the_whole_test_set_gives_the_cards_number(challenge, dire
 
 
 @pytest.fixture(scope="module")
-def training(tfds_dir, tmp_path_factory):
+def training(data_dir, tmp_path_factory):
     """A network trained a little."""
     directory = tmp_path_factory.mktemp("training") / "run"
     run(
@@ -119,12 +120,12 @@ def training(tfds_dir, tmp_path_factory):
         "--max_num_training_steps=40",
         "--precision=float32",
         cwd=directory.parent,
-        data_dir=tfds_dir,
+        data_dir=data_dir,
     )
     return directory
 
 
-def export(training, output, tfds_dir, *flags, **kwargs):
+def export(training, output, data_dir, *flags, **kwargs):
     if output is not None:
         flags = (f"--output_dir={output}", *flags)
     return run(
@@ -132,21 +133,21 @@ def export(training, output, tfds_dir, *flags, **kwargs):
         f"--model_dir={training}",
         *flags,
         cwd=training.parent,
-        data_dir=tfds_dir,
+        data_dir=data_dir,
         **kwargs,
     )
 
 
-def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
+def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     output = tmp_path / "mine"
     few = "--num_eval_examples=200"
-    out = export(training, output, tfds_dir, few, "--rows=paper_fgsm,natural")
+    out = export(training, output, data_dir, few, "--rows=paper_fgsm,natural")
     card = card_of(output)
     assert [entry["row"] for entry in card["results"]] == ["natural", "paper_fgsm"]
     assert card["parameters"] == 13514 and card["training"]["steps"] == 40
     assert card["training"]["config"]["adversary"] == "none"
     loaded = checkpoints.load_model(MNIST, output)
-    test = MNIST.load("test", data_dir=tfds_dir).head(200)
+    test = MNIST.load("test", data_dir=data_dir).head(200)
     guesses = np.argmax(loaded.logits(MNIST.to_pixels(test.images)), axis=-1)
     natural, fgsm = card["results"]
     assert natural["accuracy"] == pytest.approx(100 * np.mean(guesses == test.labels))
@@ -161,7 +162,7 @@ def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
 
     # A second call adds what is missing, and evaluates nothing twice.
     rows = ("--rows=natural,paper_fgsm", f"--sources={output}", "--transfer_rows=paper_fgsm")
-    out = export(training, output, tfds_dir, few, *rows)
+    out = export(training, output, data_dir, few, *rows)
     assert "natural images:" not in out and out.count("FGSM") == 1
     *own, transfer = card_of(output)["results"]
     assert own == card["results"]
@@ -170,11 +171,11 @@ def test_export_model_makes_a_model_with_its_card(training, tfds_dir, tmp_path):
 
 
 def test_a_network_rounded_to_bfloat16_is_shipped_and_evaluated_as_such(
-    training, tfds_dir, tmp_path
+    training, data_dir, tmp_path
 ):
     output = tmp_path / "mine"
     few = ("--num_eval_examples=100", "--rows=natural", "--round_to_bfloat16")
-    out = export(training, output, tfds_dir, *few)
+    out = export(training, output, data_dir, *few)
     assert "rounded weights, card.json and README.md in" in out
     names = {path.name for path in output.iterdir()}
     assert names == {"weights-1-of-1.npz", "card.json", "README.md"}
@@ -186,7 +187,7 @@ def test_a_network_rounded_to_bfloat16_is_shipped_and_evaluated_as_such(
     rounded = rounded_weights.rounded(original.model.get_weights())
     for weight, expected in zip(loaded.weights, rounded, strict=True):
         np.testing.assert_array_equal(weight, expected)
-    test = MNIST.load("test", data_dir=tfds_dir).head(100)
+    test = MNIST.load("test", data_dir=data_dir).head(100)
     guesses = np.argmax(loaded.logits(MNIST.to_pixels(test.images)), axis=-1)
     assert card["results"][0]["accuracy"] == pytest.approx(100 * np.mean(guesses == test.labels))
 
@@ -198,23 +199,23 @@ def test_a_network_rounded_to_bfloat16_is_shipped_and_evaluated_as_such(
     assert checkpoints.load_model(MNIST, tmp_path / "saved").digest() == loaded.digest()
 
     # It takes no other network's place, and gets rows as a SavedModel does.
-    assert "got another model" in export(training, output, tfds_dir, *few[:2], code=1)
-    export(output, None, tfds_dir, "--num_eval_examples=100", "--rows=paper_fgsm")
+    assert "got another model" in export(training, output, data_dir, *few[:2], code=1)
+    export(output, None, data_dir, "--num_eval_examples=100", "--rows=paper_fgsm")
     assert [entry["row"] for entry in card_of(output)["results"]] == ["natural", "paper_fgsm"]
-    err = export(output, None, tfds_dir, *few, code=1)
+    err = export(output, None, data_dir, *few, code=1)
     assert "--round_to_bfloat16: expected an --output_dir" in error_line(err)
 
 
-def test_export_model_adds_rows_to_a_card_without_the_training(training, tfds_dir, tmp_path):
+def test_export_model_adds_rows_to_a_card_without_the_training(training, data_dir, tmp_path):
     output = tmp_path / "mine"
-    export(training, output, tfds_dir, "--num_eval_examples=200", "--rows=natural,paper_fgsm")
+    export(training, output, data_dir, "--num_eval_examples=200", "--rows=natural,paper_fgsm")
     natural, fgsm = card_of(output)["results"]
     (output / "rows").mkdir()
     (output / "rows" / "interrupted.npz").touch()  # of a row that is still to be finished
 
     # Of the three only CW is not there for as many images.
     few = "--num_eval_examples=100"
-    out = export(output, None, tfds_dir, few, "--rows=natural,paper_fgsm,paper_cw")
+    out = export(output, None, data_dir, few, "--rows=natural,paper_fgsm,paper_cw")
     assert out.count("%") == out.count("CW") == 1
     *before, cw = card_of(output)["results"]
     assert before == [natural, fgsm] and cw["num_examples"] == 100
@@ -226,27 +227,27 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, tfds_di
     assert [path.name for path in (output / "rows").iterdir()] == ["interrupted.npz"]
 
     (output / "rows" / "interrupted.npz").unlink()
-    export(output, None, tfds_dir, "--num_eval_examples=200", "--rows=paper_cw")
+    export(output, None, data_dir, "--num_eval_examples=200", "--rows=paper_cw")
     assert card_of(output)["results"][2]["num_examples"] == 200
     assert not (output / "rows").exists() and not (training / "rows").exists()
 
     card = card_of(output)
     (output / "card.json").write_text(json.dumps({**card, "weights_digest": "0" * 64}))
-    err = export(output, None, tfds_dir, "--rows=natural", code=1)
+    err = export(output, None, data_dir, "--rows=natural", code=1)
     assert "--model_dir: expected the model of" in error_line(err)
     assert card_of(output)["results"] == card["results"]
 
 
-def test_a_damaged_card_is_said_and_kept_aside(training, tfds_dir, tmp_path):
+def test_a_damaged_card_is_said_and_kept_aside(training, data_dir, tmp_path):
     output, few = tmp_path / "mine", ("--num_eval_examples=50", "--rows=natural")
-    export(training, output, tfds_dir, *few)
+    export(training, output, data_dir, *few)
     card, path = card_of(output), output / "card.json"
     damaged = path.read_bytes()[:-100]
     path.write_bytes(damaged)
-    err = export(output, None, tfds_dir, *few, code=1)
+    err = export(output, None, data_dir, *few, code=1)
     assert error_line(err).startswith(f"error: {path} is not JSON: ")
     assert path.read_bytes() == damaged
-    out = export(training, output, tfds_dir, *few)
+    out = export(training, output, data_dir, *few)
     (line,) = [line for line in out.splitlines() if line.startswith("note: ")]
     assert line.endswith("it is kept as card.json.damaged, and its rows are evaluated anew")
     assert (output / "card.json.damaged").read_bytes() == damaged
@@ -254,9 +255,9 @@ def test_a_damaged_card_is_said_and_kept_aside(training, tfds_dir, tmp_path):
     assert entry["accuracy"] == card["results"][0]["accuracy"]
 
 
-def test_export_model_refuses(training, tfds_dir, tmp_path):
+def test_export_model_refuses(training, data_dir, tmp_path):
     def refused(reason, *flags, model_dir=training, output=tmp_path / "out"):
-        err = export(model_dir, output, tfds_dir, *flags, code=1)
+        err = export(model_dir, output, data_dir, *flags, code=1)
         assert reason in error_line(err) and not (tmp_path / "out").exists()
 
     shipped = MNIST.directory / "models" / "adv_trained"

@@ -11,7 +11,8 @@ import pytest
 
 from common import data
 from common.errors import InputError
-from tests.common.test_data import nothing_at_hand, write_mnist_test  # noqa: F401 (a fixture)
+from tests.common.test_data import nothing_at_hand  # noqa: F401 (a fixture)
+from tests.helpers import write_mnist
 
 
 def refusal(function, *args, **kwargs):
@@ -29,7 +30,9 @@ def prepared(request, tfds_dir, tmp_path):
     source, directory = pathlib.Path(tfds_dir) / name / version, tmp_path / name / version
     directory.mkdir(parents=True)
     for path in source.iterdir():
-        if "train.tfrecord" not in path.name:
+        if "test.tfrecord" in path.name:
+            (directory / path.name).symlink_to(path)
+        elif "tfrecord" not in path.name:
             shutil.copyfile(path, directory / path.name)
     load = getattr(data, f"load_{name}")
     return directory, lambda: load("test", data_dir=tmp_path, allow_sample=True)
@@ -114,7 +117,7 @@ def test_a_description_that_is_a_directory_is_named(nothing_at_hand):  # noqa: F
 
 
 def test_a_directory_in_an_original_files_place_is_named(nothing_at_hand):  # noqa: F811
-    write_mnist_test(nothing_at_hand, np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.uint8))
+    write_mnist(nothing_at_hand, np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.uint8))
     path = nothing_at_hand / "t10k-images-idx3-ubyte.gz"
     path.unlink()
     path.mkdir()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from common import data
 from common.errors import InputError
 from common.training.batches import training_batches
+from tests.helpers import write_cifar10, write_idx, write_mnist
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +51,6 @@ def nothing_at_hand(monkeypatch, tmp_path):
 
 def sha256(array):
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
-def write_idx(path, array, magic):
-    header = struct.pack(f">{1 + array.ndim}I", magic, *array.shape)
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(header + array.astype(np.uint8).tobytes())
-
-
-def write_mnist_test(folder, images, labels):
-    folder.mkdir(exist_ok=True)
-    write_idx(folder / "t10k-images-idx3-ubyte.gz", images[..., 0], 2051)
-    write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels, 2049)
-
-
-def write_cifar10_test(folder, images, labels):
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    batch = {b"data": rows, b"labels": labels.tolist()}
-    (folder / "test_batch").write_bytes(pickle.dumps(batch, protocol=2))
 
 
 # The full data sets.
@@ -125,7 +107,7 @@ def test_head_keeps_the_first_examples_and_says_so(mnist_test):
 
 @pytest.mark.parametrize("folder", [".", "MNIST_data"])
 def test_mnist_from_the_originals_files(mnist_test, nothing_at_hand, folder):
-    write_mnist_test(nothing_at_hand / folder, mnist_test.images, mnist_test.labels)
+    write_mnist(nothing_at_hand / folder, mnist_test.images, mnist_test.labels)
     loaded = data.load_mnist("test", data_dir=nothing_at_hand)
     np.testing.assert_array_equal(loaded.images, mnist_test.images)
     np.testing.assert_array_equal(loaded.labels, mnist_test.labels)
@@ -134,7 +116,7 @@ def test_mnist_from_the_originals_files(mnist_test, nothing_at_hand, folder):
 
 def test_cifar10_from_the_originals_files_in_the_working_directory(cifar10_test, nothing_at_hand):
     folder = nothing_at_hand / "cifar10_data" / "cifar-10-batches-py"
-    write_cifar10_test(folder, cifar10_test.images, cifar10_test.labels)
+    write_cifar10(folder, cifar10_test.images, cifar10_test.labels)
     (nothing_at_hand / "elsewhere").mkdir()
     loaded = data.load_cifar10("test", data_dir=nothing_at_hand / "elsewhere")
     np.testing.assert_array_equal(loaded.images, cifar10_test.images)
@@ -144,7 +126,7 @@ def test_cifar10_from_the_originals_files_in_the_working_directory(cifar10_test,
 def test_changed_bytes_are_refused(mnist_test, nothing_at_hand):
     images = mnist_test.images.copy()
     images[5000, 14, 14, 0] ^= 1
-    write_mnist_test(nothing_at_hand, images, mnist_test.labels)
+    write_mnist(nothing_at_hand, images, mnist_test.labels)
     with pytest.raises(InputError, match="test images are not MNIST's: expected sha256") as error:
         data.load_mnist("test", data_dir=nothing_at_hand)
     assert str(nothing_at_hand) in str(error.value)
@@ -159,7 +141,7 @@ def test_a_damaged_idx_file_is_named(nothing_at_hand):
             data.load_mnist("test", data_dir=nothing_at_hand)
         return str(error.value)
 
-    write_mnist_test(nothing_at_hand, images, labels)
+    write_mnist(nothing_at_hand, images, labels)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be read: EOFError" in message()

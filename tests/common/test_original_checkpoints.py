@@ -290,20 +290,23 @@ def test_pgd_finds_the_originals_examples(trained):
     x, y = case.images()
     loaded = checkpoints.load_model(case.challenge, trained.directory)
     assert isinstance(loaded.logits, FastModel)
-    x_adv, x_adv_fast = (
+    exact = case.build_model(dtype="float64")
+    exact.set_weights(loaded.model.get_weights())
+    x_adv, *in_float32 = (
         PGD(model, num_steps=10, random_start=False, **case.attack).perturb(x, y).numpy()
-        for model in (loaded.model, loaded.logits)
+        for model in (exact, loaded.model, loaded.logits)
     )
     assert np.mean(trained.x_adv != x) > 0.2
-    # The sign of a gradient that is nearly zero hangs on rounding.
-    assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.01
+    assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.001
 
-    # And each sign that differs changes all the later ones, so that here the losses are compared.
+    # In float32 the sign of a gradient that is nearly zero hangs on rounding, and with it on the
+    # number of cores, and each sign that differs changes all the later ones: losses are compared.
     def losses(x):
         return xent_loss(loaded.model(x, training=False), y).numpy()
 
     assert np.all(losses(trained.x_adv) > 1.2 * losses(x))
-    np.testing.assert_allclose(losses(x_adv_fast), losses(trained.x_adv), rtol=0.02)
+    for x_rounded in in_float32:
+        np.testing.assert_allclose(losses(x_rounded), losses(trained.x_adv), rtol=0.02)
 
 
 def test_an_originals_directory_is_a_model(trained, tmp_path):

@@ -192,7 +192,10 @@ def not_a_number(x):
             {"model": lambda x: tf.cast(tf.nn.softmax(x[:, :4, 0, 0]), tf.float16)},
             "got probabilities whose softmax was not found",
         ),
-        ({"suite": "quick"}, "suite: expected standard or a list of attacks, got 'quick'"),
+        (
+            {"suite": "quick"},
+            "suite: expected standard, fast, strong or a list of attacks, got 'quick'",
+        ),
         ({"suite": [ATTACK], "epsilon": 0.2}, "suite: expected attacks of epsilon 0.2, got pgd"),
         ({"suite": [3]}, "attack: expected an attack, or a function from logits to one, got 3"),
         ({"norm": "l1"}, "norm: expected one of linf, l2"),

@@ -291,3 +291,29 @@ def test_own_models_have_a_networks_name_and_a_path(flag):
     flag_values = types.SimpleNamespace(own_models=[flag], output_dir="x")
     with pytest.raises(InputError, match=f"--own_models: expected NAME=PATH .* got {flag}"):
         reproduce.own_models(flag_values)
+
+
+def test_results_of_other_settings_name_them_in_their_command(place):
+    item = counting_item((NATURAL,), [])
+    result = make(item, place, count=2)
+    assert document.command_of(result) == "python paper/reproduce.py counting --count=2"
+    assert document.state_of(result) == "not reproduced, with count 2"
+    other = dataclasses.replace(item, settings={"count": 3, "seed": 0, "new": 1})
+    assert Result.read(other, place).state() == OPEN
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"item": "counting", "settings": {}, "runs": [], "parts": {"a": {}}}',
+        '{"item": "figure_1", "settings": {}, "runs": [], "parts": {}}',
+    ],
+)
+def test_damaged_results_are_refused_by_their_name(content, place):
+    path = place / "results" / "counting.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        make(counting_item((NATURAL,), []), place)
+    assert path.read_text() == content

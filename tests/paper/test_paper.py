@@ -1,5 +1,6 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
+import dataclasses
 import re
 import types
 
@@ -9,10 +10,12 @@ import pytest
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
+from common import cards
 from common.attack import PGD
 from common.config import make_config
+from common.leaderboard import OURS, Entry, read_boards
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, readme_tables
+from paper import accuracy_against_epsilon, leaderboards, readme_tables
 from tests.helpers import ROOT, run
 
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -21,6 +24,77 @@ MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
 @pytest.mark.parametrize("path", readme_tables.TABLES, ids=lambda path: path.parent.name)
 def test_tables_are_those_of_the_results(path):
     assert readme_tables.fill_in(path) == path.read_text()
+
+
+BOARDS = {
+    f"{challenge.name} {path.parent.name}": (challenge, path)
+    for challenge in (MNIST, CIFAR10)
+    for path in sorted((challenge.directory / "models").glob("*/leaderboard.csv"))
+}
+
+
+@pytest.mark.parametrize("challenge, path", BOARDS.values(), ids=BOARDS)
+def test_a_networks_board_holds_what_its_card_says(challenge, path):
+    card = cards.read(challenge, path.parent.name)
+    boards = read_boards(path)
+    ours = [e for entries in boards.values() for e in entries if e.submitted_by == OURS]
+    expected = [entry for entry in card["results"] if entry["row"] != "natural"]
+    for found in expected:
+        flags = [f"--preset={found['row']}"]
+        flags += [f"--source={found['source']}"] if found["source"] else []
+        of_row = [e for e in ours if set(flags) <= set(e.made_by.split())]
+        if not found["source"]:
+            of_row = [e for e in of_row if "--source=" not in e.made_by]
+        (entry,) = of_row
+        assert entry.accuracy == round(found["accuracy"], 2)
+        assert entry.num_examples == found["num_examples"]
+        assert ("--num_eval_examples" in entry.made_by) == (found["num_examples"] < 10000)
+        assert entry.board == ("black-box" if found["source"] else "white-box")
+        ours.remove(entry)
+    assert all("--suite=" in entry.made_by for entry in ours)
+    # The same command writes board and README again.
+    texts = leaderboards.texts(challenge)
+    for written in (path, path.parent / "README.md"):
+        assert written.read_text() == texts[written], "run python paper/readme_tables.py"
+
+
+def test_every_robust_network_has_a_board_and_no_other():
+    paths = {*leaderboards.texts(MNIST), *leaderboards.texts(CIFAR10)}
+    boards = {path for path in paths if path.name == "leaderboard.csv"}
+    assert boards == {path for _, path in BOARDS.values()}
+    names = {path.parent.name for path in boards}
+    assert names >= {"adv_trained", "adv_trained_b", "simple_adv_trained"}
+    assert not names & {"natural", "fgsm_trained", "simple_fgsm_trained"}
+
+
+def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
+    card = cards.read(MNIST, "adv_trained")
+    before = read_boards(BOARDS["MNIST adv_trained"][1])
+    theirs = Entry(
+        "white-box",
+        "A new one",
+        "Somebody",
+        88.01,
+        "2030-01-01",
+        "https://x.org",
+        10000,
+        "sha256:0",
+    )
+    pgd = next(e for e in before["white-box"] if "paper_pgd_40 " in e.made_by)
+    stale = dataclasses.replace(pgd, accuracy=50.0, date="2020-01-01")
+    kept = [e for e in before["white-box"] if e is not pgd]
+    kept = [dataclasses.replace(e, date="2020-02-02") for e in kept]
+    after = leaderboards.in_boards(MNIST, card, {**before, "white-box": [*kept, stale, theirs]})
+    assert theirs == after["white-box"][0] and stale not in after["white-box"]
+    dates = {
+        e.date for e in after["white-box"] if e.submitted_by == OURS and "pgd_40 " not in e.made_by
+    }
+    assert dates == {"2020-02-02"}
+    (anew,) = [e for e in after["white-box"] if "paper_pgd_40 " in e.made_by]
+    assert anew.accuracy == pgd.accuracy and anew.date >= "2026"
+    assert after["black-box"] == before["black-box"]
+    text = cards.readme(MNIST, card, after)
+    assert "| white-box | A new one | Somebody | 88.01 | 10,000 | 2030-01-01 |" in text
 
 
 @pytest.mark.parametrize(
