@@ -44,11 +44,13 @@ MNIST_RECIPE = {
 }
 CIFAR10_RECIPE = {
     "width": "simple",
-    "max_num_training_steps": 3,
+    "max_num_training_steps": 2,
     "training_batch_size": 4,
-    "attack_schedule": [[0, 1, 8], [2, 2, 5]],
-    # Small rates: at first such a deep network makes much of a rounded sum.
-    "step_size_schedule": [[0, 0.001], [1, 0.002]],
+    "attack_schedule": [[0, 1, 8], [1, 2, 5]],
+    # The first step alone moves the weights: at first so deep a network makes much of a rounded
+    # sum, and from the second attack on any two implementations differ.
+    "step_size_schedule": [[0, 0.01], [1, 0]],
+    "step_size_interpolation": "linear",
     "batch_statistics": False,
     "average_decay": 0.9,
     "precision": "float32",
@@ -270,7 +272,8 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
     starts = export.CHALLENGES[challenge][0].build_model(config).get_weights()
     first = 0
     for last, xent, _ in record["losses"]:
-        np.testing.assert_allclose(xent, np.mean(losses[first:last]), rtol=1e-3)
+        rounding = 1e-5 if challenge == "mnist" or not first else 1e-2
+        np.testing.assert_allclose(xent, np.mean(losses[first:last]), rtol=rounding)
         first = last
 
     words = [f"--job_dir={tmp_path / 'jobs' / 'job'}", f"--run_dir={run_dir}"]
@@ -288,7 +291,7 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
         assert loaded.step == total
         for weight, own, start in zip(model.weights, loaded.weights, starts, strict=True):
             moved = np.abs(weight - start).max()
-            assert np.abs(own - weight).max() <= (1e-3 if challenge == "mnist" else 0.05) * moved
+            assert np.abs(own - weight).max() <= (1e-3 if challenge == "mnist" else 0.02) * moved
         entries = runs.read(tmp_path / name)
         assert [entry["last_step"] for entry in entries][-1] == total
         assert {"tensorflow", "jax"} <= set(entries[0]["versions"])
