@@ -73,7 +73,7 @@ def section(result):
         lines += ["", f"![{item.title}](figures/{item.name}.png)", "", item.caption]
     if item.table is not None:
         lines += ["", *item.table(result)]
-    verdict = item.verdict(result)
+    verdict = result.verdict()
     lines += [
         "",
         f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
@@ -100,7 +100,7 @@ def state_of(result):
         return f"not possible yet, without {', '.join(missing) or result.item.needs}"
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"
-    words = result.item.verdict(result).word
+    words = result.verdict().word
     if changed := _changed(result):
         words += f", with {settings_text(changed)}"
     if state == PARTLY:
