@@ -175,6 +175,10 @@ def _are_finite(variables):
 def find_model(challenge, model_dir):
     """The path that `model_dir` means: a path, or the name of a shipped or fetched model.
 
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        model_dir: the path or name, a str or pathlib.Path.
+
     Raises:
         InputError: there is neither; the message names the shipped and the fetched models.
             No text can be such a path, or it cannot be looked at.
@@ -295,7 +299,15 @@ def restore_training(challenge, directory):
 
 
 def fast_model(model, challenge):
-    """The challenge's own keras.Model, in inference mode, as attacks run it fastest."""
+    """The challenge's own keras.Model, in inference mode, as attacks run it fastest.
+
+    Args:
+        model: keras.Model of the challenge's network.
+        challenge: a `common.challenge.Challenge`.
+
+    Returns:
+        A `common.attack.FastModel`.
+    """
     return FastModel(
         functools.partial(model, training=False),
         functools.partial(challenge.fast_logits, model),

@@ -22,7 +22,9 @@ attack on the model, if this returns logits. The last line watches training imag
 brevity; watch others.
 """
 
+import contextlib
 import dataclasses
+import logging
 
 import keras
 import numpy as np
@@ -97,6 +99,22 @@ class Report:
         return "\n".join([*table_lines(self.trials, self.result), *warnings, self.line])
 
 
+@contextlib.contextmanager
+def _without_warnings_of_traces():
+    """Drops TensorFlow's warnings of functions traced anew, for each attack and batch size."""
+
+    def is_other(record):
+        return "retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@_without_warnings_of_traces()
 def evaluate(
     model,
     x,
@@ -226,6 +244,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
 
+    @_without_warnings_of_traces()
     def on_epoch_end(self, epoch, logs=None):
         """Adds val_robust_accuracy to `logs`."""
         if (epoch + 1) % self.every:

@@ -180,6 +180,52 @@ def autoattack_table():
     return "\n".join(lines)
 
 
+def keras_speed_table():
+    """The table of PGD's speed on a plain keras.Model beside CleverHans, as Markdown."""
+    lines = [
+        "| PGD on a plain keras.Model | CPU time, CleverHans's over its own | lowest and highest "
+        "round | time of the clock | lowest and highest round |",
+        "|---|---|---|---|---|",
+    ]
+    result = read_speed("attack_keras")
+    (batch,) = result["batches"]
+    for name, entry in batch["implementations"].items():
+        cells = [name + ("" if "bfloat16" in name else " in float32")]
+        for times in (entry["times_as_fast_in_cpu_time"], entry["times_as_fast"]):
+            cells += [f"{times['median']:.2f}", f"{times['lowest']:.2f} to {times['highest']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"MNIST's network, batches of {batch['batch_size']}, {result['rounds']} rounds in turn; "
+        f"{_machine('attack_keras')}, which had much other work: compare the CPU time.",
+    ]
+    return "\n".join(lines)
+
+
+def agreement_table():
+    """The table of one network's accuracy by the way it is attacked, as Markdown."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("agreement_*.json"))]
+    doors = dict.fromkeys(name for result in results for name in result["doors"])
+    lines = [
+        "| accuracy under PGD, in brackets the images it decides otherwise than the first | "
+        + " | ".join(f"{result['model']}, epsilon {result['epsilon']}" for result in results)
+        + " |",
+        "|---" * (1 + len(results)) + "|",
+        "| none: natural images | "
+        + " | ".join(f"{result['natural_accuracy']:.2f}" for result in results)
+        + " |",
+    ]
+    for name in doors:
+        cells = []
+        for result in results:
+            entry = result["doors"].get(name)
+            cells.append(
+                f"{entry['accuracy']:.2f} ({entry['num_other_verdicts']})" if entry else ""
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def fast_suite_table():
     """The attacks of the fast suite, as Markdown."""
     lines = ["| attack | examples | starts | settings |", "|---|---|---|---|"]
@@ -211,6 +257,8 @@ TABLES = {
     ROOT / "benchmarks" / "README.md": (
         attack_speed_table,
         training_speed_table,
+        keras_speed_table,
+        agreement_table,
         autoattack_table,
         fast_suite_table,
     ),

@@ -268,7 +268,8 @@ class APGD(StagedAttack):
         x, x_nat = state["x"], state["x_nat"]
         step_size = per_image(state["step_size"], x)
         z = step(x, gradient, x_nat, self.epsilon, step_size, self.bounds, self.norm)
-        moved = x + momentum * (z - x) + (1.0 - momentum) * (x - state["x_previous"])
+        # Of a sum of three terms TensorFlow chooses the order, and not the same one in both halves.
+        moved = x + momentum * (z - x) - (1.0 - momentum) * (state["x_previous"] - x)
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
         return {**state, "x": moved, "x_previous": x}
 

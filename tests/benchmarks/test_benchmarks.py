@@ -41,6 +41,29 @@ def test_attack_throughput(tmp_path):
         assert entry["share"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
+def test_every_door_leads_to_the_same_accuracy(tmp_path):
+    pytest.importorskip("foolbox")  # the other peers are taken as far as they are installed
+    target = tmp_path / "result.json"
+    flags = ["--num_images=50", "--num_steps=10", "--step_size=0.05", f"--output_json={target}"]
+    run(ROOT / "benchmarks" / "agreement.py", *flags, cwd=tmp_path, afresh=True)
+    doors = json.loads(target.read_text())["doors"]
+    assert {"evaluate in float32", "evaluate in bfloat16", "eval.py", "Foolbox TensorFlow"} <= set(
+        doors
+    )
+    assert doors.pop("evaluate in bfloat16")["accuracy"] == pytest.approx(94, abs=4)
+    assert {entry["num_other_verdicts"] for entry in doors.values()} == {0}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("agreement_*.json")))
+def test_all_doors_were_measured_to_agree_within_half_a_point(path):
+    result = json.loads(path.read_text())
+    accuracies = [entry["accuracy"] for entry in result["doors"].values()]
+    assert result["num_examples"] == 500 and len(accuracies) == 6
+    assert max(accuracies) - min(accuracies) <= 0.5
+    assert 10 < min(accuracies) < result["natural_accuracy"] - 2  # or there is nothing to see
+
+
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
     # Each has a process of its own, which tells the memory.

@@ -1,6 +1,7 @@
 """Any Keras model: evaluated, and watched while it is trained."""
 
 import functools
+import logging
 import textwrap
 
 import keras
@@ -152,6 +153,27 @@ def test_steps_too_short_for_the_ball_are_warned_of(trained):
     short = functools.partial(ATTACK, step_size=0.01)
     report = evaluate(trained, *examples(8), **OPTIONS, suite=[short], show_progress=False)
     assert "warning: short steps: pgd: 3 steps of 0.01 do not lead" in str(report)
+
+
+def test_tensorflows_warnings_of_traces_are_dropped_and_others_kept(trained):
+    logger, heard = logging.getLogger("tensorflow"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+
+    def warns(x):
+        logger.warning("5 calls triggered tf.function retracing")
+        logger.warning("another")
+        return trained(x)
+
+    logger.addHandler(handler)
+    try:
+        evaluate(warns, *examples(2), **OPTIONS, suite=[ATTACK], show_progress=False)
+        said = set(heard)
+        logger.warning("retracing")
+    finally:
+        logger.removeHandler(handler)
+    assert "another" in said and not any("retracing" in line for line in said)
+    assert heard[-1] == "retracing"
 
 
 def no_gradient(x):
