@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, keras_model_of
 from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
@@ -40,6 +40,7 @@ class AttackedModel:
         num_parts=None,
     ):
         check_precision(precision)
+        model = keras_model_of(model)
         self.num_classes = None
         self.precision = None
         self._asked, self._bounds = precision, bounds
