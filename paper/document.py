@@ -80,9 +80,11 @@ def section(result):
         "",
         *(f"- {criterion}" for criterion in verdict.criteria),
     ]
-    missing = [part.name for part in result.parts if part.name not in result.records]
+    missing = [part for part in result.parts if part.name not in result.records]
     if missing:
-        lines += ["", f"Not possible yet, without a network: {', '.join(missing)}."]
+        networks = dict.fromkeys(n.label for p in missing for n in p.networks if not n.exists())
+        words = f"{len(missing)} of {len(result.parts)} parts are not possible yet, without"
+        lines += ["", f"{words} {'; '.join(networks)}."]
     return lines
 
 

@@ -50,6 +50,9 @@ ATTACKS = {
     "pgd_least_likely": Maker(
         PGD, (*_STEPS, *_LOSS), {"target": "least_likely"}, takes_batch_statistics=True
     ),
+    "pgd_next_class": Maker(
+        PGD, (*_STEPS, *_LOSS), {"target": "next"}, takes_batch_statistics=True
+    ),
     "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, takes_batch_statistics=True),
     "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
     "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),

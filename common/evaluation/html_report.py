@@ -326,7 +326,8 @@ def _losses(evaluation):
     both = np.concatenate([natural, adversarial])
     both = both[np.isfinite(both)]
     highest = max(float(both.max(initial=0.0)), 10 * LOWEST_LOSS)
-    ends = np.log10([LOWEST_LOSS, highest * 1.001])
+    lowest = max(float(both.min(initial=highest)), LOWEST_LOSS)
+    ends = np.array([math.floor(math.log10(lowest) + 1e-9), math.log10(highest * 1.001)])
     edges = np.linspace(*ends, NUM_BINS + 1)
 
     def heights(losses):
@@ -354,9 +355,9 @@ def _losses(evaluation):
     for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1):
         x = x_of(power)
         name = f"{10.0**power:g}"
-        name = f"&le; {name}" if power == round(ends[0]) else name
+        name = f"&le; {name}" if lowest == LOWEST_LOSS and power == ends[0] else name
         marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y_of(0):.1f}" class="grid"/>')
-        anchor = "start" if power == round(ends[0]) else "middle"
+        anchor = "start" if power == ends[0] else "middle"
         marks.append(f'<text x="{x:.1f}" y="{height - 16}" text-anchor="{anchor}">{name}</text>')
     for share in (0.5, 1.0):
         y = y_of(share * top)

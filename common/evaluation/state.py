@@ -73,10 +73,15 @@ class _Found:
     def joined(cls, parts):
         """Returns what finished parts of one evaluation have found together, a list of `_Found`."""
 
+        one, two = (cls.nothing(np.zeros((count, 1, 1, 1)), 3) for count in (1, 2))
+
         def join(name):
+            """An array by example is joined along that axis, which is the one that grows."""
             values = [getattr(part, name) for part in parts]
-            if name in _BY_EXAMPLE:
-                return np.concatenate(values, axis=_BY_EXAMPLE[name])
+            shapes = (np.shape(getattr(empty, name)) for empty in (one, two))
+            grows = [size != larger for size, larger in zip(*shapes, strict=True)]
+            if any(grows):
+                return np.concatenate(values, axis=grows.index(True))
             return values[-1] if name in ("trial", "turn") else sum(values)
 
         return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
@@ -111,19 +116,6 @@ class _Found:
         self.margins[batch] = np.minimum(self.margins[batch], margins)
         self.withstood[self.trial, batch] = correct
         self.num_attacks[self.trial] += len(batch)
-
-
-# The axis of the examples in the arrays of `_Found` that have one; the others are added up.
-_BY_EXAMPLE = {
-    "natural_correct": 0,
-    "natural_losses": 0,
-    "adversarial_correct": 0,
-    "adversarial_losses": 0,
-    "x_adv": 0,
-    "withstood": 1,
-    "margins": 0,
-    "given": 1,
-}
 
 
 class State:

@@ -49,7 +49,8 @@ def define_eval_flags(challenge, flag_values):
     flags.DEFINE_bool(
         "each_alone",
         False,
-        "several attacks: give each what the others broke, too, for its accuracy alone",
+        "several attacks: give each what the others broke, too, for its accuracy alone; "
+        "--suite=paper always does",
         flag_values,
         module_name=EVALUATION,
     )
@@ -93,7 +94,9 @@ def evaluate(challenge, config, flag_values):
     loaded = checkpoints.load_model(challenge, model_path(config, challenge))
     source = _load_source(challenge, flag_values.source)
     images = load_test_images(config, challenge)
-    attacked, each_alone = source or loaded, flag_values.each_alone
+    attacked = source or loaded
+    # The rows of the paper's tables are accuracies under one attack each.
+    each_alone = flag_values.each_alone or flag_values.suite == "paper"
     trials = _trials(challenge, config, flag_values, attacked)
     if shard or flag_values.merge:
         shards.check_trials("--shard" if shard else "--merge", trials)
