@@ -236,6 +236,55 @@ def fast_suite_table():
     return "\n".join(lines)
 
 
+def suites_table():
+    """The table of suites beside the standard one, on the same images from the same seed.
+
+    Where the benchmark has not run the standard suite, its verdicts are those of `autoattack.py`,
+    and there is no ratio of times.
+    """
+    lines = [
+        "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
+        "alone | left alone | CPU time, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    machines, known = set(), _standard_verdicts()
+    paths = sorted(SPEED.glob("suites_*.json"))
+    if not paths:
+        return "These commands have not run to their end yet."
+    for path in paths:
+        result = read_speed(path.stem)
+        for name, entry in result["attacks"].items():
+            suite, _, seed = name.partition(", seed ")
+            machines.add(f"{entry['threads']} of {entry['processor']}, {entry['precision']}")
+            what = result["model"], result["data"], int(seed)
+            standard = result["attacks"].get(f"standard, seed {seed}")
+            verdicts = standard["withstood"] if standard else known.get(what)
+            cells = ["", "", ""]
+            if verdicts and suite != "standard":
+                pairs = list(zip(entry["withstood"], verdicts, strict=True))
+                cells = [f"{100 * verdicts.count('1') / len(verdicts):.2f}"]
+                cells += [str(pairs.count(pair)) for pair in (("0", "1"), ("1", "0"))]
+            ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
+            lines.append(
+                f"| {pathlib.Path(result['model']).name}, {result['num_examples']:,}, {seed} | "
+                f"{suite} | {entry['accuracy']:.2f} | {' | '.join(cells)} | "
+                f"{entry['num_left_alone'] or ''} | {entry['cpu_seconds']:.0f} | "
+                f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} |"
+            )
+    lines += ["", f"Threads, processor and arithmetic: {'; '.join(sorted(machines))}."]
+    return "\n".join(lines)
+
+
+def _standard_verdicts():
+    """What withstood our standard suite in float32, by (model, data, seed)."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
+    return {
+        (result["model"], result["data"], result["seed"]): result["worst_case"]["withstood"]["ours"]
+        for result in results
+        if len(result["worst_case"]["attacks"]) == 4
+    }
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -261,6 +310,7 @@ TABLES = {
         agreement_table,
         autoattack_table,
         fast_suite_table,
+        suites_table,
     ),
 }
 
