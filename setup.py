@@ -11,6 +11,7 @@ MODELS = [
         "saved_model.pb",
         "fingerprint.pb",
         "variables/*",
+        "weights-*.npz",
         "card.json",
         "leaderboard.csv",
         "README.md",

@@ -15,6 +15,7 @@ import numpy as np
 
 from common import checkpoints, json_shapes, leaderboard
 from common.attack import is_misclassified
+from common.attack.precision import without_tf32
 from common.config import NOT_OF_TRAINING, parsed, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
@@ -56,6 +57,7 @@ SHAPE = {
     "name": TEXT,
     "parameters": COUNT,
     "weights_digest": TEXT,
+    "is_rounded": Optional(BOOL),
     "training": {
         "data": TEXT,
         "config": _CONFIG,
@@ -94,6 +96,7 @@ def load_source(challenge, name):
     return card, checkpoints.load_model(challenge, path)
 
 
+@without_tf32()
 def describe(challenge, training, loaded):
     """Returns the part of a card that tells what the network is and how it was trained.
 
@@ -177,18 +180,13 @@ def readme(challenge, card, boards=None):
         f"# {_shown(card['name'])}",
         "",
         f"The paper's {challenge.name} network ({card['parameters']:,} parameters), "
-        f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. A SavedModel: signature "
-        f"`serving_default`, input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
+        f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. "
+        f"{'Weights' if card.get('is_rounded') else 'A SavedModel'}: "
+        f"{'' if card.get('is_rounded') else 'signature `serving_default`, '}"
+        f"input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
         "output `logits` (float32, (batch, 10)).",
         "",
-        "```python",
-        f"model = tf.saved_model.load({json.dumps(_shown(card['name']))})  # this directory's path",
-        f"x = tf.ensure_shape(x, {(None, *challenge.image_shape)})  # float32",
-        'logits = model.signatures["serving_default"](image=x)["logits"]',
-        "```",
-        "",
-        "TensorFlow does not check the shape itself, and another one may end Python. Trained by "
-        "this, at the commit below:",
+        *_loading_lines(challenge, card),
         "",
         "```",
         *(f"python {_command(command)}" for command in commands),
@@ -213,6 +211,36 @@ def readme(challenge, card, boards=None):
         *_board_lines(boards or {}),
     ]
     return "\n".join(lines)
+
+
+def _loading_lines(challenge, card):
+    """Returns how a program loads the model, as lines of Markdown, before how it was trained."""
+    trained, name = "Trained by this, at the commit below:", json.dumps(_shown(card["name"]))
+    if card.get("is_rounded"):
+        package = challenge.directory.name
+        constant = challenge.name.replace("-", "")
+        return [
+            "The kernels are rounded to bfloat16, and every number below is of the rounded "
+            "network. `--model_dir` takes this directory, and these lines make a SavedModel of it:",
+            "",
+            "```python",
+            "from common.checkpoints import export, load_keras_model",
+            f"from {package}.challenge import {constant}",
+            "",
+            f'export(load_keras_model({constant}, {name}), "saved_model")  # its path',
+            "```",
+            "",
+            trained,
+        ]
+    return [
+        "```python",
+        f"model = tf.saved_model.load({name})  # this directory's path",
+        f"x = tf.ensure_shape(x, {(None, *challenge.image_shape)})  # float32",
+        'logits = model.signatures["serving_default"](image=x)["logits"]',
+        "```",
+        "",
+        f"TensorFlow does not check the shape itself, and another one may end Python. {trained}",
+    ]
 
 
 def _board_lines(boards):

@@ -9,6 +9,7 @@ import pathlib
 
 from common import cards
 from common.config import read_json
+from common.errors import InputError, one_line
 from common.leaderboard import BOARD, NUM_TEST_IMAGES, OURS, Entry, to_csv
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
@@ -109,10 +110,23 @@ def suite_entries(challenge, card):
 
 
 def _suite_runs(model):
-    """Yields (suite, entry) for each run of a suite on a model, such as a challenge/models/NAME."""
-    folder, name = model.split("/")[0], model.split("/")[-1]
+    """Returns (suite, entry) for each run of a suite on a model, a challenge/models/NAME."""
+    found = []
+    for path in sorted((*RESULTS.glob("autoattack_*.json"), *RESULTS.glob("suites_*.json"))):
+        result = read_json(path)
+        try:
+            found += _runs_in(result) if result["model"] == model else []
+        except Exception as error:  # a result that is not as its benchmark wrote it
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"{path} is damaged: {reason}") from error
+    return found
 
-    def entry(suite, accuracy, result, seed, precision):
+
+def _runs_in(result):
+    """Returns (suite, entry) for each run of a suite in a benchmark's result."""
+    folder, _, name = result["model"].split("/")
+
+    def entry(suite, accuracy, seed, precision):
         return suite, Entry(
             board="white-box",
             attack=SUITES[suite],
@@ -126,14 +140,12 @@ def _suite_runs(model):
             f"--random_seed={seed}",
         )
 
-    for path in sorted(RESULTS.glob("autoattack_*.json")):
-        result = read_json(path)
+    if "worst_case" in result:  # of autoattack.py
         worst = result["worst_case"]
-        if result["model"] == model and len(worst["attacks"]) == 4:
-            accuracy = worst["accuracy"]["ours"]
-            yield entry("standard", accuracy, result, result["seed"], "float32")
-    for path in sorted(RESULTS.glob("suites_*.json")):
-        result = read_json(path)
-        for run, found in result["attacks"].items() if result["model"] == model else ():
-            suite, _, seed = run.partition(", seed ")
-            yield entry(suite, found["accuracy"], result, seed, found["precision"])
+        if len(worst["attacks"]) < 4:
+            return []
+        return [entry("standard", worst["accuracy"]["ours"], result["seed"], "float32")]
+    runs = [(*run.split(", seed "), found) for run, found in result["attacks"].items()]
+    return [
+        entry(suite, found["accuracy"], seed, found["precision"]) for suite, seed, found in runs
+    ]

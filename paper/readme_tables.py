@@ -130,9 +130,9 @@ def attack_speed_table():
 def training_speed_table():
     """The table of the speed of adversarial training, as Markdown."""
     lines = [
-        "| training step | plain in float32, examples/s | ours, examples/s | ratio | plain, GiB | "
-        "ours, GiB | attack and update, part of the time |",
-        "|---|---|---|---|---|---|---|",
+        "| training step | arithmetic of ours | ours, examples/s | plain in float32, examples/s | "
+        "ratio | ours, GiB | plain, GiB | attack and update, part of the time |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     # The wide network's training has not been timed.
     for model, key in itertools.product(("mnist", "cifar_simple"), (OURS, OURS_BFLOAT16)):
@@ -140,12 +140,12 @@ def training_speed_table():
         if key not in result["implementations"]:
             continue
         plain, ours = (result["implementations"][implementation] for implementation in (PLAIN, key))
-        name += key.removeprefix(OURS)
+        arithmetic = "bfloat16" if key == OURS_BFLOAT16 else "float32"
         rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]
         lines.append(
-            f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | "
-            f"{rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} | "
-            f"{plain['peak_memory_gib']:.2f} | {ours['peak_memory_gib']:.2f} | "
+            f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | {arithmetic} | "
+            f"{rates[1]:.1f} | {rates[0]:.1f} | {rates[1] / rates[0]:.2f} | "
+            f"{ours['peak_memory_gib']:.2f} | {plain['peak_memory_gib']:.2f} | "
             f"{100 * result['loop_share']:.1f}% of {result['loop_steps']} steps |"
         )
     lines += ["", f"{_machine('training_mnist')}; CIFAR-10: {_machine('training_cifar_simple')}."]
@@ -155,8 +155,8 @@ def training_speed_table():
 def autoattack_table():
     """The table of our suite beside the public AutoAttack, as Markdown."""
     lines = [
-        "| network, images, seed | attack | ours | AutoAttack | broken by ours alone | by theirs "
-        "alone | times as fast | in CPU time |",
+        "| network, images, seed | attack | ours in float32 | AutoAttack in float32 | broken by "
+        "ours alone | by theirs alone | times as fast | in CPU time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     machines = set()
@@ -236,6 +236,55 @@ def fast_suite_table():
     return "\n".join(lines)
 
 
+def suites_table():
+    """The table of suites beside the standard one, on the same images from the same seed.
+
+    Where the benchmark has not run the standard suite, its verdicts are those of `autoattack.py`,
+    and there is no ratio of times.
+    """
+    lines = [
+        "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
+        "alone | left alone | CPU time, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    machines, known = set(), _standard_verdicts()
+    paths = sorted(SPEED.glob("suites_*.json"))
+    if not paths:
+        return "These commands have not run to their end yet."
+    for path in paths:
+        result = read_speed(path.stem)
+        for name, entry in result["attacks"].items():
+            suite, _, seed = name.partition(", seed ")
+            machines.add(f"{entry['threads']} of {entry['processor']}, {entry['precision']}")
+            what = result["model"], result["data"], int(seed)
+            standard = result["attacks"].get(f"standard, seed {seed}")
+            verdicts = standard["withstood"] if standard else known.get(what)
+            cells = ["", "", ""]
+            if verdicts and suite != "standard":
+                pairs = list(zip(entry["withstood"], verdicts, strict=True))
+                cells = [f"{100 * verdicts.count('1') / len(verdicts):.2f}"]
+                cells += [str(pairs.count(pair)) for pair in (("0", "1"), ("1", "0"))]
+            ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
+            lines.append(
+                f"| {pathlib.Path(result['model']).name}, {result['num_examples']:,}, {seed} | "
+                f"{suite} | {entry['accuracy']:.2f} | {' | '.join(cells)} | "
+                f"{entry['num_left_alone'] or ''} | {entry['cpu_seconds']:.0f} | "
+                f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} |"
+            )
+    lines += ["", f"Threads, processor and arithmetic: {'; '.join(sorted(machines))}."]
+    return "\n".join(lines)
+
+
+def _standard_verdicts():
+    """What withstood our standard suite in float32, by (model, data, seed)."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
+    return {
+        (result["model"], result["data"], result["seed"]): result["worst_case"]["withstood"]["ours"]
+        for result in results
+        if len(result["worst_case"]["attacks"]) == 4
+    }
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -261,6 +310,7 @@ TABLES = {
         agreement_table,
         autoattack_table,
         fast_suite_table,
+        suites_table,
     ),
 }
 

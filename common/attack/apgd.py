@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import compiled, drawing
+from common.attack.attacked_model import drawing_stage, stage
 from common.attack.ball import per_image, project, select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
@@ -150,7 +150,7 @@ class APGD(StagedAttack):
                     yield self._confirm
             yield self._finish
 
-    @drawing
+    @drawing_stage
     def _start(self, state, rank):
         """The state at the start of a climb: the iterate and the climb's best point."""
         if self.is_targeted:
@@ -181,7 +181,7 @@ class APGD(StagedAttack):
             return LOSSES["xent"](state["scale"][:, None] * logits, state["y"])
         return LOSSES[self.loss_func](logits, state["y"])
 
-    @compiled
+    @stage
     def _climb(self, state, first, last, num_since):
         """Climbs for one of `segments`."""
         logits = self._model.prepare()
@@ -273,7 +273,7 @@ class APGD(StagedAttack):
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
         return {**state, "x": moved, "x_previous": x}
 
-    @compiled
+    @stage
     def _finish(self, state):
         """Records the last point, and the climb's best."""
         exact = self._model.prepare(exact=True)

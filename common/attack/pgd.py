@@ -195,7 +195,8 @@ class PGD(Attack):
     def _start(self, x_nat, y, seed, index, epsilon):
         x = x_nat
         if self._starts_at_random:
-            x = uniform_start(x_nat, epsilon, self.bounds, seed, index, self.norm, START)
+            ball = epsilon, self.bounds, seed, index, self.norm, START
+            x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
         return {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
 
     @compiled

@@ -52,6 +52,20 @@ def check_precision(precision):
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
+@contextlib.contextmanager
+def without_tf32():
+    """Within its context float32 products are exact on a GPU too.
+
+    There TensorFlow rounds their factors to TF32's 11 significant bits otherwise.
+    """
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 @functools.cache
 def bfloat16_unit():
     """What multiplies bfloat16 fast here: a GPU, a TPU or a unit of the processor; None if none."""

@@ -12,6 +12,7 @@ from common.attack import is_misclassified, margin, round_to_8_bits, xent_loss
 from common.attack.ball import select
 from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised, to_labels, whole_number
+from common.attack.precision import without_tf32
 from common.errors import InputError
 from common.evaluation.results import Result, TrialResult
 from common.evaluation.state import _Found
@@ -87,6 +88,7 @@ class Evaluator:
         self._classifier = classify
         self._num_classes = None
 
+    @without_tf32()
     def run(self, images, labels, state=None, report=None, examples=None):
         """Evaluates uint8 images (n, height, width, channels).
 

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from common import attack as attacks
 from common.attack import APGD, FAB, PGD, FastModel, Square
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, keras_model_of
 from common.evaluation.results import Trial
 
 
@@ -99,6 +100,10 @@ def with_gradient(model):
             images = tf.TensorSpec((None, *shape), tf.float32)
             tf.function(trace, autograph=False).get_concrete_function(images)
         return known[shape]
+
+    network = keras_model_of(model)
+    if isinstance(network, keras.Model) and has_gradient(network.input_shape[1:]):
+        return model  # which attacks can run in bfloat16, unlike another function
 
     def logits_of(x):
         logits = as_logits(model(x), x)

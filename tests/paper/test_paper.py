@@ -1,6 +1,7 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
 import dataclasses
+import json
 import re
 import types
 
@@ -13,6 +14,7 @@ from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.attack import PGD
 from common.config import make_config
+from common.errors import InputError
 from common.leaderboard import OURS, Entry, read_boards
 from mnist_challenge.challenge import MNIST
 from paper import accuracy_against_epsilon, leaderboards, readme_tables
@@ -24,6 +26,28 @@ MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
 @pytest.mark.parametrize("path", readme_tables.TABLES, ids=lambda path: path.parent.name)
 def test_tables_are_those_of_the_results(path):
     assert readme_tables.fill_in(path) == path.read_text()
+
+
+def test_suites_stand_beside_the_standard_one_of_the_same_images_and_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme_tables, "SPEED", tmp_path)
+    assert "not run" in readme_tables.suites_table()
+    what = {"model": "mnist_challenge/models/m", "data": "first 4", "num_examples": 4}
+    run = {"processor": "A", "threads": 1, "precision": "float32", "num_left_alone": 0}
+    fast = {**run, "accuracy": 50.0, "withstood": "0011", "cpu_seconds": 2, "num_left_alone": 1}
+    standard = {**run, "accuracy": 25.0, "withstood": "1000", "cpu_seconds": 25}
+    entries = {"fast, seed 0": fast, "standard, seed 0": standard, "fast, seed 7": fast}
+    (tmp_path / "suites_m.json").write_text(json.dumps({**what, "attacks": entries}))
+    worst = {"attacks": ["a", "b", "c", "d"], "withstood": {"ours": "0010"}}
+    theirs = {**what, "seed": 7, "worst_case": worst}
+    (tmp_path / "autoattack_m.json").write_text(json.dumps(theirs))
+    rows = readme_tables.suites_table().splitlines()[2:]
+    assert rows == [
+        "| m, 4, 0 | fast | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 |",
+        "| m, 4, 0 | standard | 25.00 |  |  |  |  | 25 |  |",
+        "| m, 4, 7 | fast | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  |",  # against autoattack.py's verdicts
+        "",
+        "Threads, processor and arithmetic: 1 of A, float32.",
+    ]
 
 
 BOARDS = {
@@ -65,6 +89,33 @@ def test_every_robust_network_has_a_board_and_no_other():
     names = {path.parent.name for path in boards}
     assert names >= {"adv_trained", "adv_trained_b", "simple_adv_trained"}
     assert not names & {"natural", "fgsm_trained", "simple_fgsm_trained"}
+
+
+def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(leaderboards, "RESULTS", tmp_path)
+    card = cards.read(MNIST, "adv_trained")
+    assert leaderboards.suite_entries(MNIST, card) == []
+    model = "mnist_challenge/models/adv_trained"
+
+    def write(name, count, **accuracies):
+        entries = {
+            run.replace("_", ", seed "): {"accuracy": accuracy, "precision": "bfloat16"}
+            for run, accuracy in accuracies.items()
+        }
+        result = {"model": model, "num_examples": count, "attacks": entries}
+        (tmp_path / f"suites_{name}.json").write_text(json.dumps(result))
+
+    write("a", 100, fast_0=10.0, strong_0=20.0)
+    write("b", 1000, fast_1=31.0, fast_2=30.0)
+    fast, strong = leaderboards.suite_entries(MNIST, card)
+    assert (fast.accuracy, fast.num_examples, strong.num_examples) == (30.0, 1000, 100)
+    assert fast.made_by == (
+        "python mnist_challenge/eval.py --model_dir=adv_trained --suite=fast --precision=bfloat16 "
+        "--num_eval_examples=1000 --random_seed=2"
+    )
+    (tmp_path / "suites_c.json").write_text("{}")
+    with pytest.raises(InputError, match="suites_c.json is damaged: KeyError: 'model'"):
+        leaderboards.texts(MNIST)
 
 
 def test_a_submission_stays_on_its_board_and_ours_is_made_anew():

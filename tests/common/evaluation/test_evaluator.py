@@ -688,3 +688,24 @@ def test_a_finished_evaluation_is_taken_from_its_state_without_an_attack(tmp_pat
     )
     result = evaluator.run(IMAGES, LABELS, State(tmp_path / "state.npz", {"seed": 0}))
     same(result, evaluate())
+
+
+def test_float32_is_not_tf32_in_an_evaluation_and_the_setting_is_restored():
+    """On a GPU TensorFlow rounds the factors of float32 products to TF32, unless it is told not."""
+    seen = []
+
+    def model(x):
+        seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
+        return linear(x)
+
+    for before in (True, False):
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+        try:
+            attack = PGD(model, epsilon=0.2, step_size=0.05, num_steps=1)
+            seen.clear()  # what tracing the attack alone sees is the user's setting
+            evaluate(model, attack)
+            after = tf.config.experimental.tensor_float_32_execution_enabled()
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(True)
+        assert seen and not any(seen)
+        assert after == before
