@@ -48,21 +48,31 @@ def main(words):
     """Makes the directory that the flags ask for."""
     if words:
         raise InputError(f"expected flags only, got {words[0]!r}")
-    job = read_json(pathlib.Path(FLAGS.job_dir) / "job.json")
-    run_dir = pathlib.Path(FLAGS.run_dir)
+    step = collect(FLAGS.job_dir, FLAGS.run_dir, FLAGS.model_dir, FLAGS.state_dir)
+    print(one_line(f"step {step} in {FLAGS.model_dir}"))
+
+
+def collect(job_dir, run_dir, model_dir, state_dir=None):
+    """Makes a training directory; returns its step.
+
+    Args:
+        job_dir, run_dir, model_dir, state_dir: what the flags of these names say; paths.
+
+    Raises:
+        InputError: a file is missing, damaged or another job's; `model_dir` is not new.
+    """
+    job, run_dir = read_json(pathlib.Path(job_dir) / "job.json"), pathlib.Path(run_dir)
     record = read_json(run_dir / RECORD)
     if record["job_digest"] != job["digest"]:
-        raise InputError(f"--run_dir: expected a run of the job in {FLAGS.job_dir}, got another's")
+        raise InputError(f"--run_dir: expected a run of the job in {job_dir}, got another's")
     challenge, script, _ = CHALLENGES[job["challenge"]]
-    config = make_config(
-        challenge, (FLAGS.job_dir, {**job["config"], "model_dir": FLAGS.model_dir})
-    )
+    config = make_config(challenge, (job_dir, {**job["config"], "model_dir": str(model_dir)}))
     result, trained = build_networks(config, challenge)
     optimizer = script.experiment(config)["optimizer"]
     optimizer.build(trained.trainable_variables)
     step = None
-    if FLAGS.state_dir is not None:
-        saved = _arrays(pathlib.Path(FLAGS.state_dir) / STATE, job)
+    if state_dir is not None:
+        saved = _arrays(pathlib.Path(state_dir) / STATE, job)
         step = int(saved["step"])
         for name, variable in programs.variables_of(result, trained, optimizer).items():
             variable.assign(saved[name])
@@ -71,7 +81,7 @@ def main(words):
         if record["steps"] != step:
             trained = optimizer = None
         step = record["steps"]
-    elif FLAGS.state_dir is None:
+    elif state_dir is None:
         saved = _arrays(run_dir / WEIGHTS, job)
         result.set_weights([saved[f"{i:04d}"] for i in range(len(result.weights))])
         step, trained, optimizer = int(saved["step"]), None, None
@@ -87,7 +97,7 @@ def main(words):
         for run in record["runs"]
     ]
     training_directory.write(config, challenge, step, runs, result, optimizer, trained)
-    print(one_line(f"step {step} of {job['name']} in {FLAGS.model_dir}"))
+    return step
 
 
 def _arrays(path, job):

@@ -37,8 +37,14 @@ def variables_of(result, trained=None, optimizer=None):
         parts[TRAINED] = trained.weights
     if optimizer is not None:
         parts[OPTIMIZER] = optimizer.variables
+
+    def name(part, variable):
+        # Keras numbers the optimizers of a process, and begins their variables' paths with that.
+        path = variable.path.partition("/")[2] if part == OPTIMIZER else variable.path
+        return f"{part}/{path}"
+
     return {
-        f"{part}/{variable.path}": variable.value
+        name(part, variable): variable.value
         for part, variables in parts.items()
         for variable in variables
     }

@@ -13,7 +13,7 @@ import string
 import numpy as np
 import tensorflow as tf
 
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised
 from common.attack.losses import margin
 from common.evaluation.report import left_alone
@@ -53,6 +53,8 @@ def outputs_of(model, labels, batch_size, *images):
         *images: pairs of images (n, height, width, channels) and a function from them to float32
             pixels.
     """
+
+    model = in_inference_mode(model)
 
     @tf.function(reduce_retracing=True)
     def outputs(x, y):

@@ -124,7 +124,7 @@ def write(config, challenge, step, entries, result, optimizer=None, trained=None
     path = pathlib.Path(config.model_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--model_dir: expected a new directory, got {path}")
-    with TrainingDirectory(config, challenge):
+    with Lock(path, "--model_dir"):
         own = None if trained is result else trained
         checkpoints.TrainingRun(path, result, optimizer, own).save(step)
         write_json(path / runs.FILE, entries)

@@ -3,6 +3,7 @@
 What needs JAX is skipped without it; JAX_PYTHON names a Python that has it, if it is another one.
 """
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -14,15 +15,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from accelerator import export, initial, packed_images, programs
+from accelerator import collect, export, initial, packed_images, programs
 from accelerator.stream import Batches
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.config import make_config
 from common.data import Split
 from common.errors import InputError
-from common.files import read_json
+from common.files import read_json, write_json
 from common.training import batches, loop, progress, runs
+from common.training.directory import check
 from mnist_challenge.challenge import MNIST
 from tests.helpers import ROOT, digits, pictures, run
 
@@ -241,6 +243,60 @@ def test_every_job_has_a_recipe_that_its_challenge_takes():
         assert set(job["rows"]) <= set(challenge.presets)
 
 
+def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resumed(tmp_path):
+    settings = {**MNIST_RECIPE, "random_seed": SEED, "model_dir": str(tmp_path / "unused")}
+    config = make_config(MNIST, ("job", settings))
+    result, trained_model = loop.build_networks(config, MNIST)
+    optimizer = export.CHALLENGES["mnist"][1].experiment(config)["optimizer"]
+    optimizer.build(trained_model.trainable_variables)
+    for number, weight in enumerate((*result.weights, *trained_model.weights)):
+        weight.assign(np.full(weight.shape, number + 1.0))
+    variables = programs.variables_of(result, trained_model, optimizer)
+    job = {
+        "name": "job",
+        "digest": "d",
+        "challenge": "mnist",
+        "config": dataclasses.asdict(config),
+        "data": "images",
+        "provenance": {"commit": "c", "command": "export.py", "versions": {"tensorflow": "2"}},
+    }
+    write_json(tmp_path / "job.json", job)
+    run = {"command": "run.py", "hardware": {}, "versions": {"jax": "0"}, "seconds": 1.0}
+    runs_of_job = [{**run, "first_step": 0, "last_step": 6}]
+    record = {"job_digest": "d", "steps": 6, "runs": runs_of_job}
+    write_json(tmp_path / "record.json", record)
+    own = {"step": 6, "seconds": 1.0, "job_digest": "d"}
+    weights = {f"{i:04d}": np.asarray(w) for i, w in enumerate(result.weights)}
+    np.savez(tmp_path / "weights.npz", **weights, **own)
+    state = {name: np.asarray(variable) for name, variable in variables.items()}
+    np.savez(tmp_path / "state.npz", **state, **own)
+
+    assert collect.collect(tmp_path, tmp_path, tmp_path / "new") == 6
+    assert collect.collect(tmp_path, tmp_path, tmp_path / "whole", tmp_path) == 6
+    for name in ("new", "whole"):
+        loaded = checkpoints.load_model(MNIST, tmp_path / name)
+        assert loaded.step == 6
+        for weight, expected in zip(loaded.weights, result.weights, strict=True):
+            np.testing.assert_array_equal(weight, expected)
+        (entry,) = runs.read(tmp_path / name)
+        assert entry["versions"] == {"tensorflow": "2", "jax": "0"} and entry["commit"] == "c"
+        # The same settings resume it; others do not.
+        check(tmp_path / name, dataclasses.replace(config, model_dir="."), MNIST)
+        with pytest.raises(InputError, match="other training_batch_size"):
+            check(tmp_path / name, dataclasses.replace(config, training_batch_size=3), MNIST)
+    again = loop.build_networks(config, MNIST)
+    optimizer = export.CHALLENGES["mnist"][1].experiment(config)["optimizer"]
+    optimizer.build(again[1].trainable_variables)
+    restored = checkpoints.TrainingRun(tmp_path / "whole", again[0], optimizer, again[1])
+    assert restored.restore() == 6
+    np.testing.assert_array_equal(again[1].weights[0], trained_model.weights[0])
+    with pytest.raises(InputError, match="--model_dir: expected a new directory"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "new")
+    write_json(tmp_path / "record.json", {**record, "job_digest": "e"})
+    with pytest.raises(InputError, match="--run_dir: expected a run of the job"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+
+
 def run_with_jax(directory, *words, code=0):
     command = [JAX_PYTHON, ROOT / "accelerator" / "run.py", f"--jobs_dir={directory / 'jobs'}"]
     command += [f"--data_dir={directory / 'data'}", f"--output_dir={directory / 'runs'}", *words]
@@ -277,10 +333,10 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
         first = last
 
     words = [f"--job_dir={tmp_path / 'jobs' / 'job'}", f"--run_dir={run_dir}"]
-    collect = ROOT / "accelerator" / "collect.py"
-    run(collect, *words, f"--model_dir={tmp_path / 'new'}", cwd=tmp_path)
+    script = ROOT / "accelerator" / "collect.py"
+    run(script, *words, f"--model_dir={tmp_path / 'new'}", cwd=tmp_path)
     run(
-        collect,
+        script,
         *words,
         f"--state_dir={run_dir}",
         f"--model_dir={tmp_path / 'whole'}",
