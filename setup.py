@@ -7,7 +7,15 @@ import setuptools
 # Every shipped model, and nothing of a training or a fetched network that lies beside them.
 MODELS = [
     f"models/*/{name}"
-    for name in ("saved_model.pb", "fingerprint.pb", "variables/*", "card.json", "README.md")
+    for name in (
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables/*",
+        "weights-*.npz",
+        "card.json",
+        "leaderboard.csv",
+        "README.md",
+    )
 ]
 
 setuptools.setup(

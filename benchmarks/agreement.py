@@ -62,7 +62,7 @@ def main():
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
     x, y = challenge.to_pixels(test.images), test.labels
     settings = {name: FLAGS[name].value for name in ("epsilon", "step_size", "num_steps")}
-    result = {"model": pathlib.Path(path).name, "num_examples": len(x), "data": test.name}
+    result = {"model": pathlib.Path(path).stem, "num_examples": len(x), "data": test.name}
     with tempfile.TemporaryDirectory() as folder:
         model = _keras_model(challenge, path)
         checkpoints.export(model, pathlib.Path(folder) / "exported")

@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import measure, peers, plain
-from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
+from benchmarks.measure import OURS, OURS_BFLOAT16, OURS_KERAS, OURS_KERAS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.attack import PGD
@@ -46,6 +46,8 @@ MODELS = {
     ),
     "cifar_wide": (CIFAR10, {"width": 10}, {"epsilon": 8.0, "step_size": 2.0, "num_steps": 1}),
 }
+OWN = (OURS, OURS_BFLOAT16, OURS_KERAS, OURS_KERAS_BFLOAT16, PLAIN)
+COMPARED = "CleverHans tf2"  # whose speed those of the others are divided by, round by round
 
 FLAGS = flags.FLAGS
 
@@ -101,10 +103,10 @@ def _implementations():
     """The names of the implementations that are timed."""
     names = FLAGS.implementations
     if not names:
-        names = [OURS, OURS_BFLOAT16, PLAIN, *peers.importable()]
+        names = [*OWN, *peers.importable()]
         if bfloat16_unit() is None:
             names = [name for name in names if "bfloat16" not in name]
-    known = [OURS, OURS_BFLOAT16, PLAIN, *peers.PEERS]
+    known = [*OWN, *peers.PEERS]
     for name in names:
         if name not in known:
             raise InputError(
@@ -138,18 +140,17 @@ def _attacks(challenge, model, settings):
     """A function from a name, NumPy images and labels to a function that attacks them."""
     settings = {**settings, "bounds": challenge.bounds}
     plain_model = plain.build_model(challenge, model.get_weights())
-    ours, ours_bfloat16 = (
-        PGD(
-            checkpoints.fast_model(model, challenge),
-            random_start=False,
-            precision=precision,
-            **settings,
-        )
-        for precision in ("float32", "bfloat16")
-    )
+    fast = checkpoints.fast_model(model, challenge)
+
+    def ours(attacked, precision):
+        attack = PGD(attacked, random_start=False, precision=precision, **settings)
+        return attack.perturb
+
     perturbs = {
-        OURS: ours.perturb,
-        OURS_BFLOAT16: ours_bfloat16.perturb,
+        OURS: ours(fast, "float32"),
+        OURS_BFLOAT16: ours(fast, "bfloat16"),
+        OURS_KERAS: ours(plain_model, "float32"),
+        OURS_KERAS_BFLOAT16: ours(plain_model, "bfloat16"),
         PLAIN: plain.pgd(plain_model, **settings),
     }
 
@@ -165,7 +166,8 @@ def _measure(attacks, model, y, num_steps):
     """Times the attacks on a batch in turn; returns the result as a dict."""
     count, operations = len(y), _operations(model)
     matmuls = {dtype: measure.matmul(dtype) for dtype in ("float32", "bfloat16")}
-    seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds)
+    cpu = {}
+    seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds, cpu)
     matmul = {
         dtype: measure.rates(seconds.pop(dtype), measure.MATMUL_OPERATIONS) for dtype in matmuls
     }
@@ -187,6 +189,9 @@ def _measure(attacks, model, y, num_steps):
             "share": rate["median"] * operations / matmul[dtype]["median"],
             "adversarial_accuracy": 100 * np.mean(correct),
         }
+        if COMPARED in seconds:
+            entry["times_as_fast"] = measure.rates(seconds[name], np.array(seconds[COMPARED]))
+            entry["times_as_fast_in_cpu_time"] = measure.rates(cpu[name], np.array(cpu[COMPARED]))
         if FLAGS.model == "cifar_wide":
             entry["peak_memory_gib"] = measure.peak_memory(
                 __file__,
@@ -195,11 +200,14 @@ def _measure(attacks, model, y, num_steps):
                 f"--implementations={name}",
             )
         result["implementations"][name] = entry
+        times = [entry.get(key) for key in ("times_as_fast", "times_as_fast_in_cpu_time")]
+        times = [f"{ratio['median']:.2f}" for ratio in times if ratio]
+        times = f", {' (in CPU time '.join(times)}) times {COMPARED}" if times else ""
         memory = f", {entry['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in entry else ""
         print(
             f"  {name:31} {rate['median']:8.1f} example-steps/s "
             f"({rate['lowest']:.1f} to {rate['highest']:.1f}), {100 * entry['share']:.0f}% of "
-            f"matmul{memory}, accuracy {entry['adversarial_accuracy']:.1f}%",
+            f"matmul{times}{memory}, accuracy {entry['adversarial_accuracy']:.1f}%",
             flush=True,
         )
     return result

@@ -18,6 +18,8 @@ from common.scripts import app
 
 # What the benchmarks compare, beside the peers.
 OURS, PLAIN, OURS_BFLOAT16 = "ours", "plain tf.function", "ours in bfloat16"
+# Ours without the network's fast form, as on any keras.Model.
+OURS_KERAS, OURS_KERAS_BFLOAT16 = "ours on a keras.Model", "ours on a keras.Model in bfloat16"
 
 
 def run(main, define_flags):
@@ -32,12 +34,16 @@ def run(main, define_flags):
     app.run_words(without_words)
 
 
-def in_turn(functions, rounds):
+def in_turn(functions, rounds, cpu_seconds=None):
     """Times each function once a round: a drift of the machine's speed affects all alike.
+
+    Every other round runs in the opposite order.
 
     Args:
         functions: name to function without arguments; each is called once before the first round.
         rounds: how often each function is timed.
+        cpu_seconds: a dict that gets what this function returns, in seconds of the processor, which
+            tell more if the machine has other work; or None.
 
     Returns:
         Dict of each name to the list of its seconds.
@@ -46,11 +52,14 @@ def in_turn(functions, rounds):
         print(f"warming up {name}", file=sys.stderr, flush=True)
         function()
     seconds = {name: [] for name in functions}
+    cpu_seconds = {} if cpu_seconds is None else cpu_seconds
     for number in range(rounds):
-        for name, function in functions.items():
-            begin = time.perf_counter()
+        # Every other one runs backwards, so that no function always follows the same other.
+        for name, function in list(functions.items())[:: -1 if number % 2 else 1]:
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             function()
             seconds[name].append(time.perf_counter() - begin)
+            cpu_seconds.setdefault(name, []).append(time.process_time() - cpu_begin)
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return seconds
 

@@ -2,7 +2,8 @@
 
 A shipped model is a directory with a SavedModel, its card.json and a README.md made from the card,
 which holds the accuracy under the challenge's `card_rows`, each with its attack, number of images,
-time, hardware and commit. export_model.py makes them.
+time, hardware and commit. export_model.py makes them. A robust one has a leaderboard beside it, see
+`common.leaderboard`, which the README lists.
 """
 
 import json
@@ -12,8 +13,9 @@ import shlex
 
 import numpy as np
 
-from common import checkpoints, json_shapes
+from common import checkpoints, json_shapes, leaderboard
 from common.attack import is_misclassified
+from common.attack.precision import without_tf32
 from common.config import NOT_OF_TRAINING, parsed, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
@@ -55,6 +57,7 @@ SHAPE = {
     "name": TEXT,
     "parameters": COUNT,
     "weights_digest": TEXT,
+    "is_rounded": Optional(BOOL),
     "training": {
         "data": TEXT,
         "config": _CONFIG,
@@ -93,6 +96,7 @@ def load_source(challenge, name):
     return card, checkpoints.load_model(challenge, path)
 
 
+@without_tf32()
 def describe(challenge, training, loaded):
     """Returns the part of a card that tells what the network is and how it was trained.
 
@@ -141,8 +145,19 @@ def read_from(directory):
 
 def write(challenge, directory, card):
     """Writes card.json and README.md."""
+    boards = find_boards(directory)
     write_json(directory / CARD, card)
-    write_atomically(directory / "README.md", readme(challenge, card).encode())
+    write_atomically(directory / "README.md", readme(challenge, card, boards).encode())
+
+
+def find_boards(directory):
+    """Returns the leaderboards in a model's directory, see `leaderboard.read_boards`; {} if none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = pathlib.Path(directory) / leaderboard.BOARD
+    return leaderboard.read_boards(path) if os.path.lexists(path) else {}
 
 
 def find(card, row, source=None):
@@ -153,8 +168,8 @@ def find(card, row, source=None):
     return None
 
 
-def readme(challenge, card):
-    """Returns a model's README, as Markdown."""
+def readme(challenge, card, boards=None):
+    """Returns a model's README, as Markdown; `boards` are from `find_boards`."""
     training = card["training"]
     config, run = training["config"], training["runs"][-1]
     shape = ", ".join(str(n) for n in ("batch", *challenge.image_shape))
@@ -165,18 +180,13 @@ def readme(challenge, card):
         f"# {_shown(card['name'])}",
         "",
         f"The paper's {challenge.name} network ({card['parameters']:,} parameters), "
-        f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. A SavedModel: signature "
-        f"`serving_default`, input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
+        f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. "
+        f"{'Weights' if card.get('is_rounded') else 'A SavedModel'}: "
+        f"{'' if card.get('is_rounded') else 'signature `serving_default`, '}"
+        f"input `image` (float32, ({shape}), pixels in [{low:g}, {high:g}]), "
         "output `logits` (float32, (batch, 10)).",
         "",
-        "```python",
-        f"model = tf.saved_model.load({json.dumps(_shown(card['name']))})  # this directory's path",
-        f"x = tf.ensure_shape(x, {(None, *challenge.image_shape)})  # float32",
-        'logits = model.signatures["serving_default"](image=x)["logits"]',
-        "```",
-        "",
-        "TensorFlow does not check the shape itself, and another one may end Python. Trained by "
-        "this, at the commit below:",
+        *_loading_lines(challenge, card),
         "",
         "```",
         *(f"python {_command(command)}" for command in commands),
@@ -198,8 +208,61 @@ def readme(challenge, card):
         'withstands every restart. "paper" is its number for a network trained in the same way, '
         '"leaderboard" the original challenge\'s for its secret network under the same attack.',
         "",
+        *_board_lines(boards or {}),
     ]
     return "\n".join(lines)
+
+
+def _loading_lines(challenge, card):
+    """Returns how a program loads the model, as lines of Markdown, before how it was trained."""
+    trained, name = "Trained by this, at the commit below:", json.dumps(_shown(card["name"]))
+    if card.get("is_rounded"):
+        package = challenge.directory.name
+        constant = challenge.name.replace("-", "")
+        return [
+            "The kernels are rounded to bfloat16, and every number below is of the rounded "
+            "network. `--model_dir` takes this directory, and these lines make a SavedModel of it:",
+            "",
+            "```python",
+            "from common.checkpoints import export, load_keras_model",
+            f"from {package}.challenge import {constant}",
+            "",
+            f'export(load_keras_model({constant}, {name}), "saved_model")  # its path',
+            "```",
+            "",
+            trained,
+        ]
+    return [
+        "```python",
+        f"model = tf.saved_model.load({name})  # this directory's path",
+        f"x = tf.ensure_shape(x, {(None, *challenge.image_shape)})  # float32",
+        'logits = model.signatures["serving_default"](image=x)["logits"]',
+        "```",
+        "",
+        f"TensorFlow does not check the shape itself, and another one may end Python. {trained}",
+    ]
+
+
+def _board_lines(boards):
+    if not boards:
+        return []
+    lines = [
+        "## Leaderboard",
+        "",
+        f"Accuracy in percent on the first images of the test set; lower is better. "
+        f"[{leaderboard.BOARD}]({leaderboard.BOARD}) has each entry's command, or its file's "
+        "sha256. [How to hand one in](../../README.md#hand-in-an-attack).",
+        "",
+        "| board | attack | by | accuracy | images | date |",
+        "|---|---|---|---|---|---|",
+    ]
+    for board, entries in sorted(boards.items()):
+        for entry in entries:
+            lines.append(
+                f"| {_cell(board)} | {_cell(entry.attack)} | {_cell(entry.submitted_by)} | "
+                f"{entry.accuracy:.2f} | {entry.num_examples:,} | {_cell(entry.date)} |"
+            )
+    return [*lines, ""]
 
 
 def published(challenge, row, path, source_path=None):

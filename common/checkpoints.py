@@ -1,4 +1,4 @@
-"""Models on disk: training directories, ours and the originals', SavedModels and .keras files."""
+"""Models on disk: trainings, ours and the originals', SavedModels, .keras files, npz files."""
 
 import dataclasses
 import functools
@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import checkpoint_files
+from common import checkpoint_files, rounded_weights
 from common import config as config_lib
 from common.attack import FastModel
+from common.attack.gradient import in_inference_mode
 from common.errors import InputError, one_line, reason_of
 from common.files import expand_path, plain_path
 from common.original_checkpoints import is_original, load_original
@@ -28,7 +29,9 @@ class LoadedModel:
 
     Attributes:
         logits: function from float32 images to float32 logits, in inference mode; a `FastModel`
-            if the model is the challenge's own network.
+            if the model is the challenge's own network; of a .keras
+            file that takes float32 images in batches of any size, what `in_inference_mode` makes of
+            its keras.Model, which attacks can run in bfloat16.
         weights: the model's variables.
         path: pathlib.Path of the model.
         step: training step, or None if it is not known.
@@ -172,6 +175,10 @@ def _are_finite(variables):
 def find_model(challenge, model_dir):
     """The path that `model_dir` means: a path, or the name of a shipped or fetched model.
 
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        model_dir: the path or name, a str or pathlib.Path.
+
     Raises:
         InputError: there is neither; the message names the shipped and the fetched models.
             No text can be such a path, or it cannot be looked at.
@@ -186,8 +193,9 @@ def find_model(challenge, model_dir):
         raise InputError(f"--model_dir: {error}") from None
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model_dir: cannot read {model_dir}: {reason_of(error)}") from None
-    found = [*shipped.glob("*/saved_model.pb"), *shipped.glob("published/*/saved_model.pb")]
-    names = ", ".join(sorted(path.parent.relative_to(shipped).as_posix() for path in found))
+    kinds = "*/saved_model.pb", "published/*/saved_model.pb", "*/weights-1-of-*.npz"
+    found = {path.parent for kind in kinds for path in shipped.glob(kind)}
+    names = ", ".join(sorted(path.relative_to(shipped).as_posix() for path in found))
     raise InputError(
         f"--model_dir: expected a training directory, a SavedModel, a .keras file or a shipped "
         f"model ({names or 'none so far'}), got {model_dir}, which does not exist"
@@ -197,7 +205,8 @@ def find_model(challenge, model_dir):
 def load_model(challenge, model_dir):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
-    A directory of the original TensorFlow 1 code is read too, unchanged.
+    A directory of the original TensorFlow 1 code is read too, unchanged, and one of a challenge's
+    own network whose weights `export_rounded` wrote.
 
     A model is a program: when it is loaded or called, a SavedModel or .keras file does whatever its
     author wrote into it, such as reading and writing files. TensorFlow's SECURITY.md says the same.
@@ -223,6 +232,8 @@ def load_model(challenge, model_dir):
             return _from_keras(path, challenge)
         if (path / "saved_model.pb").is_file():
             return _from_saved_model(path, challenge)
+        if rounded_weights.are_in(path):
+            return _from_rounded(path, challenge)
         is_own = (path / "config.json").is_file() and checkpoint_files.steps_in(path)
         if is_own or is_original(path):
             model, step = restore_training(challenge, path)
@@ -288,7 +299,15 @@ def restore_training(challenge, directory):
 
 
 def fast_model(model, challenge):
-    """The challenge's own keras.Model, in inference mode, as attacks run it fastest."""
+    """The challenge's own keras.Model, in inference mode, as attacks run it fastest.
+
+    Args:
+        model: keras.Model of the challenge's network.
+        challenge: a `common.challenge.Challenge`.
+
+    Returns:
+        A `common.attack.FastModel`.
+    """
     return FastModel(
         functools.partial(model, training=False),
         functools.partial(challenge.fast_logits, model),
@@ -307,7 +326,18 @@ def _loaded(logits, weights, path, challenge):
 
 def _own_network(logits, weights, challenge):
     """The challenge's keras.Model with these weights, or None if it is another function."""
-    shapes = [tuple(weight.shape) for weight in weights]
+    model = _network_of([tuple(weight.shape) for weight in weights], challenge)
+    if model is None:
+        return None
+    model.set_weights([np.asarray(weight) for weight in weights])
+    x = _noise(challenge)
+    theirs, ours = logits(x).numpy(), model(x, training=False).numpy()
+    scale = np.max(np.abs(ours), initial=1.0)
+    return model if np.max(np.abs(theirs - ours)) <= 1e-4 * scale else None
+
+
+def _network_of(shapes, challenge):
+    """The challenge's keras.Model whose weights have these shapes, or None if there is none."""
     size = challenge.size_of(shapes)
     if size is None:
         return None
@@ -316,13 +346,7 @@ def _own_network(logits, weights, challenge):
     except InputError:  # larger than any network of the challenge
         return None
     model = challenge.build_model(config)
-    if shapes != [tuple(weight.shape) for weight in model.weights]:
-        return None
-    model.set_weights([np.asarray(weight) for weight in weights])
-    x = _noise(challenge)
-    theirs, ours = logits(x).numpy(), model(x, training=False).numpy()
-    scale = np.max(np.abs(ours), initial=1.0)
-    return model if np.max(np.abs(theirs - ours)) <= 1e-4 * scale else None
+    return model if shapes == [tuple(weight.shape) for weight in model.weights] else None
 
 
 def _noise(challenge):
@@ -349,7 +373,25 @@ def _from_keras(path, challenge):
             raise _several(["1"], [str(len(results))], path)
         return results[0]
 
-    return _loaded(_as_logits(call, image, logits, challenge, path), model.weights, path, challenge)
+    function = _as_logits(call, image, logits, challenge, path)
+    loaded = _loaded(function, model.weights, path, challenge)
+    if loaded.model is None and _is_plain(model):
+        return dataclasses.replace(loaded, logits=in_inference_mode(model))
+    return loaded
+
+
+def _is_plain(model):
+    """Whether a keras.Model is a function of float32 images, any number of them, to logits."""
+    if not getattr(model, "inputs", None):  # a class of its own
+        return False
+    ends = [model.inputs[0], model.compute_output_spec(model.inputs[0])]  # not in a list or dict
+    return all(
+        isinstance(end, keras.KerasTensor)
+        and end.dtype == "float32"
+        and end.shape[0] is None
+        and None not in end.shape[1:]
+        for end in ends
+    )
 
 
 def _from_saved_model(path, challenge):
@@ -371,6 +413,23 @@ def _from_saved_model(path, challenge):
         return signature(**{name: x})[output]
 
     return _loaded(_as_logits(call, image, logits, challenge, path), list(weights), path, challenge)
+
+
+def _from_rounded(path, challenge):
+    """The challenge's network with the weights that `export_rounded` wrote."""
+    try:
+        weights = rounded_weights.load(path)
+    except InputError as error:
+        raise InputError(f"--model_dir: {error}") from None
+    shapes = [weight.shape for weight in weights]
+    model = _network_of(shapes, challenge)
+    if model is None:
+        raise InputError(
+            f"--model_dir: expected weights of the {challenge.name} challenge's own network in "
+            f"{path}, got another's"
+        )
+    model.set_weights(weights)
+    return LoadedModel(fast_model(model, challenge), model.weights, path, model=model)
 
 
 def _several(inputs, outputs, path):
@@ -480,7 +539,6 @@ def export(model, path):
     Raises:
         InputError: it cannot be written; an existing one is unchanged.
     """
-    path = pathlib.Path(path)
     # Keras's own export would write every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
@@ -490,16 +548,57 @@ def export(model, path):
             tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image"),
         ],
     )
+
+    def write(directory):
+        with plain_path(directory.parent) as place:
+            tf.saved_model.save(
+                module,
+                str(place / directory.name),
+                signatures={"serving_default": module.serve},
+            )
+
+    _write_whole(path, write, "the SavedModel")
+
+
+def export_rounded(model, path):
+    """Writes the weights with kernels rounded to bfloat16, in files below 50 MB; see `load_model`.
+
+    Args:
+        model: keras.Model of a challenge, whose weights are rounded too.
+        path: directory to write; an existing one is replaced once the new one is complete.
+
+    Raises:
+        InputError: it cannot be written; an existing one is unchanged.
+    """
+    weights = rounded_weights.rounded([np.asarray(weight) for weight in model.weights])
+    model.set_weights(weights)
+
+    def write(directory):
+        directory.mkdir()
+        rounded_weights.save(directory, weights)
+
+    _write_whole(path, write, "the rounded weights")
+
+
+def _write_whole(path, write, what):
+    """Writes a directory so that it is there whole or not at all.
+
+    Args:
+        path: of the directory; an existing one is replaced.
+        write: function of a path, which writes the directory there.
+        what: what it is, for the message.
+
+    Raises:
+        InputError: it cannot be written; an existing one is unchanged.
+    """
+    path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
         ) as scratch:
             new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
-            with plain_path(scratch) as place:
-                tf.saved_model.save(
-                    module, str(place / new.name), signatures={"serving_default": module.serve}
-                )
+            write(new)
             if path.exists():
                 path.rename(old)
             try:
@@ -509,4 +608,4 @@ def export(model, path):
                     old.rename(path)
                 raise
     except (OSError, tf.errors.OpError) as error:
-        raise InputError(f"cannot write the SavedModel {path}: {reason_of(error)}") from error
+        raise InputError(f"cannot write {what} {path}: {reason_of(error)}") from error

@@ -1,14 +1,37 @@
-"""The original challenges' leaderboards, and where an accuracy would stand on them."""
+"""Leaderboards, the original challenges' and those of shipped networks, and places on them.
+
+A robust network that is shipped has a board of its own, `BOARD` beside its card. Its first entries
+are the project's, whose `made_by` is a command; that of a submission is the sha256 of its file.
+"""
 
 import csv
 import dataclasses
+import io
 
 from common.errors import InputError, one_line, reason_of
+
+BOARD = "leaderboard.csv"
+OURS = "this project"  # the submitter of our own entries
+NUM_TEST_IMAGES = 10000  # test images that the leaderboards count, on MNIST and on CIFAR-10
+HEADER = (
+    "board",
+    "attack",
+    "submitted_by",
+    "accuracy_pct",
+    "num_examples",
+    "command_or_sha256",
+    "date",
+    "links",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of an original leaderboard; `accuracy` is in percent, spaces separate `links`."""
+    """A line of a leaderboard; `accuracy` is in percent, spaces separate `links`.
+
+    `num_examples` is the number of test images, from the first, that `accuracy` counts; `made_by`
+    the command that makes the attack, or the sha256 of the attack file, if it is known.
+    """
 
     board: str
     attack: str
@@ -16,25 +39,46 @@ class Entry:
     accuracy: float
     date: str
     links: str
+    num_examples: int = NUM_TEST_IMAGES
+    made_by: str = ""
 
     def __str__(self):
-        by = "" if self.submitted_by == "(initial entry)" else f" by {self.submitted_by}"
-        return f"{self.attack}{by} ({self.accuracy:.2f})"
+        by = "" if self.submitted_by in ("(initial entry)", OURS) else f" by {self.submitted_by}"
+        on = "" if self.num_examples == NUM_TEST_IMAGES else f" on {self.num_examples:,} images"
+        return f"{self.attack}{by} ({self.accuracy:.2f}{on})"
 
 
 def read_leaderboard(challenge):
-    """Returns the original challenge's boards, a dict from names to entries, lowest accuracy first.
+    """Returns the original challenge's boards, as `read_boards`.
 
     Raises:
-        InputError: leaderboard.csv cannot be read, or is damaged.
+        InputError: as `read_boards`.
     """
-    boards, path = {}, challenge.directory / "leaderboard.csv"
+    return read_boards(challenge.directory / BOARD)
+
+
+def read_boards(path):
+    """Returns the boards in a file, a dict from names to entries, lowest accuracy first.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    boards = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             for line in csv.DictReader(file):
-                entry = Entry(accuracy=float(line.pop("accuracy_pct")), **line)
-                texts = [value for name, value in vars(entry).items() if name != "accuracy"]
-                if not 0 <= entry.accuracy <= 100 or not all(map(str.isprintable, texts)):
+                entry = Entry(
+                    accuracy=float(line.pop("accuracy_pct")),
+                    num_examples=int(line.pop("num_examples", NUM_TEST_IMAGES)),
+                    made_by=line.pop("command_or_sha256", ""),
+                    **line,
+                )
+                texts = [value for value in vars(entry).values() if not _is_number(value)]
+                if (
+                    not 0 <= entry.accuracy <= 100
+                    or not 0 < entry.num_examples <= NUM_TEST_IMAGES
+                    or not all(map(str.isprintable, texts))
+                ):
                     raise ValueError(f"expected an attack and its accuracy, got {one_line(entry)}")
                 boards.setdefault(entry.board, []).append(entry)
     except OSError as error:
@@ -47,6 +91,33 @@ def read_leaderboard(challenge):
         board: sorted(entries, key=lambda entry: entry.accuracy)
         for board, entries in boards.items()
     }
+
+
+def to_csv(entries, header=True):
+    """Returns entries as the text of a `BOARD`.
+
+    Args:
+        entries: iterable of `Entry`.
+        header: whether the first line is `HEADER`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(HEADER)
+    for entry in entries:
+        writer.writerow(
+            (
+                entry.board,
+                entry.attack,
+                entry.submitted_by,
+                f"{entry.accuracy:.2f}",
+                entry.num_examples,
+                entry.made_by,
+                entry.date,
+                entry.links,
+            )
+        )
+    return text.getvalue()
 
 
 def rank(entries, accuracy):
@@ -68,6 +139,10 @@ def standing(board, entries, accuracy):
     if place <= len(entries):
         text += f", before {entries[place - 1]}"
     return text
+
+
+def _is_number(value):
+    return isinstance(value, (int, float))
 
 
 def _ordinal(number):

@@ -22,19 +22,20 @@ attack on the model, if this returns logits. The last line watches training imag
 brevity; watch others.
 """
 
+import contextlib
 import dataclasses
+import logging
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack import APGD, standard_suite
 from common.attack.gradient import as_logits
 from common.attack.inputs import pixel_range, to_images, to_labels, whole_number
 from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
 from common.errors import InputError
-from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls
-from common.evaluation.report import describe, table_lines
+from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls, suites
+from common.evaluation.report import describe, left_alone, table_lines
 from common.provenance import provenance
 from common.training.adversarial_model import AdversarialModel
 
@@ -67,8 +68,9 @@ class Report:
         return (
             f"robust accuracy {found['adversarial_accuracy']:.2f}% (95% confidence interval "
             f"{low:.2f}% to {high:.2f}%), natural {found['natural_accuracy']:.2f}%: "
-            f"{found['num_examples']:,} images, {its['norm']} epsilon {its['epsilon']:g} of pixels "
-            f"in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}"
+            f"{found['num_examples']:,} images{left_alone(self.result)}, {its['norm']} epsilon "
+            f"{its['epsilon']:g} of pixels in [{bounds[0]:g}, {bounds[1]:g}], attacks: "
+            f"{its['suite']}"
         )
 
     def to_dict(self):
@@ -97,6 +99,22 @@ class Report:
         return "\n".join([*table_lines(self.trials, self.result), *warnings, self.line])
 
 
+@contextlib.contextmanager
+def _without_warnings_of_traces():
+    """Drops TensorFlow's warnings of functions traced anew, for each attack and batch size."""
+
+    def is_other(record):
+        return "retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@_without_warnings_of_traces()
 def evaluate(
     model,
     x,
@@ -124,9 +142,10 @@ def evaluate(
         epsilon: radius of the ball, in the units of `bounds`.
         bounds: (lowest, highest) pixel value that the model is given: (0, 1) or (0, 255), say.
         norm: "linf" or "l2".
-        suite: "standard", AutoAttack's four attacks; or a list of attacks, each as in
-            `RobustAccuracy`, of the same epsilon, bounds and norm. The targeted DLR loss needs
-            four classes: for three the plain one takes its place, and for two none does.
+        suite: "standard", AutoAttack's four attacks; "fast" or "strong", see
+            `common.evaluation.suites`; or a list of attacks, each as in `RobustAccuracy`, of the
+            same epsilon, bounds and norm. The targeted DLR loss needs four classes: for three the
+            plain one takes its place, and for two none does.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
         precision, jit_compile: see `common.attack.Attack`.
@@ -147,10 +166,9 @@ def evaluate(
     inner = _inner(model)
     logits = logits_of(inner, few)
     options = {"epsilon": epsilon, "bounds": bounds, "norm": norm}
-    name, attacks = _attacks(
+    name, trials = _trials(
         suite, inner, logits, few, {**options, "precision": precision, "jit_compile": jit_compile}
     )
-    trials = [Trial(attack, name=attack.name) for attack in attacks]
     evaluator = _evaluator(logits, [], bounds, batch_size, seed)
     # All that is wrong with an image, a label or a logit shows before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
@@ -226,6 +244,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
 
+    @_without_warnings_of_traces()
     def on_epoch_end(self, epoch, logs=None):
         """Adds val_robust_accuracy to `logs`."""
         if (epoch + 1) % self.every:
@@ -258,8 +277,8 @@ def _evaluator(logits, trials, bounds, batch_size, seed):
     )
 
 
-def _attacks(suite, model, logits, few, options):
-    """The name and the list of a suite's attacks."""
+def _trials(suite, model, logits, few, options):
+    """The name and the list of a suite's attacks, each a `Trial`."""
     if not isinstance(suite, str):
         attacks = [attack_on(attack, model, logits) for attack in suite]
         if not attacks:
@@ -271,16 +290,15 @@ def _attacks(suite, model, logits, few, options):
                     raise InputError(
                         f"suite: expected attacks of {name} {asked}, got {attack.name} of {its}"
                     )
-        return ", ".join(attack.name for attack in attacks), attacks
-    if suite != "standard":
-        raise InputError(f"suite: expected standard or a list of attacks, got {suite!r}")
-    attacks = [attack for _, attack in standard_suite(logits, **options)]
+        trials = [Trial(attack, name=attack.name) for attack in attacks]
+        return ", ".join(trial.name for trial in trials), trials
+    if suite not in suites.ANY_MODEL:
+        known = ", ".join(suites.ANY_MODEL)
+        raise InputError(f"suite: expected {known} or a list of attacks, got {suite!r}")
     num_classes = as_logits(logits(few[:1])).shape[1]
-    if num_classes < 4:
-        plain = [APGD(logits, loss_func="dlr", **options)] if num_classes == 3 else []
-        attacks = [attacks[0], *plain, *attacks[2:]]
-        return ", ".join(attack.name for attack in attacks), attacks
-    return suite, attacks
+    trials = suites.trials_of(suite, logits, num_classes=num_classes, **options)
+    name = suite if num_classes >= 4 else ", ".join(trial.attack.name for trial in trials)
+    return name, trials
 
 
 def _arrays(x, y=None):

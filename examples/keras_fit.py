@@ -1,5 +1,5 @@
 """Trains a small Keras network twice by `fit`, on images as they are and against PGD, and evaluates
-both under AutoAttack's attacks.
+both by the fast suite.
 
     python examples/keras_fit.py                          # 1,000 digits that come with the project
     python examples/keras_fit.py --dataset=fashion_mnist  # of TensorFlow Datasets, where it is
@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--data_dir", help="the directory of TensorFlow Datasets")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--images", type=int, default=4000, help="of the training set, at most")
-    parser.add_argument("--suite", default="standard", help="see evaluate, or pgd, for a short try")
+    parser.add_argument("--suite", default="fast", help="see evaluate, or pgd, for a short try")
     parser.add_argument("--save", help="a .keras file for the network trained against PGD")
     flags = parser.parse_args()
     x, y, x_test, y_test = load(flags.dataset, flags.data_dir, flags.images)

@@ -37,17 +37,19 @@ def train(config):
     validation_images = MNIST.load("validation", data_dir=config.data_dir)
     print(one_line(images.source))
 
-    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
-    # TensorFlow 1's epsilon; Keras's own default is 1e-7.
-    optimizer = keras.optimizers.Adam(rate, epsilon=1e-8)
     return loop.train(
-        config,
-        MNIST,
-        images,
-        optimizer=optimizer,
-        reduce_loss=tf.reduce_sum,
-        validation_images=validation_images,
+        config, MNIST, images, validation_images=validation_images, **experiment(config)
     )
+
+
+def experiment(config):
+    """What `common.training.train` is given beside images and config, as a dict."""
+    rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
+    return {
+        # TensorFlow 1's epsilon; Keras's own default is 1e-7.
+        "optimizer": keras.optimizers.Adam(rate, epsilon=1e-8),
+        "reduce_loss": tf.reduce_sum,
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ BATCH = 200  # examples at a time
 # and its other figures' curves end their rise where these do.
 STEP_SIZES = {"MNIST": 0.01, "CIFAR-10": 0.3}
 _ORDERS = {}  # what `examples` found in this process
+_ATTACKS = {}  # what `pgd` made
 
 
 def logits_of(loaded):
@@ -88,15 +89,22 @@ def maxima(loaded, challenge, image, label, seed, index, num_steps, scale=1.0):
 
 
 def pgd(loaded, challenge, num_steps):
-    """Returns PGD of `num_steps` steps of `STEP_SIZES` on a `LoadedModel`, in float32."""
-    return PGD(
-        loaded.logits,
-        epsilon=epsilon_of(challenge),
-        step_size=STEP_SIZES[challenge.name],
-        num_steps=num_steps,
-        bounds=challenge.bounds,
-        precision="float32",
-    )
+    """Returns PGD of `num_steps` steps of `STEP_SIZES` on a `LoadedModel`, in float32.
+
+    It is the same attack for the same model, so that it is compiled once.
+    """
+    key = id(loaded), num_steps
+    if key not in _ATTACKS:
+        attack = PGD(
+            loaded.logits,
+            epsilon=epsilon_of(challenge),
+            step_size=STEP_SIZES[challenge.name],
+            num_steps=num_steps,
+            bounds=challenge.bounds,
+            precision="float32",
+        )
+        _ATTACKS[key] = loaded, attack  # the model too, so that no other one gets its id
+    return _ATTACKS[key][1]
 
 
 def examples(work, robust):

@@ -73,16 +73,18 @@ def section(result):
         lines += ["", f"![{item.title}](figures/{item.name}.png)", "", item.caption]
     if item.table is not None:
         lines += ["", *item.table(result)]
-    verdict = item.verdict(result)
+    verdict = result.verdict()
     lines += [
         "",
         f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
         "",
         *(f"- {criterion}" for criterion in verdict.criteria),
     ]
-    missing = [part.name for part in result.parts if part.name not in result.records]
+    missing = [part for part in result.parts if part.name not in result.records]
     if missing:
-        lines += ["", f"Not possible yet, without a network: {', '.join(missing)}."]
+        networks = dict.fromkeys(n.label for p in missing for n in p.networks if not n.exists())
+        words = f"{len(missing)} of {len(result.parts)} parts are not possible yet, without"
+        lines += ["", f"{words} {'; '.join(networks)}."]
     return lines
 
 
@@ -100,7 +102,7 @@ def state_of(result):
         return f"not possible yet, without {', '.join(missing) or result.item.needs}"
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"
-    words = result.item.verdict(result).word
+    words = result.verdict().word
     if changed := _changed(result):
         words += f", with {settings_text(changed)}"
     if state == PARTLY:

@@ -76,9 +76,36 @@ NATURAL = Network(MNIST, "natural", "natural")
 ROBUST = Network(MNIST, "adv_trained", "robust")
 ROBUST_B = Network(MNIST, "adv_trained_b", "robust, other seed")
 FGSM_TRAINED = Network(MNIST, "fgsm_trained", "FGSM-trained")
+NATURAL_B = Network(MNIST, "natural_b", "natural, other seed")
+FGSM_TRAINED_B = Network(MNIST, "fgsm_trained_b", "FGSM-trained, other seed")
+MODEL_B = Network(MNIST, "model_b", "natural, model B")
+# Pairs of seeds with twice as many filters.
+VERY_LARGE_NATURAL, VERY_LARGE_NATURAL_B, VERY_LARGE_FGSM, VERY_LARGE_FGSM_B = (
+    Network(MNIST, f"{training}_very_large{suffix}", f"{title}, very large{seed}")
+    for training, title in (("natural", "natural"), ("fgsm", "FGSM-trained"))
+    for suffix, seed in (("", ""), ("_b", ", other seed"))
+)
 
 SIMPLE_NATURAL = Network(CIFAR10, "simple_natural", "natural", SIMPLE)
 SIMPLE_ROBUST = Network(CIFAR10, "simple_adv_trained", "robust", SIMPLE)
 SIMPLE_NATURAL_B = Network(CIFAR10, "simple_natural_b", "natural, other seed", SIMPLE)
 SIMPLE_ROBUST_B = Network(CIFAR10, "simple_adv_trained_b", "robust, other seed", SIMPLE)
 SIMPLE_FGSM_TRAINED = Network(CIFAR10, "simple_fgsm_trained", "FGSM-trained", SIMPLE)
+SIMPLE_FGSM_TRAINED_B = Network(
+    CIFAR10, "simple_fgsm_trained_b", "FGSM-trained, other seed", SIMPLE
+)
+(
+    (WIDE_NATURAL, WIDE_NATURAL_B),
+    (WIDE_FGSM_TRAINED, WIDE_FGSM_TRAINED_B),
+    (WIDE_ROBUST, WIDE_ROBUST_B),
+) = (
+    tuple(
+        Network(CIFAR10, f"wide_{training}{suffix}", f"{title}, wide{seed}")
+        for suffix, seed in (("", ""), ("_b", ", other seed"))
+    )
+    for training, title in (
+        ("natural", "natural"),
+        ("fgsm_trained", "FGSM-trained"),
+        ("adv_trained", "robust"),
+    )
+)

@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the models' cards and the results of benchmarks and items.
+"""Writes the READMEs' tables and the networks' leaderboards from cards, benchmarks and items.
 
 python paper/readme_tables.py
 """
@@ -19,10 +19,11 @@ from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
+from common.evaluation import suites
 from common.files import read_json, write_atomically
 from common.scripts import app
 from mnist_challenge.challenge import MNIST
-from paper import accuracies, document
+from paper import accuracies, document, leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
@@ -129,9 +130,9 @@ def attack_speed_table():
 def training_speed_table():
     """The table of the speed of adversarial training, as Markdown."""
     lines = [
-        "| training step | plain in float32, examples/s | ours, examples/s | ratio | plain, GiB | "
-        "ours, GiB | attack and update, part of the time |",
-        "|---|---|---|---|---|---|---|",
+        "| training step | arithmetic of ours | ours, examples/s | plain in float32, examples/s | "
+        "ratio | ours, GiB | plain, GiB | attack and update, part of the time |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     # The wide network's training has not been timed.
     for model, key in itertools.product(("mnist", "cifar_simple"), (OURS, OURS_BFLOAT16)):
@@ -139,12 +140,12 @@ def training_speed_table():
         if key not in result["implementations"]:
             continue
         plain, ours = (result["implementations"][implementation] for implementation in (PLAIN, key))
-        name += key.removeprefix(OURS)
+        arithmetic = "bfloat16" if key == OURS_BFLOAT16 else "float32"
         rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]
         lines.append(
-            f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | "
-            f"{rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} | "
-            f"{plain['peak_memory_gib']:.2f} | {ours['peak_memory_gib']:.2f} | "
+            f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | {arithmetic} | "
+            f"{rates[1]:.1f} | {rates[0]:.1f} | {rates[1] / rates[0]:.2f} | "
+            f"{ours['peak_memory_gib']:.2f} | {plain['peak_memory_gib']:.2f} | "
             f"{100 * result['loop_share']:.1f}% of {result['loop_steps']} steps |"
         )
     lines += ["", f"{_machine('training_mnist')}; CIFAR-10: {_machine('training_cifar_simple')}."]
@@ -154,8 +155,8 @@ def training_speed_table():
 def autoattack_table():
     """The table of our suite beside the public AutoAttack, as Markdown."""
     lines = [
-        "| network, images, seed | attack | ours | AutoAttack | broken by ours alone | by theirs "
-        "alone | times as fast | in CPU time |",
+        "| network, images, seed | attack | ours in float32 | AutoAttack in float32 | broken by "
+        "ours alone | by theirs alone | times as fast | in CPU time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     machines = set()
@@ -179,6 +180,111 @@ def autoattack_table():
     return "\n".join(lines)
 
 
+def keras_speed_table():
+    """The table of PGD's speed on a plain keras.Model beside CleverHans, as Markdown."""
+    lines = [
+        "| PGD on a plain keras.Model | CPU time, CleverHans's over its own | lowest and highest "
+        "round | time of the clock | lowest and highest round |",
+        "|---|---|---|---|---|",
+    ]
+    result = read_speed("attack_keras")
+    (batch,) = result["batches"]
+    for name, entry in batch["implementations"].items():
+        cells = [name + ("" if "bfloat16" in name else " in float32")]
+        for times in (entry["times_as_fast_in_cpu_time"], entry["times_as_fast"]):
+            cells += [f"{times['median']:.2f}", f"{times['lowest']:.2f} to {times['highest']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"MNIST's network, batches of {batch['batch_size']}, {result['rounds']} rounds in turn; "
+        f"{_machine('attack_keras')}, which had much other work: compare the CPU time.",
+    ]
+    return "\n".join(lines)
+
+
+def agreement_table():
+    """The table of one network's accuracy by the way it is attacked, as Markdown."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("agreement_*.json"))]
+    doors = dict.fromkeys(name for result in results for name in result["doors"])
+    lines = [
+        "| accuracy under PGD, in brackets the images it decides otherwise than the first | "
+        + " | ".join(f"{result['model']}, epsilon {result['epsilon']}" for result in results)
+        + " |",
+        "|---" * (1 + len(results)) + "|",
+        "| none: natural images | "
+        + " | ".join(f"{result['natural_accuracy']:.2f}" for result in results)
+        + " |",
+    ]
+    for name in doors:
+        cells = []
+        for result in results:
+            entry = result["doors"].get(name)
+            cells.append(
+                f"{entry['accuracy']:.2f} ({entry['num_other_verdicts']})" if entry else ""
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fast_suite_table():
+    """The attacks of the fast suite, as Markdown."""
+    lines = ["| attack | examples | starts | settings |", "|---|---|---|---|"]
+    for stage in suites.FAST:
+        given = "all" if stage.share == 1 else f"closest {100 * stage.share:g}%"
+        settings = ", ".join(f"`{name}` {value}" for name, value in stage.settings.items())
+        lines.append(f"| {stage.name} | {given} | {stage.num_restarts} | {settings} |")
+    return "\n".join(lines)
+
+
+def suites_table():
+    """The table of suites beside the standard one, on the same images from the same seed.
+
+    Where the benchmark has not run the standard suite, its verdicts are those of `autoattack.py`,
+    and there is no ratio of times.
+    """
+    lines = [
+        "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
+        "alone | left alone | CPU time, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    machines, known = set(), _standard_verdicts()
+    paths = sorted(SPEED.glob("suites_*.json"))
+    if not paths:
+        return "These commands have not run to their end yet."
+    for path in paths:
+        result = read_speed(path.stem)
+        for name, entry in result["attacks"].items():
+            suite, _, seed = name.partition(", seed ")
+            machines.add(f"{entry['threads']} of {entry['processor']}, {entry['precision']}")
+            what = result["model"], result["data"], int(seed)
+            standard = result["attacks"].get(f"standard, seed {seed}")
+            verdicts = standard["withstood"] if standard else known.get(what)
+            cells = ["", "", ""]
+            if verdicts and suite != "standard":
+                pairs = list(zip(entry["withstood"], verdicts, strict=True))
+                cells = [f"{100 * verdicts.count('1') / len(verdicts):.2f}"]
+                cells += [str(pairs.count(pair)) for pair in (("0", "1"), ("1", "0"))]
+            ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
+            lines.append(
+                f"| {pathlib.Path(result['model']).name}, {result['num_examples']:,}, {seed} | "
+                f"{suite} | {entry['accuracy']:.2f} | {' | '.join(cells)} | "
+                f"{entry['num_left_alone'] or ''} | {entry['cpu_seconds']:.0f} | "
+                f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} |"
+            )
+    lines += ["", f"Threads, processor and arithmetic: {'; '.join(sorted(machines))}."]
+    return "\n".join(lines)
+
+
+def _standard_verdicts():
+    """What withstood our standard suite in float32, by (model, data, seed)."""
+    results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
+    return {
+        (result["model"], result["data"], result["seed"]): result["worst_case"]["withstood"]["ours"]
+        for result in results
+        if len(result["worst_case"]["attacks"]) == 4
+    }
+
+
 def _speed(entry):
     rate = entry["example_steps_per_second"]["median"]
     return f"{rate:.{0 if rate > 100 else 1}f} ({100 * entry['share']:.0f}%)"
@@ -200,7 +306,11 @@ TABLES = {
     ROOT / "benchmarks" / "README.md": (
         attack_speed_table,
         training_speed_table,
+        keras_speed_table,
+        agreement_table,
         autoattack_table,
+        fast_suite_table,
+        suites_table,
     ),
 }
 
@@ -241,6 +351,8 @@ def main(words=()):
     if words:
         raise InputError(f"expected no words, got {' '.join(words)!r}")
     texts = {path: fill_in(path) for path in TABLES}
+    for challenge in (MNIST, CIFAR10):
+        texts |= leaderboards.texts(challenge)
     for path, text in texts.items():
         write_atomically(path, text.encode())
 

@@ -178,7 +178,7 @@ def make(item, flag_values, given, source, directory):
             path = directory / "figures" / f"{item.name}.{ending}"
             style.save(item.draw(result), path)
             print(one_line(f"{item.name}: figure in {path}"))
-    verdict = item.verdict(result)
+    verdict = result.verdict()
     print(f"{item.name}: {verdict.word}")
     for criterion in verdict.criteria:
         print(f"    {one_line(criterion)}", flush=True)

@@ -10,6 +10,7 @@ from common import json_shapes
 from common.errors import InputError
 from common.files import write_atomically
 from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable
+from paper.item import IN_PART, REPRODUCED
 
 DONE, STALE, PARTLY, OPEN, IMPOSSIBLE = "done", "stale", "partly", "open", "not possible yet"
 _SHAPE = {
@@ -161,6 +162,14 @@ class Result:
         record = self.records[part.name]
         digests = {network.label: self.source.digest(network) for network in part.networks}
         return record["version"] != self.item.version or record["networks"] != digests
+
+    def verdict(self):
+        """The item's `Verdict`, at most in part while parts are missing for want of a network."""
+        verdict = self.item.verdict(self)
+        is_all = len(self.numbers) == len(self.parts)
+        if verdict.word == REPRODUCED and not is_all:
+            return dataclasses.replace(verdict, word=IN_PART)
+        return verdict
 
     def state(self):
         """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`."""

@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the ground up: a module imports those of its own line and of the lines above it here.
 STOREYS = (
-    "errors files json_shapes interruption provenance startup challenge plain_pickle",
+    "errors files json_shapes interruption provenance startup challenge plain_pickle philox"
+    " rounded_weights",
     "attack",
     "config",
     "data checkpoint_files checkpoints original_checkpoints fetching submission",
@@ -20,7 +21,14 @@ STOREYS = (
 STOREY_OF = {room: number for number, rooms in enumerate(STOREYS) for room in rooms.split()}
 MODULES = [
     path.relative_to(ROOT)
-    for folder in ("common", "mnist_challenge", "cifar10_challenge", "paper", "benchmarks")
+    for folder in (
+        "common",
+        "mnist_challenge",
+        "cifar10_challenge",
+        "paper",
+        "benchmarks",
+        "accelerator",
+    )
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "samples" not in path.parts
 ]
@@ -49,7 +57,13 @@ def test_a_module_of_common_imports_its_own_storey_and_those_below(path):
     own = path.parts[1].removesuffix(".py")
     for module, name in imports_of(path):
         top = module.split(".")[0]
-        assert top not in ("mnist_challenge", "cifar10_challenge", "paper", "benchmarks"), module
+        assert top not in (
+            "mnist_challenge",
+            "cifar10_challenge",
+            "paper",
+            "benchmarks",
+            "accelerator",
+        ), module
         if top == "common":
             room = room_of(module, name)
             assert room is not None or module == "common", (module, name)
@@ -63,7 +77,9 @@ def test_a_module_of_common_imports_its_own_storey_and_those_below(path):
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_a_challenge_imports_no_other_challenge_and_a_network_only_keras(path):
     folder, name = path.parts[0], path.name
-    others = {"mnist_challenge", "cifar10_challenge", "paper", "benchmarks"} - {folder}
+    others = {"mnist_challenge", "cifar10_challenge", "paper", "benchmarks", "accelerator"} - {
+        folder
+    }
     for module, _ in imports_of(path):
         top = module.split(".")[0]
         if folder.endswith("_challenge"):
@@ -89,3 +105,19 @@ def test_the_papers_items_import_libraries_and_only_its_scripts_the_command_line
             for module, _ in imports_of(path):
                 assert not module.startswith(("absl", "common.scripts")), (path, module)
                 assert module != "paper.reproduce", path
+
+
+def test_the_runner_of_accelerator_needs_no_tensorflow():
+    """Nor does anything that it imports of the project."""
+    known, new = set(), [pathlib.Path("accelerator/run.py")]
+    while new:
+        path = new.pop()
+        known.add(path)
+        for module, name in imports_of(path):
+            top = module.split(".")[0]
+            assert top not in ("tensorflow", "keras", "absl", "tqdm"), path
+            for parts in ([*module.split("."), name or ""], module.split(".")):
+                place = pathlib.Path(*parts).with_suffix(".py")
+                if (ROOT / place).is_file() and place not in known:
+                    new.append(place)
+    assert pathlib.Path("common/philox.py") in known

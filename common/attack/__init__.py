@@ -26,7 +26,7 @@ from common.attack.losses import (
 )
 from common.attack.multi_targeted import MultiTargeted
 from common.attack.pgd import FGSM, PGD
-from common.attack.registry import ATTACKS, make_attack, standard_suite
+from common.attack.registry import ATTACKS, fitting, make_attack, standard_suite
 from common.attack.square import Square
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Square",
     "cw_loss",
     "dlr_loss",
+    "fitting",
     "is_misclassified",
     "make_attack",
     "margin",

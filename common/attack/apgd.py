@@ -10,15 +10,22 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import compiled, drawing
+from common.attack.attacked_model import drawing_stage, stage
 from common.attack.ball import per_image, project, select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
-from common.attack.losses import LOSSES, TARGETED_LOSSES, is_misclassified, leads_by
+from common.attack.losses import (
+    LOSSES,
+    TARGETED_LOSSES,
+    is_misclassified,
+    leads_by,
+    scale_of,
+)
 from common.attack.staged import StagedAttack, where
 from common.errors import InputError
 
-FEWEST_CLASSES = {"xent": 2, "dlr": 3, "targeted_dlr": 4}  # by the names of `loss_func`
+# By the names of `loss_func`.
+FEWEST_CLASSES = {"xent": 2, "scaled_xent": 2, "dlr": 3, "targeted_dlr": 4}
 
 MOMENTUM = 0.75  # the paper's alpha: the share of the new step
 LEAST_INCREASES = 0.75  # the paper's rho
@@ -77,8 +84,9 @@ class APGD(StagedAttack):
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         num_steps: number of steps of each climb, one gradient each.
-        loss_func: "xent"; "dlr"; or "targeted_dlr", which climbs `targeted_dlr_loss` towards the
-            likeliest wrong classes in turn, each from a random start of its own.
+        loss_func: "xent"; "scaled_xent", of logits times the `scale_of` those of the image; "dlr";
+            or "targeted_dlr", which climbs `targeted_dlr_loss` towards the likeliest wrong classes
+            in turn, each from a random start of its own.
         num_targets: how many classes "targeted_dlr" takes.
         random_start: True starts at a uniform point of the ball, False at the image.
 
@@ -128,6 +136,8 @@ class APGD(StagedAttack):
                 f"loss_func: {self.loss_func} expects {fewest} classes or more, "
                 f"the model has {num_classes}"
             )
+        if self.loss_func == "scaled_xent":
+            state = {**state, "scale": scale_of(logits)}
         return {**state, "highest_of_all": tf.fill(tf.shape(state["y"]), -np.inf)}
 
     def _stages(self, num_classes):
@@ -140,7 +150,7 @@ class APGD(StagedAttack):
                     yield self._confirm
             yield self._finish
 
-    @drawing
+    @drawing_stage
     def _start(self, state, rank):
         """The state at the start of a climb: the iterate and the climb's best point."""
         if self.is_targeted:
@@ -167,9 +177,11 @@ class APGD(StagedAttack):
     def _loss(self, logits, state):
         if self.is_targeted:
             return TARGETED_LOSSES["dlr"](logits, state["y"], state["target"])
+        if self.loss_func == "scaled_xent":
+            return LOSSES["xent"](state["scale"][:, None] * logits, state["y"])
         return LOSSES[self.loss_func](logits, state["y"])
 
-    @compiled
+    @stage
     def _climb(self, state, first, last, num_since):
         """Climbs for one of `segments`."""
         logits = self._model.prepare()
@@ -256,11 +268,12 @@ class APGD(StagedAttack):
         x, x_nat = state["x"], state["x_nat"]
         step_size = per_image(state["step_size"], x)
         z = step(x, gradient, x_nat, self.epsilon, step_size, self.bounds, self.norm)
-        moved = x + momentum * (z - x) + (1.0 - momentum) * (x - state["x_previous"])
+        # Of a sum of three terms TensorFlow chooses the order, and not the same one in both halves.
+        moved = x + momentum * (z - x) - (1.0 - momentum) * (state["x_previous"] - x)
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
         return {**state, "x": moved, "x_previous": x}
 
-    @compiled
+    @stage
     def _finish(self, state):
         """Records the last point, and the climb's best."""
         exact = self._model.prepare(exact=True)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, keras_model_of
 from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
@@ -40,6 +40,7 @@ class AttackedModel:
         num_parts=None,
     ):
         check_precision(precision)
+        model = keras_model_of(model)
         self.num_classes = None
         self.precision = None
         self._asked, self._bounds = precision, bounds
@@ -141,6 +142,28 @@ class AttackedModel:
             **({"jit_compile": True} if uses_xla and self.uses_xla else {}),
         )
 
+    def compile_stage(self, function, any_size=False, **options):
+        """`compile`, for a function of a state, tensors (batch, ...) by name, and further tensors.
+
+        It is traced for batches of any size at once, unless it is compiled for few sizes: it would
+        be traced twice, as the batch shrinks.
+        """
+        compiled = self.compile(function, any_size=any_size, **options)
+        is_traced = self._needs_batch_size and not any_size
+
+        def call(state, *args, **kwargs):
+            nonlocal is_traced
+            if not is_traced:
+                specs = {
+                    name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)
+                    for name, tensor in state.items()
+                }
+                compiled.get_concrete_function(specs, *args, **kwargs)
+                is_traced = True
+            return compiled(state, *args, **kwargs)
+
+        return call
+
     def iterate(self, step, state, first, last, is_done=None, passes=(0, 0)):
         """`state` after state <- step(i, state) for i from `first` to below `last`.
 
@@ -234,5 +257,15 @@ def compiled(method=None, **options):
     return functools.cached_property(compiled_method)
 
 
-# For a method that draws random numbers.
-drawing = compiled(uses_xla=False, any_size=True)
+def stage(method=None, **options):
+    """Decorates a stage of an attack, as `compiled` does; see `AttackedModel.compile_stage`."""
+    if method is None:
+        return functools.partial(stage, **options)
+    return functools.cached_property(
+        lambda attack: attack._model.compile_stage(method.__get__(attack), **options)
+    )
+
+
+# For methods that draw random numbers.
+_DRAWS = {"uses_xla": False, "any_size": True}
+drawing, drawing_stage = compiled(**_DRAWS), stage(**_DRAWS)

@@ -7,6 +7,7 @@ channels <= epsilon. Both end at the pixel range, in which the images lie.
 import numpy as np
 import tensorflow as tf
 
+from common.attack import draws
 from common.attack.inputs import LARGEST, SMALLEST, pixel_range, to_float
 from common.errors import InputError
 
@@ -96,7 +97,9 @@ def select(condition, x, y):
     return tf.raw_ops.Select(condition=condition, x=x, y=y)
 
 
-def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None):
+def uniform_start(
+    x_nat, epsilon, bounds, seed, index, norm="linf", stream=None, side_by_side=False
+):
     """A uniform point of the ball around each image, clipped to the pixel range.
 
     An example's noise depends on its own seed and entry of `index` alone, and not on its batch.
@@ -106,14 +109,14 @@ def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None)
         epsilon, bounds, norm: see `project`.
         seed: int tensor (2,), or (batch, 2), one for each example.
         index: int tensor (batch,), the number of each example.
-        stream: see `draw`.
+        stream, side_by_side: see `draw`; normal numbers are drawn in turn in any case.
 
     Returns:
         float32, the shape of `x_nat`.
     """
     shape = tf.shape(x_nat)
     if norm == "linf":
-        noise = draw(shape[1:], seed, index, stream)
+        noise = draw(shape[1:], seed, index, stream, side_by_side=side_by_side)
     else:
         # The first n coordinates of a uniform point of the sphere in n + 2 dimensions are uniform
         # in the n-dimensional ball.
@@ -125,7 +128,7 @@ def uniform_start(x_nat, epsilon, bounds, seed, index, norm="linf", stream=None)
     return tf.clip_by_value(x, bounds[0], bounds[1])
 
 
-def draw(shape, seed, index, stream=None, is_normal=False):
+def draw(shape, seed, index, stream=None, is_normal=False, side_by_side=False):
     """Random numbers for each example, uniform in [-1, 1) or standard normal.
 
     Args:
@@ -134,13 +137,22 @@ def draw(shape, seed, index, stream=None, is_normal=False):
         index: int tensor (batch,), the number of each example.
         stream: int that tells one attack's draws apart, or None for an attack with one draw.
         is_normal: whether the numbers are normal.
+        side_by_side: how uniform numbers are computed: for one example after the other, by
+            TensorFlow's ops, or for all at once, for a GPU and XLA. They are the same to the bit.
 
     Returns:
         float32 (batch, *shape).
     """
+    seeds = tf.broadcast_to(seed, (tf.size(index), 2))
+    if side_by_side and not is_normal:
+        seeds = draws.fold_in(seeds, index)
+        if stream is not None:
+            seeds = draws.fold_in(seeds, stream)
+        numbers = draws.uniform(seeds, tf.reduce_prod(shape)) * 2.0 - 1.0
+        return tf.reshape(numbers, tf.concat([[tf.size(index)], shape], axis=0))
 
     def numbers(seed_and_index):
-        # Philox gives the same numbers on every device, though not under XLA.
+        # These ops give the same numbers on every device, though not under XLA.
         example_seed = tf.random.fold_in(*seed_and_index, alg="philox")
         if stream is not None:
             example_seed = tf.random.fold_in(example_seed, stream, alg="philox")
@@ -148,7 +160,6 @@ def draw(shape, seed, index, stream=None, is_normal=False):
             return tf.random.stateless_normal(shape, example_seed, alg="philox")
         return tf.random.stateless_uniform(shape, example_seed, -1.0, 1.0, alg="philox")
 
-    seeds = tf.broadcast_to(seed, (tf.size(index), 2))
     return tf.map_fn(numbers, (seeds, index), fn_output_signature=tf.float32, parallel_iterations=1)
 
 

@@ -83,7 +83,8 @@ class Boundary(Attack):
         x = x_nat.numpy()
         start, has_start = self._starts(x_nat, y, seed, index, np.argmax(logits, axis=1))
         rows = np.flatnonzero(has_start & ~broken)
-        rows = rows[self._is_broken(start[rows], tf.gather(y, rows))]
+        if len(rows):  # a convolution may refuse a batch without images
+            rows = rows[self._is_broken(start[rows], tf.gather(y, rows))]
         if len(rows):
             walk = self._foolbox.attacks.BoundaryAttack(steps=self.num_steps)
             first, second = np.reshape(seed, (-1, 2))[0].tolist()

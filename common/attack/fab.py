@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import compiled, drawing
+from common.attack.attacked_model import drawing_stage, stage
 from common.attack.ball import length, per_image, select
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import LARGEST, real_number, whole_number
@@ -180,7 +180,7 @@ class FAB(StagedAttack):
             if self.num_search_steps:
                 yield self._search
 
-    @drawing
+    @drawing_stage
     def _start(self, state, rank):
         is_restart = state["seed"][:, 1] > 0
         start = self._start_of(state, rank, self.epsilon / 2.0)
@@ -194,7 +194,7 @@ class FAB(StagedAttack):
             "lead_best": tf.zeros_like(state["lead_nat"]),
         }
 
-    @compiled
+    @stage
     def _walk(self, state, num_steps):
         logits, exact = self._model.prepare_both()
 
@@ -249,7 +249,7 @@ class FAB(StagedAttack):
         state = where(is_closer, state, x_adv=x, distance_adv=distance)
         return {**state, "broken": state["broken"] | (state["distance_adv"] <= state["radius"])}
 
-    @compiled
+    @stage
     def _search(self, state):
         """Interpolates the boundary between this target's closest point and the image."""
         logits = self._model.prepare(exact=True)

@@ -19,6 +19,14 @@ def in_inference_mode(model):
     return functools.partial(model, training=False) if is_layer else model
 
 
+def keras_model_of(model):
+    """The keras.Model of which `in_inference_mode` made a function; any other model as it is."""
+    is_such = isinstance(model, functools.partial) and isinstance(model.func, keras.Model)
+    if is_such and not model.args and model.keywords == {"training": False}:
+        return model.func
+    return model
+
+
 def as_logits(z, x=None):
     """A model's output as float32 logits.
 

@@ -71,6 +71,22 @@ def dlr_loss(logits, y):
     return -margin(logits, y) / (largest[:, 0] - largest[:, 2] + _TINY)
 
 
+def scale_of(logits):
+    """The factor that makes the largest logit of each example 10 larger than the third largest.
+
+    Cross-entropy is flat where all logits are far apart, and so is its gradient; of logits times
+    this factor it is alike for any scale of the logits.
+
+    Args:
+        logits: float32 (batch, classes), 2 classes or more; of two the lower one counts as third.
+
+    Returns:
+        float32 (batch,).
+    """
+    largest = tf.math.top_k(finite_logits(logits), min(3, logits.shape[-1])).values
+    return 10.0 / tf.maximum(largest[:, 0] - largest[:, -1], 1e-30)
+
+
 def targeted_dlr_loss(logits, y, target):
     """The DLR loss towards a class (Croce & Hein 2020, "Reliable evaluation ...", Eq. 7).
 

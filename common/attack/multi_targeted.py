@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import compiled, drawing
+from common.attack.attacked_model import drawing_stage, stage
 from common.attack.ball import select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
@@ -45,11 +45,11 @@ class MultiTargeted(StagedAttack):
         for rank in self._ranks(num_classes):
             yield lambda state: self._climb(self._start(state, tf.constant(rank)))
 
-    @drawing
+    @drawing_stage
     def _start(self, state, rank):
         return self._towards(state, rank)
 
-    @compiled
+    @stage
     def _climb(self, state):
         logits, exact = self._model.prepare_both()
 

@@ -29,7 +29,7 @@ from common.attack.losses import (
 from common.errors import InputError
 
 LOSS_FUNCS = ("xent", "cw")
-TARGETS = ("random", "least_likely")
+TARGETS = ("random", "least_likely", "next")
 START, OUTPUT_DIRECTION, TARGET = None, 1, 2  # streams of random numbers
 
 
@@ -57,7 +57,8 @@ class PGD(Attack):
         target: None ascends the loss of the label. A class descends that class's own: the steps
             then ascend `targeted_xent_loss`, or for "cw" `targeted_margin_loss`, and images of the
             class are returned unchanged. "random" takes a wrong class for each example,
-            "least_likely" the wrong class of its lowest logit.
+            "least_likely" the wrong class of its lowest logit, "next" the class after its label;
+            the first class follows the last.
         batch_statistics: False attacks the model in inference mode. True calls it with
             training=True, as the original CIFAR-10 training does: batch norm then uses the
             statistics of the batch under attack (which couples its images) and every step
@@ -194,7 +195,8 @@ class PGD(Attack):
     def _start(self, x_nat, y, seed, index, epsilon):
         x = x_nat
         if self._starts_at_random:
-            x = uniform_start(x_nat, epsilon, self.bounds, seed, index, self.norm, START)
+            ball = epsilon, self.bounds, seed, index, self.norm, START
+            x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
         return {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
 
     @compiled
@@ -238,6 +240,8 @@ class PGD(Attack):
             options["target"] = wrong_class_at(share, logits, y)
         elif self.target == "least_likely":
             options["target"] = least_likely_wrong_class(logits, y)
+        elif self.target == "next":
+            options["target"] = (y + 1) % tf.shape(logits)[1]
         elif self.target is not None:
             options["target"] = tf.fill(tf.shape(y), self.target)
         return options

@@ -4,6 +4,7 @@ bfloat16 has float32's range and 8 significant bits. Matrix units multiply it 2 
 and add up in float32. Weights, pixels, steps and every verdict stay float32.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from common.attack.fast import FastModel
 from common.attack.gradient import as_logits, value_and_gradient
+from common.attack.softmax import WithoutSoftmax, last_operation, without_softmax
 from common.errors import InputError, one_line
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -48,6 +50,20 @@ def check_precision(precision):
     """Raises InputError if `precision` is not one of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+@contextlib.contextmanager
+def without_tf32():
+    """Within its context float32 products are exact on a GPU too.
+
+    There TensorFlow rounds their factors to TF32's 11 significant bits otherwise.
+    """
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 @functools.cache
@@ -142,7 +158,7 @@ def in_bfloat16(model):
     pixels, and the last, since it makes the logits; so do layers of another policy than float32.
 
     Args:
-        model: keras.Model, Sequential or functional, built.
+        model: keras.Model, Sequential or functional, built; or one of these `WithoutSoftmax`.
 
     Returns:
         A function from float32 images to logits, in inference mode.
@@ -150,9 +166,10 @@ def in_bfloat16(model):
     Raises:
         Exception: it cannot be copied so, of any kind.
     """
-    if not _is_graph(model):
+    network = model.model if isinstance(model, WithoutSoftmax) else model
+    if not _is_graph(network):
         raise _CannotError("it is neither Sequential nor functional")
-    layers = _layers(model)
+    layers = _layers(network)
     kernels = [i for i, layer in enumerate(layers) if _has_kernel(layer)]
     between = layers[kernels[0] + 1 : kernels[-1]] if kernels else []
     changed = {id(layer) for layer in between if layer.dtype_policy.name == "float32"}
@@ -172,16 +189,21 @@ def in_bfloat16(model):
         finally:
             keras.config.set_dtype_policy(before)
 
-    rounded = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    if _shapes(model) != _shapes(rounded):
+    rounded = keras.models.clone_model(network, clone_function=copy, recursive=True)
+    if _shapes(network) != _shapes(rounded):
         raise _CannotError("its copy has other weights")
+
+    softmax = contextlib.nullcontext
+    if network is not model:
+        softmax = functools.partial(without_softmax, last_operation(rounded))
 
     def logits(x):
         weights = (
             [tf.convert_to_tensor(variable) for variable in variables]
-            for variables in (model.trainable_variables, model.non_trainable_variables)
+            for variables in (network.trainable_variables, network.non_trainable_variables)
         )
-        return rounded.stateless_call(*weights, x, training=False)[0]
+        with softmax():
+            return rounded.stateless_call(*weights, x, training=False)[0]
 
     return logits
 

@@ -50,6 +50,9 @@ ATTACKS = {
     "pgd_least_likely": Maker(
         PGD, (*_STEPS, *_LOSS), {"target": "least_likely"}, takes_batch_statistics=True
     ),
+    "pgd_next_class": Maker(
+        PGD, (*_STEPS, *_LOSS), {"target": "next"}, takes_batch_statistics=True
+    ),
     "odi_pgd": Maker(PGD, (*_STEPS, *_LOSS), {"odi_steps": 2}, takes_batch_statistics=True),
     "apgd_xent": Maker(APGD, fixed={"loss_func": "xent"}),
     "apgd_dlr": Maker(APGD, fixed={"loss_func": "dlr"}),
@@ -118,7 +121,28 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
     )
 
 
-def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto", precision="auto"):
+def fitting(settings, num_classes):
+    """The settings of an attack for a model of few classes.
+
+    The targeted DLR loss needs four. For three classes the plain one takes its place, and for two
+    none does.
+
+    Args:
+        settings: dict of arguments of an attack.
+        num_classes: the model's number of classes.
+
+    Returns:
+        `settings`, those of the attack that takes its place, or None.
+    """
+    if settings.get("loss_func") != "targeted_dlr" or num_classes >= 4:
+        return settings
+    plain = {name: value for name, value in settings.items() if name != "num_targets"}
+    return {**plain, "loss_func": "dlr"} if num_classes == 3 else None
+
+
+def standard_suite(
+    model, epsilon, bounds, norm="linf", jit_compile="auto", precision="auto", num_classes=10
+):
     """AutoAttack's standard version (Croce & Hein 2020, "Reliable evaluation ...").
 
     APGD on cross-entropy, APGD on the targeted DLR loss and targeted FAB with 9 targets, of 100
@@ -127,6 +151,7 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto", prec
 
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
+        num_classes: see `fitting`.
 
     Returns:
         List of (name, attack), in the order in which they run, each on what those before left.
@@ -138,9 +163,10 @@ def standard_suite(model, epsilon, bounds, norm="linf", jit_compile="auto", prec
         "jit_compile": jit_compile,
         "precision": precision,
     }
+    targeted = fitting({"loss_func": "targeted_dlr"}, num_classes)
     attacks = [
         APGD(model, loss_func="xent", **options),
-        APGD(model, loss_func="targeted_dlr", **options),
+        *([] if targeted is None else [APGD(model, **targeted, **options)]),
         FAB(model, num_search_steps=0, **options),
         Square(model, schedule_queries=10_000, **options),
     ]

@@ -57,9 +57,9 @@ def logits_of(model, images):
     outputs = as_logits(given, images)
     refuse_nan(tf.reduce_any(tf.math.is_nan(outputs), axis=1))
     is_rounded = {getattr(given, "dtype", None), getattr(model, "compute_dtype", None)} & _ROUNDED
-    last = _last_operation(model) if is_keras else None
+    last = last_operation(model) if is_keras else None
     if last is not None and _is_softmax(last):
-        logits = _Logits(model, last)
+        logits = WithoutSoftmax(model, last)
         tolerance = ROUNDED_TOLERANCE if is_rounded else 1e-4
         again = tf.nn.softmax(as_logits(logits(images, training=False)))
         if np.allclose(again, outputs, atol=tolerance):
@@ -72,7 +72,7 @@ def logits_of(model, images):
     return model
 
 
-class _Logits(keras.Model):
+class WithoutSoftmax(keras.Model):
     """A keras.Model without the softmax that its last operation is, or has as activation."""
 
     def __init__(self, model, softmax):
@@ -80,7 +80,7 @@ class _Logits(keras.Model):
         super().__init__(autocast=False, dtype=model.dtype_policy, name="logits")
         self.model = model
         # A function, so that Keras does not hold the layer twice.
-        self._without = functools.partial(_without_softmax, softmax)
+        self._without = functools.partial(without_softmax, softmax)
 
     def call(self, images, training=None):
         """The logits."""
@@ -88,7 +88,7 @@ class _Logits(keras.Model):
             return self.model(images, training=training)
 
 
-def _last_operation(model):
+def last_operation(model):
     """The layer or op that makes a model's output; in a subclassed model the last one it holds."""
     while isinstance(model, keras.Model):
         layers = model.layers
@@ -111,7 +111,7 @@ def _is_softmax(operation):
 
 
 @contextlib.contextmanager
-def _without_softmax(operation):
+def without_softmax(operation):
     """Within it, a softmax operation returns its input, or has no activation."""
     name = "activation" if getattr(operation, "activation", None) is not None else "call"
     before = getattr(operation, name)

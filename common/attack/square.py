@@ -10,7 +10,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import compiled, drawing
+from common.attack.attacked_model import drawing, stage
 from common.attack.ball import draw, length, per_image, project
 from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
@@ -141,7 +141,7 @@ class Square(StagedAttack):
         sizes, count = tf.constant(sizes, tf.int32), tf.constant(last - first)
         return self._search({**state, "numbers": numbers}, sizes, count)
 
-    @compiled
+    @stage
     def _start(self, state):
         logits = self._model.prepare()
 
@@ -159,7 +159,7 @@ class Square(StagedAttack):
         state = {**state, "x": state["x_nat"], "margin": state["margin_adv"]}
         return self._model.iterate(start, state, 0, 1, passes=(0, 1))
 
-    @compiled
+    @stage
     def _search(self, state, sizes, num_queries):
         logits = self._model.prepare()
         height, width = state["x_nat"].shape[1:3]
@@ -226,7 +226,7 @@ class Square(StagedAttack):
             return state
         return self._judged(state, x, logits)
 
-    @compiled
+    @stage
     def _judge(self, state):
         """Lets float32 judge the point of the least margin in bfloat16."""
         exact = self._model.prepare(exact=True)

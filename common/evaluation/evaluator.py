@@ -1,16 +1,19 @@
 """Natural and adversarial accuracy over every image: the worst case over attacks and restarts."""
 
 import contextlib
+import math
 import time
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common.attack import is_misclassified, round_to_8_bits, xent_loss
+from common.attack import is_misclassified, margin, round_to_8_bits, xent_loss
 from common.attack.ball import select
 from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised, to_labels, whole_number
+from common.attack.precision import without_tf32
+from common.errors import InputError
 from common.evaluation.results import Result, TrialResult
 from common.evaluation.state import _Found
 from common.interruption import Interrupted, Interruption
@@ -40,7 +43,8 @@ class Evaluator:
         show_progress: show a bar with the remaining time on stderr.
 
     Raises:
-        InputError: batch_size or seed is not a whole number in its range.
+        InputError: batch_size or seed is not a whole number in its range; `each_alone` is asked for
+            beside a trial that takes a share of the examples.
     """
 
     def __init__(
@@ -62,6 +66,12 @@ class Evaluator:
         self.seed = whole_number("seed", seed, -(2**31))
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
+        partial = [trial.name for trial in self.trials if trial.share < 1]
+        if each_alone and partial:
+            raise InputError(
+                "--each_alone: expected attacks that are given every example, got "
+                f"{partial[0]}, which takes the closest alone"
+            )
         self.fixed_batches = fixed_batches
         self.show_progress = show_progress
         model = in_inference_mode(model)
@@ -72,11 +82,13 @@ class Evaluator:
             num_classes = tf.shape(logits)[1]
             # Only once this has run is it known whether the labels are classes.
             y = tf.minimum(y, num_classes - 1)
-            return ~is_misclassified(logits, y), xent_loss(logits, y), num_classes
+            correct = ~is_misclassified(logits, y)
+            return correct, xent_loss(logits, y), margin(logits, y), num_classes
 
         self._classifier = classify
         self._num_classes = None
 
+    @without_tf32()
     def run(self, images, labels, state=None, report=None, examples=None):
         """Evaluates uint8 images (n, height, width, channels).
 
@@ -113,12 +125,14 @@ class Evaluator:
         if state is not None:
             state.read(found)
         begin = time.perf_counter() - found.seconds
+        cpu_begin = time.process_time() - found.cpu_seconds
         results = []
         with contextlib.nullcontext() if state is None else Interruption() as interruption:
 
             def keep():
                 """Keeps what is found after a batch; ends the evaluation if that is asked for."""
                 found.seconds = time.perf_counter() - begin
+                found.cpu_seconds = time.process_time() - cpu_begin
                 if state is not None:
                     state.keep(found, at_once=interruption.requested)
                     if interruption.requested:
@@ -127,9 +141,10 @@ class Evaluator:
             with self._progress("natural", initial=found.num_natural, total=count) as progress:
                 for batch in self._batches(np.arange(found.num_natural, count)):
                     x = tf.convert_to_tensor(self.to_pixels(images[batch]))
-                    correct, losses = self._classify(x, labels[batch])
+                    correct, losses, margins = self._classify(x, labels[batch])
                     to_labels(given, whole, self._num_classes, "labels")
-                    found.add_natural(batch, x, correct.numpy(), losses, self.spare_misclassified)
+                    spares = self.spare_misclassified
+                    found.add_natural(batch, x, correct.numpy(), losses, margins, spares)
                     progress.update(len(batch))
                     keep()
             for number in range(len(self.trials)):
@@ -168,13 +183,16 @@ class Evaluator:
             found.withstood,
             tuple(results),
             found.seconds,
+            found.cpu_seconds,
         )
 
     def _attack(self, images, labels, found, keep, first):
         """Runs the attack `found.trial`, from `found.turn` on; calls `keep()` after each batch."""
         number, count = found.trial, len(images)
         trial, attack = self.trials[number], self.trials[number].attack
-        standing = self._given(found, number) & found.withstood[number]
+        if not found.turn:  # later its own examples no longer stand as they did
+            found.given[number] = self._closest(found, number)
+        standing = found.given[number] & found.withstood[number]
         before = time.perf_counter() - found.trial_seconds[number]
         name = trial.name if len(self.trials) > 1 else "attack"
         initial = int(found.num_attacks[number])
@@ -188,8 +206,8 @@ class Evaluator:
                 x = select(is_finite, x, x_nat)
                 if trial.eight_bits:
                     x = round_to_8_bits(x, x_nat, attack.epsilon, attack.bounds)
-                correct, losses = self._classify(x, y)
-                found.add_attacked(batch, x.numpy(), correct.numpy(), losses.numpy())
+                correct, losses, margins = (part.numpy() for part in self._classify(x, y))
+                found.add_attacked(batch, x.numpy(), correct, losses, margins)
                 if hasattr(attack, "passes"):
                     found.passes[number] += attack.passes(len(batch))
                 found.num_undefined[number] += getattr(attack, "num_undefined", 0)
@@ -218,8 +236,17 @@ class Evaluator:
             if fixes:
                 attack.fix_batch_size(0)
 
-    def _given(self, found, number):
-        """Returns which examples a trial is given, bool (n,)."""
+    def _closest(self, found, number):
+        """Returns which examples a trial is given, bool (n,): its share of those that stand."""
+        standing = np.flatnonzero(self._standing_before(found, number))
+        count = math.ceil(self.trials[number].share * len(standing))
+        order = np.argsort(found.margins[standing], kind="stable")
+        given = np.zeros_like(found.natural_correct)
+        given[standing[order[:count]]] = True
+        return given
+
+    def _standing_before(self, found, number):
+        """Returns the examples that a trial's share is taken of, bool (n,)."""
         given = np.ones_like(found.natural_correct)
         if self.spare_misclassified:
             given &= found.natural_correct
@@ -228,7 +255,8 @@ class Evaluator:
         return given
 
     def _trial_result(self, found, number):
-        withstood, given = found.withstood[: number + 1], self._given(found, number)
+        withstood, given = found.withstood[: number + 1], found.given[number]
+        left_alone = self._standing_before(found, number) & ~given
         to_break = found.natural_correct if self.spare_misclassified else np.ones_like(given)
         is_alone = number == 0 or self.each_alone
         return TrialResult(
@@ -242,6 +270,7 @@ class Evaluator:
             num_queries=int(found.passes[number, 1]),
             seconds=float(found.trial_seconds[number]),
             num_undefined=int(found.num_undefined[number]),
+            num_left_alone=int(np.count_nonzero(left_alone)),
         )
 
     def _progress(self, what, **options):
@@ -269,12 +298,12 @@ class Evaluator:
             yield np.array(list(batch)), np.array(list(batch.values()))
 
     def _classify(self, x, y):
-        """Whether images are classified correctly, and their cross-entropy."""
+        """Whether images are classified correctly, their cross-entropy and their margin."""
         count = len(x)
         if count < self._size:
             rows = np.minimum(np.arange(self._size), count - 1)
             x, y = tf.gather(x, rows), tf.gather(y, rows)
         with as_raised():
-            correct, losses, num_classes = self._classifier(x, tf.convert_to_tensor(y))
+            *found, num_classes = self._classifier(x, tf.convert_to_tensor(y))
         self._num_classes = int(num_classes)
-        return correct[:count], losses[:count]
+        return [values[:count] for values in found]

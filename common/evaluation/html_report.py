@@ -13,9 +13,10 @@ import string
 import numpy as np
 import tensorflow as tf
 
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised
 from common.attack.losses import margin
+from common.evaluation.report import left_alone
 from common.evaluation.results import wilson_interval
 from common.files import write_atomically
 
@@ -52,6 +53,8 @@ def outputs_of(model, labels, batch_size, *images):
         *images: pairs of images (n, height, width, channels) and a function from them to float32
             pixels.
     """
+
+    model = in_inference_mode(model)
 
     @tf.function(reduce_retracing=True)
     def outputs(x, y):
@@ -226,7 +229,7 @@ def _accuracies(evaluation):
     return (
         '<section><h2>Accuracy by attack</h2><p class="note">'
         f"{several} The line is the 95% confidence interval (Wilson), in percent of {count:,} "
-        f"images.{alone}</p>"
+        f"images{left_alone(result)}.{alone}</p>"
         f'<div class="bars">{"".join(bars)}<div class="axis"><div>{axis}</div></div></div>'
         '<div class="scroll"><table class="numbers"><thead><tr><th>attack</th><th>given</th>'
         "<th>broken</th><th>accuracy</th><th>seconds</th><th>gradients</th><th>queries</th></tr>"
@@ -325,7 +328,8 @@ def _losses(evaluation):
     both = np.concatenate([natural, adversarial])
     both = both[np.isfinite(both)]
     highest = max(float(both.max(initial=0.0)), 10 * LOWEST_LOSS)
-    ends = np.log10([LOWEST_LOSS, highest * 1.001])
+    lowest = max(float(both.min(initial=highest)), LOWEST_LOSS)
+    ends = np.array([math.floor(math.log10(lowest) + 1e-9), math.log10(highest * 1.001)])
     edges = np.linspace(*ends, NUM_BINS + 1)
 
     def heights(losses):
@@ -353,9 +357,9 @@ def _losses(evaluation):
     for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1):
         x = x_of(power)
         name = f"{10.0**power:g}"
-        name = f"&le; {name}" if power == round(ends[0]) else name
+        name = f"&le; {name}" if lowest == LOWEST_LOSS and power == ends[0] else name
         marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y_of(0):.1f}" class="grid"/>')
-        anchor = "start" if power == round(ends[0]) else "middle"
+        anchor = "start" if power == ends[0] else "middle"
         marks.append(f'<text x="{x:.1f}" y="{height - 16}" text-anchor="{anchor}">{name}</text>')
     for share in (0.5, 1.0):
         y = y_of(share * top)

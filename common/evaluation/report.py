@@ -6,10 +6,11 @@ import sys
 
 def line(trial):
     """Returns what an attack did, in a line; `trial` is a `TrialResult`."""
-    return (
+    text = (
         f"{trial.name}: {trial.num_broken:,} of {trial.num_given:,} broken in "
         f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% stand"
     )
+    return text + (f"; {trial.num_left_alone:,} left alone" if trial.num_left_alone else "")
 
 
 def arithmetic(trials):
@@ -32,11 +33,12 @@ def describe(trials, result):
 
     Returns:
         `Result.summary()`; confidence_interval, the robust accuracy's 95 % interval in percent;
-        attacks, a list with each attack's settings and `TrialResult`.
+        num_left_alone, see `Result`; attacks, a list with each attack's settings and `TrialResult`.
     """
     return {
         **result.summary(),
         "confidence_interval": result.confidence_interval,
+        "num_left_alone": result.num_left_alone,
         "attacks": [
             {
                 **dataclasses.asdict(done),
@@ -60,9 +62,15 @@ def table(trials, result, published=None):
         [
             *table_lines(trials, result, published),
             f"robust accuracy: {found['adversarial_accuracy']:.2f}%, 95% confidence interval "
-            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples",
+            f"{low:.2f}% to {high:.2f}%, {found['num_examples']:,} examples{left_alone(result)}",
         ]
     )
+
+
+def left_alone(result):
+    """Returns how many examples late attacks of a `Result` left alone, as the end of a line."""
+    count = result.num_left_alone
+    return f", of which late attacks left up to {count:,} alone" if count else ""
 
 
 def table_lines(trials, result, published=None):
@@ -77,21 +85,23 @@ def table_lines(trials, result, published=None):
     found = describe(trials, result)
     published = published or [{}] * (1 + len(trials))
     places = list(dict.fromkeys(place for numbers in published[1:] for place in numbers))
+    names_left = ("left alone",) if result.num_left_alone else ()
 
     def cells_of(numbers):
         return [f"{numbers[place]}%" if place in numbers else "" for place in places]
 
     rows = [
-        ("attack", "given", "broken", "accuracy", "alone", *places)
+        ("attack", *names_left, "given", "broken", "accuracy", "alone", *places)
         + ("seconds", "gradients", "queries"),
-        ("none", "", "", f"{found['natural_accuracy']:.2f}%", "", *cells_of(published[0]))
-        + ("", "", ""),
+        ("none", *("" for _ in names_left), "", "", f"{found['natural_accuracy']:.2f}%", "")
+        + (*cells_of(published[0]), "", "", ""),
     ]
     for entry, numbers in zip(found["attacks"], published[1:], strict=True):
         alone = entry["accuracy_alone"]
         rows.append(
             (
                 entry["name"],
+                *(f"{entry['num_left_alone']:,}" for _ in names_left),
                 f"{entry['num_given']:,}",
                 f"{entry['num_broken']:,}",
                 f"{entry['accuracy']:.2f}%",

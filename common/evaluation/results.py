@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.attack.inputs import whole_number
+from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.errors import InputError
 
 
@@ -21,20 +21,26 @@ class Trial:
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: the attack's name for people.
+        share: the share of the examples that still stand which the attack is given, above 0: those
+            closest to the boundary, by the least margin z_y - max_{i != y} z_i that the attacks
+            before have reached. A scale or shift of the logits does not change them.
 
     Raises:
-        InputError: num_restarts is not a whole number from 1 to 2**31 - 1; `eight_bits` is asked
-            for in L2, but rounding stays in L-infinity's ball alone.
+        InputError: num_restarts is not a whole number from 1 to 2**31 - 1; `share` is not a number
+            above 0 and up to 1; `eight_bits` is asked for in L2, but rounding stays in
+            L-infinity's ball alone.
     """
 
     attack: Any
     num_restarts: int = 1
     eight_bits: bool = False
     name: str = "attack"
+    share: float = 1.0
 
     def __post_init__(self):
         count = whole_number("num_restarts", self.num_restarts, 1)
         object.__setattr__(self, "num_restarts", count)
+        object.__setattr__(self, "share", real_number("share", self.share, SMALLEST, 1.0))
         if self.eight_bits and getattr(self.attack, "norm", "linf") != "linf":
             raise InputError(
                 f"--round_to_8_bits: expected an attack in L-infinity, got {self.name} in L2"
@@ -43,7 +49,7 @@ class Trial:
     def settings(self):
         """Returns the attack's settings and how it is run, as a dict for JSON.
 
-        The arithmetic is among them if it is not float32.
+        The arithmetic is among them if it is not float32, `share` if it is below 1.
         """
         precision = getattr(self.attack, "precision", None)
         is_exact = precision is None or precision.name == "float32"
@@ -52,6 +58,7 @@ class Trial:
             **({} if is_exact else {"precision": precision.name}),
             "num_restarts": self.num_restarts,
             "round_to_8_bits": self.eight_bits,
+            **({"share": self.share} if self.share < 1 else {}),
         }
 
 
@@ -71,6 +78,8 @@ class TrialResult:
         seconds: the time that it took.
         num_undefined: number of attacked examples, restarts counted, with a gradient that was not
             a number; such a gradient makes no step.
+        num_left_alone: number of examples that stood before it and that it was not given, see
+            `Trial.share`.
     """
 
     name: str
@@ -83,6 +92,7 @@ class TrialResult:
     num_queries: int
     seconds: float
     num_undefined: int = 0
+    num_left_alone: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +109,7 @@ class Result:
         withstood: bool (attacks, n), False if the attack broke the example.
         trials: a `TrialResult` for each attack.
         seconds: the time that the evaluation took.
+        cpu_seconds: the processor's time, of all threads, that it took.
     """
 
     natural_correct: np.ndarray
@@ -109,11 +120,17 @@ class Result:
     withstood: np.ndarray
     trials: tuple[TrialResult, ...]
     seconds: float
+    cpu_seconds: float = 0.0
 
     @property
     def num_attacks(self):
         """Number of examples that were attacked, attacks and restarts counted."""
         return sum(trial.num_attacks for trial in self.trials)
+
+    @property
+    def num_left_alone(self):
+        """The most examples that stood before an attack and that it was not given."""
+        return max((trial.num_left_alone for trial in self.trials), default=0)
 
     @property
     def confidence_interval(self):

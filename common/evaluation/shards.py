@@ -65,6 +65,11 @@ def check_trials(flag, trials):
                 f"{flag}: expected attacks on each image by itself, got {trial.name}, whose result "
                 "depends on the images beside it"
             )
+        if trial.share < 1:
+            raise InputError(
+                f"{flag}: expected attacks on each image by itself, got {trial.name}, which takes "
+                "the closest of all"
+            )
 
 
 class Writer:

@@ -28,6 +28,8 @@ class _Found:
         turn: its next turn, see `Evaluator._attack_batches`.
         num_attacks, num_undefined, trial_seconds: each attack's number, as in `TrialResult`.
         passes: int64 (attacks, 2), each attack's gradients and queries.
+        margins: float32 (n,), the least margin of each example so far, its image's included.
+        given: bool (attacks, n), the examples that each attack was given.
     """
 
     natural_correct: np.ndarray
@@ -40,10 +42,13 @@ class _Found:
     num_undefined: np.ndarray
     passes: np.ndarray
     trial_seconds: np.ndarray
+    margins: np.ndarray
+    given: np.ndarray
     num_natural: int = 0
     trial: int = 0
     turn: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @classmethod
     def nothing(cls, images, num_trials):
@@ -60,31 +65,39 @@ class _Found:
             num_undefined=np.zeros(num_trials, np.int64),
             passes=np.zeros((num_trials, 2), np.int64),
             trial_seconds=np.zeros(num_trials),
+            margins=np.full(count, np.inf, np.float32),
+            given=np.zeros((num_trials, count), bool),
         )
 
     @classmethod
     def joined(cls, parts):
         """Returns what finished parts of one evaluation have found together, a list of `_Found`."""
 
+        one, two = (cls.nothing(np.zeros((count, 1, 1, 1)), 3) for count in (1, 2))
+
         def join(name):
+            """An array by example is joined along that axis, which is the one that grows."""
             values = [getattr(part, name) for part in parts]
-            if name in _BY_EXAMPLE:
-                return np.concatenate(values, axis=_BY_EXAMPLE[name])
+            shapes = (np.shape(getattr(empty, name)) for empty in (one, two))
+            grows = [size != larger for size, larger in zip(*shapes, strict=True)]
+            if any(grows):
+                return np.concatenate(values, axis=grows.index(True))
             return values[-1] if name in ("trial", "turn") else sum(values)
 
         return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
 
-    def add_natural(self, batch, x, correct, losses, counts_as_broken):
+    def add_natural(self, batch, x, correct, losses, margins, counts_as_broken):
         """Adds what the model makes of images themselves.
 
         Args:
             batch: int (size,), the examples' numbers.
             x: float32 (size, height, width, channels), their pixels.
             correct: bool (size,).
-            losses: float32 (size,).
+            losses, margins: float32 (size,).
             counts_as_broken: whether a misclassified image is an adversarial one, too.
         """
         self.natural_correct[batch], self.natural_losses[batch] = correct, losses
+        self.margins[batch] = margins
         if counts_as_broken:
             broken = batch[~correct]
             self.adversarial_correct[broken] = False
@@ -92,7 +105,7 @@ class _Found:
             self.x_adv[broken] = x.numpy()[~correct]
         self.num_natural += len(batch)
 
-    def add_attacked(self, batch, x_adv, correct, losses):
+    def add_attacked(self, batch, x_adv, correct, losses, margins):
         """Adds what the attack `trial` made of examples, as arrays with one entry for each."""
         # An example that an earlier attack has broken keeps its image.
         worse = ~correct | (losses > self.adversarial_losses[batch])
@@ -100,19 +113,9 @@ class _Found:
         self.x_adv[batch[worse]] = x_adv[worse]
         self.adversarial_losses[batch[worse]] = losses[worse]
         self.adversarial_correct[batch] &= correct
+        self.margins[batch] = np.minimum(self.margins[batch], margins)
         self.withstood[self.trial, batch] = correct
         self.num_attacks[self.trial] += len(batch)
-
-
-# The axis of the examples in the arrays of `_Found` that have one; the others are added up.
-_BY_EXAMPLE = {
-    "natural_correct": 0,
-    "natural_losses": 0,
-    "adversarial_correct": 0,
-    "adversarial_losses": 0,
-    "x_adv": 0,
-    "withstood": 1,
-}
 
 
 class State:
@@ -182,6 +185,7 @@ class State:
                 and 0 <= values["trial"] <= len(values["num_attacks"])
                 and values["turn"] >= 0
                 and values["seconds"] >= 0
+                and values["cpu_seconds"] >= 0
                 and np.all(values["num_attacks"] >= 0)
                 and np.all(values["passes"] >= 0)
                 and np.all(values["trial_seconds"] >= 0)

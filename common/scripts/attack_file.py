@@ -9,6 +9,7 @@ import tensorflow as tf
 from common import checkpoints, config, data, submission
 from common.attack import is_misclassified
 from common.attack.gradient import as_logits
+from common.attack.precision import without_tf32
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls, shards, suites
 from common.evaluation.presets import make_evaluator, resumable
@@ -133,6 +134,7 @@ class Scored:
     images: data.Split
 
 
+@without_tf32()
 def score(challenge, config, path):
     """Checks an attack file by the challenge's rules and classifies its images.
 

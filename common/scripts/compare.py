@@ -1,12 +1,14 @@
 """compare.py: our numbers beside the original leaderboards'."""
 
 import dataclasses
+import datetime
+import hashlib
 import math
 import pathlib
 
 from absl import flags
 
-from common import checkpoints
+from common import cards, checkpoints
 from common import config as config_lib
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls, suites
@@ -14,12 +16,19 @@ from common.evaluation.presets import evaluate_row, make_state_dir
 from common.evaluation.report import arithmetic, warn
 from common.evaluation.subject import line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
-from common.leaderboard import rank, read_leaderboard, standing
+from common.leaderboard import (
+    BOARD,
+    NUM_TEST_IMAGES,
+    Entry,
+    rank,
+    read_leaderboard,
+    standing,
+    to_csv,
+)
 from common.scripts import attack_file
 from common.scripts.flags import EVALUATION, MODEL, define_path
 
 USES = (config_lib.EVALUATION,)
-NUM_TEST_IMAGES = 10000  # test images that the leaderboards count, on MNIST and on CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,20 +223,57 @@ def _rank_attack_file(challenge, config, flag_values):
         f"{NUM_TEST_IMAGES:,} test images; this is {model} on {count:,}. An attack is "
         "black-box if it was made without access to the network."
     )
+    own_boards = cards.find_boards(scored.loaded.path)
+    own_texts = _print_own_boards(challenge, own_boards, scored, flag_values.attack_file)
     if is_asked:
         result = {
             **record_of(config, scored.loaded, scored.images),
             "attack_file": flag_values.attack_file,
             "accuracy": accuracy,
             "num_examples": count,
-            "boards": {
-                board: {
-                    "rank": rank(entries, accuracy),
-                    "of": len(entries) + 1,
-                    "text": texts[board],
-                }
-                for board, entries in boards.items()
-            },
+            "boards": _places(boards, texts, accuracy),
+            "own_boards": _places(own_boards, own_texts, accuracy),
         }
         write_json(pathlib.Path(flag_values.output_json), result)
         print(one_line(f"written to {flag_values.output_json}"))
+
+
+def _print_own_boards(challenge, boards, scored, attack_file):
+    """Prints where a file stands on the model's own boards, and the row to hand in.
+
+    Returns:
+        Dict from the boards' names to the places in words.
+    """
+    if not boards:
+        return {}
+    accuracy, count, path = scored.accuracy, len(scored.predictions), scored.loaded.path
+    texts = {
+        board: standing(f"{path.name} {board}", entries, accuracy)
+        for board, entries in boards.items()
+    }
+    for text in texts.values():
+        print(one_line(text))
+    place = one_line(path / BOARD)
+    if count < NUM_TEST_IMAGES:
+        print(f"An entry in {place} counts {NUM_TEST_IMAGES:,} test images; this is on {count:,}.")
+        return texts
+    entry = Entry(
+        board=" or ".join(sorted(boards, reverse=True)),
+        attack="ATTACK",
+        submitted_by="NAME",
+        accuracy=accuracy,
+        date=datetime.date.today().isoformat(),
+        links="LINK",
+        made_by=f"sha256:{hashlib.sha256(pathlib.Path(attack_file).read_bytes()).hexdigest()}",
+    )
+    print(f"To hand it in, see {challenge.directory.name}/README.md; the line for {place}:")
+    print(to_csv([entry], header=False), end="")
+    return texts
+
+
+def _places(boards, texts, accuracy):
+    """Returns where an accuracy stands on boards, as a dict for JSON."""
+    return {
+        board: {"rank": rank(entries, accuracy), "of": len(entries) + 1, "text": texts[board]}
+        for board, entries in boards.items()
+    }

@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from common import cards, checkpoints, config, json_shapes
+from common import cards, checkpoints, config, json_shapes, rounded_weights
 from common.cards import CARD
 from common.errors import InputError, one_line
 from common.evaluation.presets import evaluate_row, make_state_dir
@@ -23,6 +23,14 @@ def define_flags(challenge, flag_values):
         "directory of the model, such as models/mine; none adds rows to the card of --model_dir",
         flag_values,
         EVALUATION,
+    )
+    flags.DEFINE_bool(
+        "round_to_bfloat16",
+        False,
+        "write the weights, with kernels rounded to bfloat16, in files below 50 MB, and evaluate "
+        "that network; not a SavedModel",
+        flag_values,
+        module_name=EVALUATION,
     )
     flags.DEFINE_list(
         "rows",
@@ -66,6 +74,8 @@ def export_model(challenge, config, flag_values):
     path = checkpoints.find_model(challenge, config.model_dir)
     loaded = checkpoints.load_model(challenge, path)
     is_new = flag_values.output_dir is not None
+    if flag_values.round_to_bfloat16 and not is_new:
+        raise InputError("--round_to_bfloat16: expected an --output_dir to write to, got none")
     card = None if is_new else _own_card(path, loaded)
     sources = [cards.load_source(challenge, name) for name in flag_values.sources]
     images = load_test_images(config, challenge)
@@ -73,7 +83,7 @@ def export_model(challenge, config, flag_values):
         raise InputError("a card needs the full test set; give its place with TFDS_DATA_DIR")
     output = pathlib.Path(flag_values.output_dir) if is_new else path
     if is_new:
-        card = _export(challenge, path, loaded, output)
+        card = _export(challenge, path, loaded, output, flag_values.round_to_bfloat16)
     # Taken before any row is written, which makes a clone differ from its commit.
     record = record_of(config, loaded, images)
     names = ("data", "seed", "command", "commit", "hardware", "versions")
@@ -115,11 +125,19 @@ def export_model(challenge, config, flag_values):
         print(one_line(f"{cards.full_title(entry)}: {entry['accuracy']:.2f}%"), flush=True)
     with contextlib.suppress(OSError):  # another command's row may be there, interrupted
         state_dir.rmdir()
-    print(one_line(f"{'SavedModel, ' if is_new else ''}{CARD} and README.md in {output}"))
+    kind = "rounded weights" if flag_values.round_to_bfloat16 else "SavedModel"
+    print(one_line(f"{f'{kind}, ' if is_new else ''}{CARD} and README.md in {output}"))
 
 
-def _export(challenge, training, loaded, output):
-    """Writes a training's SavedModel and its card, which keeps the results of an earlier card.
+def _export(challenge, training, loaded, output, is_rounded=False):
+    """Writes a training's model and its card, which keeps the results of an earlier card.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        training: pathlib.Path of the training.
+        loaded: its `LoadedModel`, whose weights are rounded if `is_rounded`.
+        output: pathlib.Path of the model's directory.
+        is_rounded: whether the model is rounded weights, and not a SavedModel.
 
     Raises:
         InputError: `training` is not a training, or there is another model at `output`.
@@ -128,6 +146,8 @@ def _export(challenge, training, loaded, output):
         raise InputError(
             f"--model_dir: expected a training directory with runs.json, got {training}"
         )
+    if is_rounded:
+        loaded.model.set_weights(rounded_weights.rounded(loaded.model.get_weights()))
     if output.exists():
         try:
             earlier = checkpoints.load_model(challenge, output)
@@ -138,6 +158,8 @@ def _export(challenge, training, loaded, output):
                 f"--output_dir: expected a new directory or the model of {training}, got another "
                 f"model in {output}"
             )
+    elif is_rounded:
+        checkpoints.export_rounded(loaded.model, output)
     else:
         print(one_line(f"exporting the SavedModel {output}"), flush=True)  # it takes ten seconds
         checkpoints.export(loaded.model, output)
@@ -151,6 +173,7 @@ def _export(challenge, training, loaded, output):
     card = {
         "name": output.resolve().name,
         **described,
+        **({"is_rounded": True} if is_rounded else {}),
         "results": [] if before is None else before["results"],
     }
     cards.write(challenge, output, card)

@@ -7,7 +7,7 @@ import time
 
 import tensorflow as tf
 
-from common import checkpoint_files, checkpoints
+from common import checkpoint_files, checkpoints, rounded_weights
 from common.errors import InputError, one_line, reason_of
 from common.original_checkpoints import is_original
 
@@ -23,7 +23,8 @@ def training_directory(challenge, model_dir):
     path = pathlib.Path(model_dir)
     with contextlib.suppress(InputError):  # it may be yet to be made
         path = checkpoints.find_model(challenge, path)
-    if path.is_file() or (path / "saved_model.pb").exists() or is_original(path):
+    is_model = (path / "saved_model.pb").exists() or rounded_weights.are_in(path)
+    if path.is_file() or is_model or is_original(path):
         raise InputError(f"--watch: expected a training directory as --model_dir, got {path}")
     return path
 

@@ -128,7 +128,7 @@ class AdversarialModel(keras.Model):
         super().compile(optimizer, None, *args, **kwargs)
 
     def call(self, x, training=None):
-        """The inner model's outputs."""
+        """The inner model's outputs for images `x`."""
         return self.model(x, training=training)
 
     def fit(self, *args, **kwargs):

@@ -35,8 +35,8 @@ def training_batches(
         num_steps: the step that the stream ends before, counted from 0.
         to_pixels: maps uint8 images to float32 pixels, such as `mnist_pixels`.
         start_step: the first step to return.
-        augment: None, or a function from one uint8 image (height, width, channels) and an int64
-            seed (2,), made of `seed` and the position in the stream, to a uint8 image.
+        augment: None, or a function from uint8 images and int64 seeds (batch, 2), made of `seed`
+            and the position in the stream, to uint8 images of the same shape.
         rows: None, or an int array of the numbers of the examples to return of each batch.
 
     Returns:
@@ -73,13 +73,7 @@ def training_batches(
             positions, indices = tf.gather(positions, rows), tf.gather(indices, rows)
         x, y = tf.gather(all_images, indices), tf.gather(all_labels, indices)
         if augment is not None:
-            # A loop within the function of the batch, since a dataset of single images costs more.
-            x = tf.map_fn(
-                lambda example: augment(example[0], tf.stack([seed, example[1]])),
-                (x, positions),
-                fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
-                parallel_iterations=1,  # the batches are parallel already
-            )
+            x = augment(x, seeds_of(seed, positions))
         return to_pixels(x), y
 
     start, stop = start_step * batch_size, num_steps * batch_size
@@ -89,3 +83,13 @@ def training_batches(
     batches = stream.batch(batch_size, drop_remainder=True)
     batches = batches.map(batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def seeds_of(seed, positions):
+    """The seeds of augmentation: int64 (batch, 2), the training's and each position's.
+
+    Args:
+        seed: int, or an int tensor.
+        positions: int64 tensor (batch,), places in the stream.
+    """
+    return tf.stack([tf.fill(tf.shape(positions), tf.cast(seed, tf.int64)), positions], axis=1)

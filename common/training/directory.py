@@ -8,7 +8,7 @@ from common import checkpoint_files, checkpoints
 from common import config as config_lib
 from common.attack import precision
 from common.errors import InputError, one_line, reason_of
-from common.files import Lock, keep_aside, write_atomically
+from common.files import Lock, keep_aside, write_atomically, write_json
 from common.original_checkpoints import is_original
 from common.training import runs, validation
 from common.training.distribution import settings_digest
@@ -104,6 +104,31 @@ class TrainingDirectory:
             return
         self._checkpoints.save(step)
         self._runs.update(step)
+
+
+def write(config, challenge, step, entries, result, optimizer=None, trained=None):
+    """Makes `config.model_dir` the directory of a training that ran elsewhere.
+
+    Args:
+        config: the challenge's config.
+        challenge: a `common.challenge.Challenge`.
+        step: how many steps the training has taken.
+        entries: what runs.json holds, see `common.training.runs`.
+        result: keras.Model that is evaluated and exported.
+        optimizer: keras optimizer; None if its state is not known, and no training can resume.
+        trained: keras.Model that the optimizer moves, which may be `result`, or None.
+
+    Raises:
+        InputError: the directory is not new, or cannot be written; a weight is not finite.
+    """
+    path = pathlib.Path(config.model_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--model_dir: expected a new directory, got {path}")
+    with Lock(path, "--model_dir"):
+        own = None if trained is result else trained
+        checkpoints.TrainingRun(path, result, optimizer, own).save(step)
+        write_json(path / runs.FILE, entries)
+        _write_config(path, config)
 
 
 def check(directory, config, challenge):

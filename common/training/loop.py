@@ -63,14 +63,12 @@ def train(
     devices = devices_of(config)
     config = with_precision(config, challenge)
     with TrainingDirectory(config, challenge, devices) as directory:
-        policy = "mixed_bfloat16" if config.precision == "bfloat16" else "float32"
-        result = model = challenge.build_model(config)
-        if policy != "float32" or config.average_decay:
-            model = challenge.build_model(config, policy)
+        result, model = build_networks(config, challenge)
         recipe = (config, challenge, model, result, optimizer, reduce_loss, batch_statistics)
         if devices.strategy is None:
             network = OneDevice(*recipe)
         else:
+            policy = _policy(config)
             network = Replicas(devices, lambda: challenge.build_model(config, policy), *recipe)
         perturb, update = network.perturb, network.update
         if timed is not None:
@@ -122,3 +120,18 @@ def train(
         devices.total(0)
         log.say(one_line(f"trained {step} steps; SavedModel in {path}"))
         return result
+
+
+def build_networks(config, challenge):
+    """The network that a training gives, and the one that its optimizer moves.
+
+    They are one keras.Model, unless the weights are averaged or the steps are in bfloat16.
+    """
+    result = model = challenge.build_model(config)
+    if _policy(config) != "float32" or config.average_decay:
+        model = challenge.build_model(config, _policy(config))
+    return result, model
+
+
+def _policy(config):
+    return "mixed_bfloat16" if config.precision == "bfloat16" else "float32"

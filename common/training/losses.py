@@ -24,7 +24,11 @@ LOSSES = ("adversarial", "natural_and_adversarial", "trades")
 
 
 def adversarial(x_nat, x_adv, y, model):
-    """The cross-entropy of the adversarial images (paper, equation 2.1)."""
+    """The cross-entropy of the adversarial images (paper, equation 2.1).
+
+    Args:
+        x_nat, x_adv, y, model: see the module.
+    """
     logits = as_logits(model(x_adv, training=True), x_adv)
     return xent_loss(logits, y), logits
 

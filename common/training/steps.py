@@ -20,7 +20,9 @@ from common.training.optimizers import average_weights, copy_weights
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
-    """The inner maximisation, as function (x_nat, y, step) to x_adv.
+    """The inner maximisation, as function (x_nat, y, step, seed) to x_adv.
+
+    `seed` is by default the config's; `step` may be a tensor, if the attack is the same for all.
 
     Args:
         config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
@@ -30,12 +32,12 @@ def make_adversary(config, challenge, model, batch_statistics=False):
         batch_statistics: see `PGD`.
     """
     if config.adversary == "none":
-        return lambda x_nat, y, step: x_nat
+        return lambda x_nat, y, step, seed=None: x_nat
     attack_at = make_attacks(config, challenge, model, batch_statistics)
     natural = num_natural(config)
 
-    def perturb(x_nat, y, step):
-        seed, warmup = config.random_seed, config.epsilon_warmup_steps
+    def perturb(x_nat, y, step, seed=config.random_seed):
+        warmup = config.epsilon_warmup_steps
         x_adv = ascend(attack_at(step), x_nat[natural:], y[natural:], step, seed, warmup)
         return tf.concat([x_nat[:natural], x_adv], axis=0) if natural else x_adv
 
@@ -43,7 +45,9 @@ def make_adversary(config, challenge, model, batch_statistics=False):
 
 
 def make_attacks(config, challenge, model, batch_statistics=False):
-    """The attacks of `attack_schedule`, as function from a step, an int, to a `PGD`.
+    """The attacks of `attack_schedule`, as function from a step to a `PGD`.
+
+    A step is an int; or a tensor, if there is one attack for all.
 
     Args:
         config, challenge, model, batch_statistics: see `make_adversary`.
@@ -61,7 +65,7 @@ def make_attacks(config, challenge, model, batch_statistics=False):
         for first, num_steps, step_size in schedule
     }
 
-    return lambda step: attacks[max(first for first in attacks if first <= step)]
+    return lambda step: attacks[max(first for first in attacks if not first or first <= step)]
 
 
 def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):

@@ -13,6 +13,7 @@ from common.checkpoints import LoadedModel, fast_model
 from common.config import make_config
 from common.data import Split
 from common.errors import InputError
+from common.evaluation import suites
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.cifar10_challenge.test_fast_model import network
@@ -40,6 +41,29 @@ def test_attack_throughput(tmp_path):
         assert entry["share"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
+def test_every_door_leads_to_the_same_accuracy(tmp_path):
+    pytest.importorskip("foolbox")  # the other peers are taken as far as they are installed
+    target = tmp_path / "result.json"
+    flags = ["--num_images=50", "--num_steps=10", "--step_size=0.05", f"--output_json={target}"]
+    run(ROOT / "benchmarks" / "agreement.py", *flags, cwd=tmp_path, afresh=True)
+    doors = json.loads(target.read_text())["doors"]
+    assert {"evaluate in float32", "evaluate in bfloat16", "eval.py", "Foolbox TensorFlow"} <= set(
+        doors
+    )
+    assert doors.pop("evaluate in bfloat16")["accuracy"] == pytest.approx(94, abs=4)
+    assert {entry["num_other_verdicts"] for entry in doors.values()} == {0}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("agreement_*.json")))
+def test_all_doors_were_measured_to_agree_within_half_a_point(path):
+    result = json.loads(path.read_text())
+    accuracies = [entry["accuracy"] for entry in result["doors"].values()]
+    assert result["num_examples"] == 500 and len(accuracies) == 6
+    assert max(accuracies) - min(accuracies) <= 0.5
+    assert 10 < min(accuracies) < result["natural_accuracy"] - 2  # or there is nothing to see
+
+
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
     # Each has a process of its own, which tells the memory.
@@ -55,6 +79,37 @@ def test_training_throughput(tmp_path):
     for entry in result["implementations"].values():
         assert entry["examples_per_second"]["median"] > 0
         assert 0.1 < entry["peak_memory_gib"] < 20
+
+
+@pytest.mark.slow
+def test_suites_are_run_once_and_kept(tmp_path):
+    script, flags = ROOT / "benchmarks" / "suites.py", ("--num_images=3", "--output_json=r.json")
+    out = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
+    result = json.loads((tmp_path / "r.json").read_text())
+    (entry,) = result["attacks"].values()
+    assert list(result["attacks"]) == ["fast, seed 1"] and result["num_examples"] == 3
+    assert entry["accuracy"] == pytest.approx(100 * entry["withstood"].count("1") / 3)
+    assert entry["cpu_seconds"] > 0 and entry["threads"] > 0
+    assert [done["name"] for done in entry["attacks"]] == [stage.name for stage in suites.FAST]
+    assert "square: " in out and out.splitlines()[-1].startswith("fast, seed 1 ")
+    again = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
+    assert "square: " not in again and again.splitlines()[-1] == out.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json"}
+    err = run(script, *flags, "--num_images=2", cwd=tmp_path, code=1)
+    assert "which differs in data, num_examples" in error_line(err)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--output_json=r.json", "--suites=paper"), "--suites: expected some of standard, fast"),
+        (("--output_json=r.json", "--seeds=one"), "--seeds: expected whole numbers"),
+        ((), "--output_json: expected a file"),
+    ],
+)
+def test_wrong_suites_are_refused(flags, message, tmp_path):
+    err = run(ROOT / "benchmarks" / "suites.py", *flags, cwd=tmp_path, code=1)
+    assert message in error_line(err) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import re
 import shlex
 
 import numpy as np
 import pytest
 
 from cifar10_challenge.challenge import CIFAR10
-from common import cards, checkpoints
+from common import cards, checkpoints, rounded_weights
 from common.config import make_config, parsed, read_json
 from common.evaluation import suites
 from common.evaluation.presets import make_evaluator
@@ -42,7 +43,8 @@ def test_a_card_is_of_the_weights_beside_it(challenge, directory):
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
 def test_a_card_tells_how_every_number_came_about(challenge, directory):
     card = card_of(directory)
-    assert (directory / "README.md").read_text() == cards.readme(challenge, card)
+    boards = cards.find_boards(directory)
+    assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
     assert card["training"]["seconds"] > 0 and card["training"]["runs"][-1]["commit"]
     rows = [entry["row"] for entry in card["results"] if entry["source"] is None]
     assert rows == list(challenge.card_rows)
@@ -166,6 +168,42 @@ def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     assert own == card["results"]
     # Its own examples, as a transfer from itself, fool it as much.
     assert transfer["source"] == "mine" and transfer["accuracy"] == fgsm["accuracy"]
+
+
+def test_a_network_rounded_to_bfloat16_is_shipped_and_evaluated_as_such(
+    training, data_dir, tmp_path
+):
+    output = tmp_path / "mine"
+    few = ("--num_eval_examples=100", "--rows=natural", "--round_to_bfloat16")
+    out = export(training, output, data_dir, *few)
+    assert "rounded weights, card.json and README.md in" in out
+    names = {path.name for path in output.iterdir()}
+    assert names == {"weights-1-of-1.npz", "card.json", "README.md"}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]  # nothing is left over
+
+    loaded, card = checkpoints.load_model(MNIST, output), card_of(output)
+    original = checkpoints.load_model(MNIST, training)
+    assert card["weights_digest"] == loaded.digest() != original.digest()
+    rounded = rounded_weights.rounded(original.model.get_weights())
+    for weight, expected in zip(loaded.weights, rounded, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    test = MNIST.load("test", data_dir=data_dir).head(100)
+    guesses = np.argmax(loaded.logits(MNIST.to_pixels(test.images)), axis=-1)
+    assert card["results"][0]["accuracy"] == pytest.approx(100 * np.mean(guesses == test.labels))
+
+    # The README's lines make a SavedModel of it.
+    (code,) = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), re.DOTALL)
+    assert '"mine"), "saved_model")' in code
+    names = f'"{output}"), "{tmp_path / "saved"}")'
+    exec(code.replace('"mine"), "saved_model")', names), {})
+    assert checkpoints.load_model(MNIST, tmp_path / "saved").digest() == loaded.digest()
+
+    # It takes no other network's place, and gets rows as a SavedModel does.
+    assert "got another model" in export(training, output, data_dir, *few[:2], code=1)
+    export(output, None, data_dir, "--num_eval_examples=100", "--rows=paper_fgsm")
+    assert [entry["row"] for entry in card_of(output)["results"]] == ["natural", "paper_fgsm"]
+    err = export(output, None, data_dir, *few, code=1)
+    assert "--round_to_bfloat16: expected an --output_dir" in error_line(err)
 
 
 def test_export_model_adds_rows_to_a_card_without_the_training(training, data_dir, tmp_path):

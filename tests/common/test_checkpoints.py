@@ -8,11 +8,14 @@ import pytest
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
-from common import checkpoints
+from common import checkpoints, rounded_weights
 from common.attack import PGD, FastModel
+from common.config import make_config
 from common.errors import InputError
+from common.evaluation import suites
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
+from tests.helpers import pictures
 
 X = np.random.default_rng(0).random((5, 28, 28, 1), np.float32)
 SHIPPED = [
@@ -149,6 +152,75 @@ def test_export_replaces_what_was_there(tmp_path, model):
     assert checkpoints.load_model(MNIST, path).digest() == digest
     assert not (path / "old").exists()
     assert [entry.name for entry in path.parent.iterdir()] == ["mine"]
+
+
+def test_rounded_weights_load_as_the_network_and_are_written_whole_or_not_at_all(
+    tmp_path, monkeypatch
+):
+    path = CIFAR10.directory / "models" / "simple_adv_trained"
+    model = checkpoints.load_keras_model(CIFAR10, path)
+    before = [weight.numpy() for weight in model.weights]
+
+    def full(directory, weights):
+        (directory / "weights-1-of-2.npz").touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rounded_weights, "save", full)
+        with pytest.raises(InputError, match="cannot write the rounded weights .* No space left"):
+            checkpoints.export_rounded(model, tmp_path / "rounded")
+    assert not any(tmp_path.iterdir())
+
+    checkpoints.export_rounded(model, tmp_path / "rounded")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rounded"]
+    loaded = checkpoints.load_model(CIFAR10, tmp_path / "rounded")
+    for weight, own, old in zip(loaded.weights, model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, own)
+        assert own.ndim == 1 or 0 < np.abs(own - old).max() <= 2**-8 * np.abs(old).max()
+    assert isinstance(loaded.logits, FastModel) and loaded.model is not None
+    x, _ = pictures(20)
+    np.testing.assert_allclose(loaded.logits(x), model(x), atol=1e-4)
+
+    (part,) = (tmp_path / "rounded").iterdir()
+    with pytest.raises(InputError, match="--model_dir: expected weights of the MNIST challenge's"):
+        checkpoints.load_model(MNIST, tmp_path / "rounded")
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(InputError, match="--model_dir: cannot read .*weights-1-of-1.npz"):
+        checkpoints.load_model(CIFAR10, tmp_path / "rounded")
+
+
+def convolutional():
+    """A small network with a kernel between its first and its last, of another shape than ours."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(2, 3, strides=4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def test_a_keras_file_of_any_network_is_attacked_in_bfloat16(tmp_path):
+    convolutional().save(tmp_path / "model.keras")
+    loaded = checkpoints.load_model(MNIST, tmp_path / "model.keras")
+    assert loaded.model is None
+    config = make_config(MNIST, ("test", {"precision": "bfloat16", "jit_compile": False}))
+    trial = suites.preset_trial("paper_fgsm", suites.with_gradient(loaded.logits), config, MNIST)
+    assert trial.attack.precision.name == "bfloat16"
+    x_adv = trial.attack.perturb(X, np.zeros(5, "i4")).numpy()
+    assert 0.29 < np.abs(x_adv - X).max() <= 0.3001
+    # The verdicts' logits are the float32 network's.
+    np.testing.assert_array_equal(loaded.logits(X), keras.models.load_model(loaded.path)(X))
+
+    # One of a fixed batch is a function, which runs in float32.
+    fixed = keras.Sequential([keras.Input((28, 28, 1), batch_size=2), *convolutional().layers])
+    fixed.save(tmp_path / "fixed.keras")
+    logits = checkpoints.load_model(MNIST, tmp_path / "fixed.keras").logits
+    trial = suites.preset_trial("paper_fgsm", suites.with_gradient(logits), config, MNIST)
+    assert trial.attack.precision.name == "float32"
+    assert logits(X).shape == (5, 10)
 
 
 def logits_and_gradient(logits, x):

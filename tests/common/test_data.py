@@ -299,8 +299,13 @@ def stream_of_labels(**changes):
     return np.concatenate([y for _, y in batches(**changes)])
 
 
-def add_noise(image, seed):
-    return image + tf.cast(tf.random.stateless_uniform([], seed, 0, 100, tf.int32), tf.uint8)
+def add_noise(images, seeds):
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_uniform([], seed, 0, 100, tf.int32),
+        seeds,
+        fn_output_signature=tf.int32,
+    )
+    return images + tf.cast(noise, tf.uint8)[:, None, None, None]
 
 
 def test_batches_are_full_and_pair_images_with_labels():

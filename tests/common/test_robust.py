@@ -1,6 +1,7 @@
 """Any Keras model: evaluated, and watched while it is trained."""
 
 import functools
+import logging
 import textwrap
 
 import keras
@@ -154,6 +155,27 @@ def test_steps_too_short_for_the_ball_are_warned_of(trained):
     assert "warning: short steps: pgd: 3 steps of 0.01 do not lead" in str(report)
 
 
+def test_tensorflows_warnings_of_traces_are_dropped_and_others_kept(trained):
+    logger, heard = logging.getLogger("tensorflow"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+
+    def warns(x):
+        logger.warning("5 calls triggered tf.function retracing")
+        logger.warning("another")
+        return trained(x)
+
+    logger.addHandler(handler)
+    try:
+        evaluate(warns, *examples(2), **OPTIONS, suite=[ATTACK], show_progress=False)
+        said = set(heard)
+        logger.warning("retracing")
+    finally:
+        logger.removeHandler(handler)
+    assert "another" in said and not any("retracing" in line for line in said)
+    assert heard[-1] == "retracing"
+
+
 def no_gradient(x):
     return tf.reshape(tf.round(4 * x), (tf.shape(x)[0], -1))
 
@@ -192,7 +214,10 @@ def not_a_number(x):
             {"model": lambda x: tf.cast(tf.nn.softmax(x[:, :4, 0, 0]), tf.float16)},
             "got probabilities whose softmax was not found",
         ),
-        ({"suite": "quick"}, "suite: expected standard or a list of attacks, got 'quick'"),
+        (
+            {"suite": "quick"},
+            "suite: expected standard, fast, strong or a list of attacks, got 'quick'",
+        ),
         ({"suite": [ATTACK], "epsilon": 0.2}, "suite: expected attacks of epsilon 0.2, got pgd"),
         ({"suite": [3]}, "attack: expected an attack, or a function from logits to one, got 3"),
         ({"norm": "l1"}, "norm: expected one of linf, l2"),

@@ -165,6 +165,8 @@ def test_a_result_is_stale_once_its_network_or_computation_has_changed(place, mo
     assert Result.read(counting_item((GHOST,), calls), place).state() == IMPOSSIBLE
     result = make(item, place, is_sample=False)
     assert result.state() == PARTLY and result.is_whole() and len(calls) == 1
+    sure = dataclasses.replace(item, verdict=lambda result: verdict_of((True, "always")))
+    assert Result.read(sure, place).verdict().word == IN_PART
     assert make(counting_item((NATURAL,), calls), place, is_sample=False).state() == DONE
     monkeypatch.setattr(Network, "digest", lambda network: "another")
     result = Result.read(counting_item((NATURAL,), calls), place)

@@ -1,5 +1,7 @@
 """The figures' commands run, and the tables in the READMEs are those of the results."""
 
+import dataclasses
+import json
 import re
 import types
 
@@ -9,10 +11,13 @@ import pytest
 import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
+from common import cards
 from common.attack import PGD
 from common.config import make_config
+from common.errors import InputError
+from common.leaderboard import OURS, Entry, read_boards
 from mnist_challenge.challenge import MNIST
-from paper import accuracy_against_epsilon, readme_tables
+from paper import accuracy_against_epsilon, leaderboards, readme_tables
 from tests.helpers import ROOT, run
 
 MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
@@ -21,6 +26,126 @@ MODELS = {"mnist": "adv_trained", "cifar10": "simple_adv_trained"}
 @pytest.mark.parametrize("path", readme_tables.TABLES, ids=lambda path: path.parent.name)
 def test_tables_are_those_of_the_results(path):
     assert readme_tables.fill_in(path) == path.read_text()
+
+
+def test_suites_stand_beside_the_standard_one_of_the_same_images_and_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme_tables, "SPEED", tmp_path)
+    assert "not run" in readme_tables.suites_table()
+    what = {"model": "mnist_challenge/models/m", "data": "first 4", "num_examples": 4}
+    run = {"processor": "A", "threads": 1, "precision": "float32", "num_left_alone": 0}
+    fast = {**run, "accuracy": 50.0, "withstood": "0011", "cpu_seconds": 2, "num_left_alone": 1}
+    standard = {**run, "accuracy": 25.0, "withstood": "1000", "cpu_seconds": 25}
+    entries = {"fast, seed 0": fast, "standard, seed 0": standard, "fast, seed 7": fast}
+    (tmp_path / "suites_m.json").write_text(json.dumps({**what, "attacks": entries}))
+    worst = {"attacks": ["a", "b", "c", "d"], "withstood": {"ours": "0010"}}
+    theirs = {**what, "seed": 7, "worst_case": worst}
+    (tmp_path / "autoattack_m.json").write_text(json.dumps(theirs))
+    rows = readme_tables.suites_table().splitlines()[2:]
+    assert rows == [
+        "| m, 4, 0 | fast | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 |",
+        "| m, 4, 0 | standard | 25.00 |  |  |  |  | 25 |  |",
+        "| m, 4, 7 | fast | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  |",  # against autoattack.py's verdicts
+        "",
+        "Threads, processor and arithmetic: 1 of A, float32.",
+    ]
+
+
+BOARDS = {
+    f"{challenge.name} {path.parent.name}": (challenge, path)
+    for challenge in (MNIST, CIFAR10)
+    for path in sorted((challenge.directory / "models").glob("*/leaderboard.csv"))
+}
+
+
+@pytest.mark.parametrize("challenge, path", BOARDS.values(), ids=BOARDS)
+def test_a_networks_board_holds_what_its_card_says(challenge, path):
+    card = cards.read(challenge, path.parent.name)
+    boards = read_boards(path)
+    ours = [e for entries in boards.values() for e in entries if e.submitted_by == OURS]
+    expected = [entry for entry in card["results"] if entry["row"] != "natural"]
+    for found in expected:
+        flags = [f"--preset={found['row']}"]
+        flags += [f"--source={found['source']}"] if found["source"] else []
+        of_row = [e for e in ours if set(flags) <= set(e.made_by.split())]
+        if not found["source"]:
+            of_row = [e for e in of_row if "--source=" not in e.made_by]
+        (entry,) = of_row
+        assert entry.accuracy == round(found["accuracy"], 2)
+        assert entry.num_examples == found["num_examples"]
+        assert ("--num_eval_examples" in entry.made_by) == (found["num_examples"] < 10000)
+        assert entry.board == ("black-box" if found["source"] else "white-box")
+        ours.remove(entry)
+    assert all("--suite=" in entry.made_by for entry in ours)
+    # The same command writes board and README again.
+    texts = leaderboards.texts(challenge)
+    for written in (path, path.parent / "README.md"):
+        assert written.read_text() == texts[written], "run python paper/readme_tables.py"
+
+
+def test_every_robust_network_has_a_board_and_no_other():
+    paths = {*leaderboards.texts(MNIST), *leaderboards.texts(CIFAR10)}
+    boards = {path for path in paths if path.name == "leaderboard.csv"}
+    assert boards == {path for _, path in BOARDS.values()}
+    names = {path.parent.name for path in boards}
+    assert names >= {"adv_trained", "adv_trained_b", "simple_adv_trained"}
+    assert not names & {"natural", "fgsm_trained", "simple_fgsm_trained"}
+
+
+def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(leaderboards, "RESULTS", tmp_path)
+    card = cards.read(MNIST, "adv_trained")
+    assert leaderboards.suite_entries(MNIST, card) == []
+    model = "mnist_challenge/models/adv_trained"
+
+    def write(name, count, **accuracies):
+        entries = {
+            run.replace("_", ", seed "): {"accuracy": accuracy, "precision": "bfloat16"}
+            for run, accuracy in accuracies.items()
+        }
+        result = {"model": model, "num_examples": count, "attacks": entries}
+        (tmp_path / f"suites_{name}.json").write_text(json.dumps(result))
+
+    write("a", 100, fast_0=10.0, strong_0=20.0)
+    write("b", 1000, fast_1=31.0, fast_2=30.0)
+    fast, strong = leaderboards.suite_entries(MNIST, card)
+    assert (fast.accuracy, fast.num_examples, strong.num_examples) == (30.0, 1000, 100)
+    assert fast.made_by == (
+        "python mnist_challenge/eval.py --model_dir=adv_trained --suite=fast --precision=bfloat16 "
+        "--num_eval_examples=1000 --random_seed=2"
+    )
+    (tmp_path / "suites_c.json").write_text("{}")
+    with pytest.raises(InputError, match="suites_c.json is damaged: KeyError: 'model'"):
+        leaderboards.texts(MNIST)
+
+
+def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
+    card = cards.read(MNIST, "adv_trained")
+    before = read_boards(BOARDS["MNIST adv_trained"][1])
+    theirs = Entry(
+        "white-box",
+        "A new one",
+        "Somebody",
+        88.01,
+        "2030-01-01",
+        "https://x.org",
+        10000,
+        "sha256:0",
+    )
+    pgd = next(e for e in before["white-box"] if "paper_pgd_40 " in e.made_by)
+    stale = dataclasses.replace(pgd, accuracy=50.0, date="2020-01-01")
+    kept = [e for e in before["white-box"] if e is not pgd]
+    kept = [dataclasses.replace(e, date="2020-02-02") for e in kept]
+    after = leaderboards.in_boards(MNIST, card, {**before, "white-box": [*kept, stale, theirs]})
+    assert theirs == after["white-box"][0] and stale not in after["white-box"]
+    dates = {
+        e.date for e in after["white-box"] if e.submitted_by == OURS and "pgd_40 " not in e.made_by
+    }
+    assert dates == {"2020-02-02"}
+    (anew,) = [e for e in after["white-box"] if "paper_pgd_40 " in e.made_by]
+    assert anew.accuracy == pgd.accuracy and anew.date >= "2026"
+    assert after["black-box"] == before["black-box"]
+    text = cards.readme(MNIST, card, after)
+    assert "| white-box | A new one | Somebody | 88.01 | 10,000 | 2030-01-01 |" in text
 
 
 @pytest.mark.parametrize(

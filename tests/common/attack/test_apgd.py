@@ -43,6 +43,31 @@ def test_it_breaks_exactly_what_the_corner_breaks(loss_func):
     assert (leads[0.02] > 0).any() and (leads[0.01] < 0).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_scaled_cross_entropy_breaks_the_same_at_any_scale_of_the_logits(norm):
+    _, _, model = linear_model()
+    x_nat, y = labelled(model)
+    epsilon = {"linf": 0.015, "l2": 0.1}[norm]
+
+    def broken(scale, loss_func):
+        attack = APGD(
+            lambda x: scale * model(x),
+            epsilon=epsilon,
+            num_steps=10,
+            loss_func=loss_func,
+            norm=norm,
+            jit_compile=False,
+        )
+        x = attack.perturb(x_nat, y)
+        assert np.abs(x - x_nat).max() > 0.9 * epsilon or norm == "l2"
+        return np.argmax(model(x), axis=1) != y
+
+    expected = broken(1.0, "scaled_xent")
+    assert 0 < expected.sum() < len(y)
+    # Exact in float32; plain cross-entropy has no gradient there.
+    np.testing.assert_array_equal(broken(2.0**40, "scaled_xent"), expected)
+
+
 def two_classes(direction):
     """Logits (0, <direction, x>)."""
 

@@ -57,6 +57,20 @@ def test_starts_are_noise_else_another_image_else_none():
     np.testing.assert_array_equal(x, x_nat[1:])
 
 
+def test_a_network_that_has_no_way_out_gets_no_empty_batch():
+    pytest.importorskip("foolbox")
+
+    def always_first(x):
+        tf.debugging.assert_positive(tf.shape(x)[0])
+        return tf.one_hot(tf.zeros(tf.shape(x)[0], tf.int32), 2)
+
+    attack = Boundary(always_first, epsilon=100.0, num_steps=10, jit_compile=False)
+    x_nat = np.full((2, 6, 6, 2), 0.5, np.float32)
+    x, distance = attack.closest(x_nat, [0, 0])
+    np.testing.assert_array_equal(distance, [np.inf, np.inf])
+    np.testing.assert_array_equal(x, x_nat)
+
+
 def test_what_it_needs_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(InputError, match=r"expected Foolbox .* pip install -e '.\[boundary\]'"):

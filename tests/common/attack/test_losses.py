@@ -18,6 +18,7 @@ from common.attack.losses import (
     finite_logits,
     least_likely_wrong_class,
     likely_wrong_classes,
+    scale_of,
     wrong_class_at,
 )
 
@@ -76,6 +77,18 @@ def test_dlr_changes_neither_with_a_shift_nor_with_a_scale():
     np.testing.assert_allclose(
         targeted_dlr_loss(other, [0], [3]), targeted_dlr_loss(LOGITS, [0], [3]), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**60])
+def test_the_scale_of_logits_in_the_head(scale):
+    logits = np.float32([[1, 4, 2, -9], [6, 5, 4, 3], [-1, -3, -21, -np.inf]]) * np.float32(scale)
+    np.testing.assert_allclose(scale_of(logits) * scale, [10 / 3, 5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(scale_of(logits[:, :2]) * scale, [10 / 3, 10, 5], rtol=1e-6)
+
+
+def test_the_scale_of_equal_logits_is_finite():
+    scale = scale_of(np.full((1, 3), 50, np.float32))
+    assert np.isfinite(scale * 50)
 
 
 def test_dlr_of_equal_logits_is_zero():

@@ -92,9 +92,10 @@ def test_an_attack_ends_at_the_worst_point(name, norm):
     assert score(attack.perturb(IMAGE, [0], seed=1)) > threshold
 
 
+@pytest.mark.parametrize("target", ["least_likely", "next"])
 @pytest.mark.parametrize("norm", EPSILON)
-def test_the_least_likely_class_gains_all_it_can(norm):
-    attack = make("pgd", norm, 40.0, target="least_likely")
+def test_the_targeted_class_gains_all_it_can(norm, target):
+    attack = make("pgd", norm, 40.0, target=target)
     gain = score(attack.perturb(IMAGE, [0])) - score(IMAGE)
     assert gain >= 0.99 * (score(worst(norm)) - score(IMAGE))
 

@@ -50,8 +50,8 @@ def test_every_name_makes_an_attack_of_the_configs_radius(name):
     assert settings.get("norm", "linf") == maker(name).norm == norm
     if name in ("pgd_l2", "odi_pgd", "pgd", "multi_targeted"):
         assert (settings["step_size"], settings["num_steps"]) == (0.005, 4)
-    target = {"pgd_random_target": "random", "pgd_least_likely": "least_likely"}.get(name)
-    assert settings.get("target") == target
+    targets = {"pgd_random_target": "random", "pgd_least_likely": "least_likely"}
+    assert settings.get("target") == {**targets, "pgd_next_class": "next"}.get(name)
     if name.startswith("fgsm"):
         assert (settings["step_size"], settings["num_steps"]) == (0.02, 1)
         assert settings["random_start"] == (name == "fgsm_random_start")

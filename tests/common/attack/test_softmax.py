@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from common.attack import softmax
+from common.attack.precision import in_bfloat16
 from common.errors import InputError
 from tests.common.keras_models import FORMS, examples, trained_network, with_softmax
 
@@ -23,6 +24,17 @@ def test_a_softmax_is_stepped_over(trained, form):
     np.testing.assert_allclose(logits(x, training=False), trained(x), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(model(x), before)  # the model itself keeps it
     assert softmax.logits_of(trained, x) is trained
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "subclassed"])
+def test_without_its_softmax_a_model_computes_in_bfloat16(trained, form):
+    x, _ = examples()
+    model = with_softmax(trained, form)
+    logits = softmax.logits_of(model, x)
+    found, expected = in_bfloat16(logits)(x), in_bfloat16(trained)(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(found, trained(x))
+    np.testing.assert_allclose(np.sum(model(x), axis=1), 1, atol=1e-6)  # it keeps its softmax
 
 
 def test_probabilities_of_another_kind_are_refused(trained):

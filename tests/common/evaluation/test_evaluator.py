@@ -318,6 +318,89 @@ def test_what_one_attack_broke_the_next_is_not_given():
     assert {i for _, i in first} == set(range(10)) and {i for _, i in second} == {6, 8}
 
 
+class TowardsTheBoundary(NoAttack):
+    """Moves a share of the way to the image that the model takes for another class."""
+
+    name, norm, epsilon, bounds = "towards", "linf", 1.0, (0.0, 1.0)
+
+    def __init__(self, share, after=None):
+        super().__init__()
+        self.share, self.after = share, after
+
+    def perturb(self, x_nat, y, seed, index):
+        if self.after is not None and len(self.calls) == self.after:
+            signal.raise_signal(signal.SIGINT)
+        x = super().perturb(x_nat, y, seed, index)
+        return x * (1 - self.share)
+
+
+# Images of one grey level: their margin is the level, less 0.1, and the scale of the logits tells
+# nothing.
+LEVELS = np.random.default_rng(1).permutation(np.arange(60, 100)).astype(np.uint8)
+GREY = np.tile(LEVELS[:, None, None, None], (1, 2, 2, 1))
+
+
+def darkness(scale):
+    def logits(x):
+        level = tf.reduce_mean(x, axis=(1, 2, 3))
+        return scale * tf.stack([level - 0.1, tf.zeros_like(level)], axis=1)
+
+    return logits
+
+
+def evaluate_shares(scale=1.0, second=None, state=None, batch_size=16):
+    second = TowardsTheBoundary(0.75) if second is None else second
+    trials = [
+        Trial(TowardsTheBoundary(0.1), name="first"),
+        Trial(second, num_restarts=2, name="second", share=0.3),
+        Trial(TowardsTheBoundary(0.7), name="third", share=0.25),
+    ]
+    labels = np.zeros(len(GREY), int)
+    options = {"spare_misclassified": True, "batch_size": batch_size, "state": state}
+    return evaluate_trials(trials, darkness(scale), GREY, labels, **options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_a_share_is_the_closest_of_those_that_stand_at_any_scale_of_the_logits(scale):
+    result = evaluate_shares(scale)
+    closest = np.argsort(LEVELS)[:12]  # 0.3 of 40
+    assert set(np.flatnonzero(~result.withstood[1])) == set(closest)  # 99 / 4 / 255 < 0.1
+    first, second, third = result.trials
+    assert (first.num_given, first.num_broken, first.num_left_alone) == (40, 0, 0)
+    assert (second.num_given, second.num_broken, second.num_left_alone) == (12, 12, 28)
+    # A quarter of the 28 that stand, and no example that is broken.
+    assert (third.num_given, third.num_left_alone) == (7, 21)
+    rest = np.argsort(LEVELS)[12:19]
+    assert set(np.flatnonzero(~result.withstood[2])) == {i for i in rest if LEVELS[i] * 0.3 < 25.5}
+    assert result.num_left_alone == 28
+    assert second.num_attacks == 12 and result.trials[-1].accuracy == third.accuracy
+    assert third.accuracy == 100 * np.mean(result.adversarial_correct)
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_a_share_is_the_same_after_a_break_within_it(batch_size, tmp_path):
+    whole = evaluate_shares(second=TowardsTheBoundary(0.6), batch_size=batch_size)
+    state = State(tmp_path / "state.npz", {"seed": 0})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            second = TowardsTheBoundary(0.6, after=0)
+            evaluate_shares(second=second, state=state, batch_size=batch_size)
+        with np.load(state.path, allow_pickle=False) as file:
+            assert file["trial"] == 1 and file["given"][1].sum() == 12
+    result = evaluate_shares(second=TowardsTheBoundary(0.6), state=state, batch_size=batch_size)
+    same(result, whole)
+    assert 0 < whole.trials[1].num_broken < 12 == whole.trials[1].num_given
+
+
+def test_a_share_and_each_alone_are_refused_together():
+    trials = [Trial(NoAttack(), name="late", share=0.5)]
+    with pytest.raises(InputError, match="--each_alone: expected attacks that are given every"):
+        Evaluator(darkness(1.0), trials, to_pixels=None, batch_size=1, each_alone=True)
+    for share in (0.0, 1.1, "half"):
+        with pytest.raises(InputError, match="share: expected"):
+            Trial(NoAttack(), share=share)
+
+
 def test_each_attack_is_reported_when_it_is_done():
     seen = []
     result = evaluate_trials(THREE, report=seen.append)
@@ -357,7 +440,7 @@ def same(result, other):
         ours, theirs = getattr(result, field.name), getattr(other, field.name)
         if field.name == "trials":
             assert [timeless(trial) for trial in ours] == [timeless(trial) for trial in theirs]
-        elif field.name != "seconds":
+        elif field.name not in ("seconds", "cpu_seconds"):
             np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
 
 
@@ -605,3 +688,24 @@ def test_a_finished_evaluation_is_taken_from_its_state_without_an_attack(tmp_pat
     )
     result = evaluator.run(IMAGES, LABELS, State(tmp_path / "state.npz", {"seed": 0}))
     same(result, evaluate())
+
+
+def test_float32_is_not_tf32_in_an_evaluation_and_the_setting_is_restored():
+    """On a GPU TensorFlow rounds the factors of float32 products to TF32, unless it is told not."""
+    seen = []
+
+    def model(x):
+        seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
+        return linear(x)
+
+    for before in (True, False):
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+        try:
+            attack = PGD(model, epsilon=0.2, step_size=0.05, num_steps=1)
+            seen.clear()  # what tracing the attack alone sees is the user's setting
+            evaluate(model, attack)
+            after = tf.config.experimental.tensor_float_32_execution_enabled()
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(True)
+        assert seen and not any(seen)
+        assert after == before

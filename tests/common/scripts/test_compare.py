@@ -1,6 +1,8 @@
 """The comparison with the leaderboards: numbers by hand, and compare.py as users run it."""
 
 import dataclasses
+import datetime
+import hashlib
 import json
 
 import numpy as np
@@ -11,7 +13,7 @@ from absl import flags
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.errors import InputError
-from common.leaderboard import Entry, rank, read_leaderboard, standing
+from common.leaderboard import Entry, rank, read_boards, read_leaderboard, standing, to_csv
 from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
 from common.scripts.flags import config_from_flags, define_flags
@@ -264,6 +266,14 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["accuracy"] == accuracy and result["boards"]["white-box"]["text"] == expected
 
+    # The network's own board, and what is missing for an entry there.
+    own = read_boards(MNIST.directory / "models" / "adv_trained" / "leaderboard.csv")
+    expected = standing("adv_trained white-box", own["white-box"], accuracy)
+    assert expected in out.splitlines() and expected.endswith(("images)", "FGSM (95.51)"))
+    assert result["own_boards"]["white-box"]["text"] == expected
+    assert "counts 10,000 test images; this is on 40." in out
+    assert "sha256:" not in out
+
     np.save(tmp_path / "mine.npy", np.asfortranarray(x, ">f8"))
     assert compare(*settings) == out
 
@@ -273,6 +283,26 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
     with pytest.raises(InputError, match=r"at most 0.3 from the test image, found 0.5 \(image 3"):
         compare(*settings, "--output_json=r.json")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_whole_attack_file_gets_the_line_to_hand_in(tmp_path, compare, tfds_dir):
+    test = MNIST.load("test", data_dir=tfds_dir)
+    np.save(tmp_path / "mine.npy", MNIST.to_pixels(test.images).reshape(-1, 784))
+    settings = ("--attack_file=mine.npy", f"--data_dir={tfds_dir}")
+    out = compare(*settings, "--model_dir=adv_trained_b", "--output_json=r.json")
+    accuracy = json.loads((tmp_path / "r.json").read_text())["accuracy"]
+    digest = hashlib.sha256((tmp_path / "mine.npy").read_bytes()).hexdigest()
+    today = datetime.date.today().isoformat()
+    (line,) = [line for line in out.splitlines() if "sha256:" in line]
+    assert line == (
+        f"white-box or black-box,ATTACK,NAME,{accuracy:.2f},10000,sha256:{digest},{today},LINK"
+    )
+    # It is a line of such a file.
+    path = tmp_path / "leaderboard.csv"
+    path.write_text(to_csv([]) + line.replace(" or black-box", "") + "\n")
+    (entry,) = read_boards(path)["white-box"]
+    assert entry.made_by == f"sha256:{digest}" and entry.accuracy == round(accuracy, 2)
+    assert to_csv([entry]) == path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,14 @@ def script(tiny, tmp_path, monkeypatch, capsys):
 
 
 def numbers_in(path):
-    """The JSON of an evaluation but for the time, the command and the shards that it took."""
+    """The JSON of an evaluation but for its time, command, commit and shards."""
 
     def timeless(value):
         if isinstance(value, list):
             return [timeless(entry) for entry in value]
         if not isinstance(value, dict):
             return value
-        skipped = ("seconds", "command", "shards")
+        skipped = ("seconds", "command", "commit", "shards")
         return {name: timeless(entry) for name, entry in value.items() if name not in skipped}
 
     return timeless(json.loads(pathlib.Path(path).read_text()))
@@ -248,6 +248,11 @@ WRONG = [
             EVAL,
             ("--shard=1/2", "--attack=boundary", "--epsilon=1"),
             "--shard: expected attacks on each image by itself, got boundary",
+        ),
+        (
+            EVAL,
+            ("--shard=1/2", "--suite=fast"),
+            "--shard: expected attacks on each image by itself, got apgd_targeted",
         ),
         (
             PGD_ATTACK,

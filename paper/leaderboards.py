@@ -1,0 +1,151 @@
+"""The leaderboards of the shipped robust networks: our entries, from cards and benchmarks.
+
+`readme_tables.py` writes them. Other submitters' entries stay as they are in the file.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+
+from common import cards
+from common.config import read_json
+from common.errors import InputError, one_line
+from common.leaderboard import BOARD, NUM_TEST_IMAGES, OURS, Entry, to_csv
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+SUITES = {
+    "standard": "standard suite: AutoAttack's four attacks",
+    "fast": "fast suite",
+    "strong": "strong suite",
+}
+
+
+def texts(challenge):
+    """Returns the boards and READMEs of a challenge's shipped networks, as a dict from paths.
+
+    Those that were trained against PGD have one.
+
+    Raises:
+        InputError: a card, a board or a result is damaged.
+    """
+    found = {}
+    for path in sorted((challenge.directory / "models").glob(f"*/{cards.CARD}")):
+        directory, card = path.parent, cards.read_from(path.parent)
+        if card["training"]["config"]["adversary"] == "pgd":
+            boards = in_boards(challenge, card, cards.find_boards(directory))
+            entries = [entry for board in sorted(boards) for entry in boards[board]]
+            found[directory / BOARD] = to_csv(entries)
+            found[directory / "README.md"] = cards.readme(challenge, card, boards)
+    return found
+
+
+def in_boards(challenge, card, boards):
+    """Returns a network's boards with our entries made anew; others' stay.
+
+    Our entries keep their date for as long as attack, accuracy and number of images do.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        card: the network's card.
+        boards: its boards so far, see `cards.find_boards`.
+    """
+    before = [entry for entries in boards.values() for entry in entries]
+    dates = {_without_date(entry): entry.date for entry in before}
+    today = datetime.date.today().isoformat()
+    entries = [entry for entry in before if entry.submitted_by != OURS]
+    for entry in (*card_entries(challenge, card), *suite_entries(challenge, card)):
+        entries.append(dataclasses.replace(entry, date=dates.get(_without_date(entry), today)))
+    entries.sort(key=lambda entry: (entry.board, entry.accuracy, -entry.num_examples))
+    return {
+        board: [entry for entry in entries if entry.board == board]
+        for board in dict.fromkeys(entry.board for entry in entries)
+    }
+
+
+def _without_date(entry):
+    return dataclasses.replace(entry, date="")
+
+
+def card_entries(challenge, card):
+    """Returns the attacks of a card as entries without a date; made on another model: black-box."""
+    own_seed = read_json(challenge.directory / "config.json")["random_seed"]
+    entries = []
+    for found in card["results"]:
+        if found["row"] == "natural":
+            continue
+        flags = [f"--model_dir={card['name']}", f"--preset={found['row']}"]
+        if found["source"]:
+            flags.append(f"--source={found['source']}")
+        flags.append(f"--precision={found['attack'].get('precision', 'float32')}")
+        if found["num_examples"] < NUM_TEST_IMAGES:
+            flags.append(f"--num_eval_examples={found['num_examples']}")
+        if found["seed"] != own_seed:
+            flags.append(f"--random_seed={found['seed']}")
+        entries.append(
+            Entry(
+                board="black-box" if found["source"] else "white-box",
+                attack=cards.full_title(found),
+                submitted_by=OURS,
+                accuracy=round(found["accuracy"], 2),
+                date="",
+                links="",
+                num_examples=found["num_examples"],
+                made_by=f"python {challenge.directory.name}/eval.py {' '.join(flags)}",
+            )
+        )
+    return entries
+
+
+def suite_entries(challenge, card):
+    """Returns the suites that benchmarks have run on a network as entries without a date.
+
+    Of each suite it is the run on the most images, and of several seeds the one that broke most.
+    """
+    model, best = f"{challenge.directory.name}/models/{card['name']}", {}
+    for suite, entry in _suite_runs(model):
+        order = (-entry.num_examples, entry.accuracy)
+        if suite not in best or order < best[suite][0]:
+            best[suite] = order, entry
+    return [best[suite][1] for suite in SUITES if suite in best]
+
+
+def _suite_runs(model):
+    """Returns (suite, entry) for each run of a suite on a model, a challenge/models/NAME."""
+    found = []
+    for path in sorted((*RESULTS.glob("autoattack_*.json"), *RESULTS.glob("suites_*.json"))):
+        result = read_json(path)
+        try:
+            found += _runs_in(result) if result["model"] == model else []
+        except Exception as error:  # a result that is not as its benchmark wrote it
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"{path} is damaged: {reason}") from error
+    return found
+
+
+def _runs_in(result):
+    """Returns (suite, entry) for each run of a suite in a benchmark's result."""
+    folder, _, name = result["model"].split("/")
+
+    def entry(suite, accuracy, seed, precision):
+        return suite, Entry(
+            board="white-box",
+            attack=SUITES[suite],
+            submitted_by=OURS,
+            accuracy=round(accuracy, 2),
+            date="",
+            links="",
+            num_examples=result["num_examples"],
+            made_by=f"python {folder}/eval.py --model_dir={name} --suite={suite} "
+            f"--precision={precision} --num_eval_examples={result['num_examples']} "
+            f"--random_seed={seed}",
+        )
+
+    if "worst_case" in result:  # of autoattack.py
+        worst = result["worst_case"]
+        if len(worst["attacks"]) < 4:
+            return []
+        return [entry("standard", worst["accuracy"]["ours"], result["seed"], "float32")]
+    runs = [(*run.split(", seed "), found) for run, found in result["attacks"].items()]
+    return [
+        entry(suite, found["accuracy"], seed, found["precision"]) for suite, seed, found in runs
+    ]

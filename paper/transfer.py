@@ -1,0 +1,93 @@
+"""What Tables 3 and 4 share: accuracies of six networks under each other's examples."""
+
+from paper import under_attack
+from paper.item import published, verdict_of
+from paper.items.table_5 import NETWORKS
+from paper.networks import (
+    SIMPLE_FGSM_TRAINED_B,
+    SIMPLE_NATURAL_B,
+    SIMPLE_ROBUST_B,
+    WIDE_FGSM_TRAINED_B,
+    WIDE_NATURAL_B,
+    WIDE_ROBUST_B,
+)
+from paper.under_attack import Cell
+
+# The second network of each training, whose examples the first one gets on the diagonal.
+SECOND = (
+    SIMPLE_NATURAL_B,
+    SIMPLE_FGSM_TRAINED_B,
+    SIMPLE_ROBUST_B,
+    WIDE_NATURAL_B,
+    WIDE_FGSM_TRAINED_B,
+    WIDE_ROBUST_B,
+)
+MARGIN = 5.0  # points
+PAPER = "rows are targets, columns sources"
+
+
+def cells(row):
+    """Returns the matrix of `Cell`s under an attack: rows are targets, columns are sources."""
+    names = published("table_3")["networks"]
+    return [
+        [
+            Cell(
+                f"{target_name} under {source_name}",
+                target,
+                row,
+                second if source is target else source,
+            )
+            for source_name, source, second in zip(names, NETWORKS, SECOND, strict=True)
+        ]
+        for target_name, target in zip(names, NETWORKS, strict=True)
+    ]
+
+
+def parts(row, settings):
+    """Returns a part a cell, or several for one that takes long."""
+    every = [cell for line in cells(row) for cell in line]
+    return under_attack.parts(every, settings["num_images"])
+
+
+def table(name, row, result):
+    """Returns the matrix, each cell as ours and, in brackets, the paper's."""
+    theirs = published(name)
+    names = theirs["networks"]
+    lines = [f"| target | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for target, papers, line in zip(names, theirs[PAPER], cells(row), strict=True):
+        shown = []
+        for paper, cell in zip(papers, line, strict=True):
+            accuracy = under_attack.found(result, cell)
+            ours = "open" if accuracy is None else f"**{accuracy.value:.1f}**"
+            shown.append(f"{ours} ({paper})")
+        lines.append(f"| {target} | {' | '.join(shown)} |")
+    return lines
+
+
+def verdict(name, row, result):
+    """By the rule of `RULE`."""
+    theirs, criteria = published(name), []
+    for target, papers, line in zip(theirs["networks"], theirs[PAPER], cells(row), strict=True):
+        there = [
+            (paper, accuracy)
+            for paper, cell in zip(papers, line, strict=True)
+            if (accuracy := under_attack.found(result, cell)) is not None
+        ]
+        if not there:
+            continue
+        near = sum(accuracy.is_near(paper, MARGIN) for paper, accuracy in there)
+        farthest = max((accuracy.value - paper for paper, accuracy in there), key=abs)
+        words = f"{target}: {near} of {len(there)} within {MARGIN:.0f} points"
+        criteria.append((near == len(there), f"{words} (largest difference {farthest:+.1f})"))
+        if len(there) > 1:
+            papers_worst = min(there, key=lambda pair: pair[0])
+            ours_worst = min(there, key=lambda pair: pair[1].value)
+            words = f"{target}: the same source is the worst"
+            criteria.append((papers_worst is ours_worst, words))
+    return verdict_of(*criteria)
+
+
+RULE = (
+    "In each row that is there, every cell is within 5 points and two standard errors of the "
+    "paper's, and the source that harms the target most is the paper's."
+)

@@ -1,0 +1,244 @@
+"""Accuracies of networks under attack: read from a card that has them, or computed."""
+
+import dataclasses
+import functools
+import math
+import types
+
+from common import cards
+from common.config import make_config
+from common.evaluation import suites
+from common.evaluation.presets import make_evaluator
+from common.evaluation.results import Trial
+from paper.item import Part
+from paper.networks import Network
+
+NATURAL_IMAGES = "natural"
+# "Targeted" of Table 1, which the paper does not define: PGD towards the class after the label.
+TARGETED = "pgd_next_class"
+TARGETED_SETTINGS = {"num_steps": 40, "step_size": 0.01}
+FEWEST = 1000  # images of a card's row that is taken
+# Images times steps of a part, which are a few minutes on two cores.
+_MOST = {"MNIST": 1_600_000, "CIFAR-10": 100_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """An accuracy of a table.
+
+    Attributes:
+        name: its name in the results.
+        target: the `Network` that is attacked.
+        row: `NATURAL_IMAGES`, a preset of its challenge or `TARGETED`.
+        source: the `Network` that the examples are made on; None for the target itself.
+    """
+
+    name: str
+    target: Network
+    row: str
+    source: Network | None = None
+
+    @property
+    def networks(self):
+        """The networks that it needs."""
+        return (self.target,) if self.source is None else (self.target, self.source)
+
+
+def parts(cells, num_images, from_cards=True):
+    """Returns the `Part`s of cells: one for each, or several for one that takes long.
+
+    Args:
+        cells: `Cell`s.
+        num_images: how many test images are attacked, from the first.
+        from_cards: whether a network's card may say the accuracy.
+    """
+    found = []
+    for cell in cells:
+        entry = card_row(cell, num_images) if from_cards else None
+        if entry is not None:
+            compute = functools.partial(_from_card, accuracy=entry["accuracy"])
+            compute = functools.partial(compute, num_examples=entry["num_examples"])
+            found.append(Part(name=cell.name, networks=cell.networks, compute=compute, weight=0.01))
+            continue
+        size = math.ceil(num_images / _num_parts(cell, num_images))
+        for first in range(0, num_images, size):
+            last = min(first + size, num_images)
+            compute = functools.partial(accuracy, row=cell.row, first=first, of=num_images)
+            weight = 1.0 * (last - first) * (1 + _num_passes(cell))
+            name = cell.name if size == num_images else f"{cell.name}, images {first} to {last - 1}"
+            networks = cell.networks
+            found.append(
+                Part(name=name, networks=networks, compute=compute, num_images=last, weight=weight)
+            )
+    return found
+
+
+def _num_parts(cell, num_images):
+    return math.ceil(num_images * _num_passes(cell) / _MOST[cell.target.challenge.name]) or 1
+
+
+def _num_passes(cell):
+    """The gradients that an image takes at most."""
+    if cell.row == NATURAL_IMAGES:
+        return 0
+    preset = cell.target.challenge.presets.get(cell.row, {**TARGETED_SETTINGS, "num_restarts": 1})
+    return preset["num_steps"] * preset.get("num_restarts", 1)
+
+
+def card_row(cell, num_images):
+    """Returns a card's entry of the cell on as many test images or more, or None."""
+    if num_images < FEWEST or not all(network.exists() for network in cell.networks):
+        return None
+    card = cards.read_from(cell.target.path)
+    source = None if cell.source is None else cell.source.name
+    entry = cards.find(card, cell.row, source)
+    if entry is None or entry["num_examples"] < num_images:
+        return None
+    if cell.source is not None and entry.get("source_digest") != cell.source.digest():
+        return None
+    return entry
+
+
+def _from_card(work, accuracy, num_examples):
+    return {"accuracy": round(accuracy, 4), "num_examples": num_examples, "card": True}
+
+
+def accuracy(work, row, first=0, of=None):
+    """Computes a cell, or the part of it from the image `first` on: the numbers of its `Part`.
+
+    An example's random start is that of an evaluation of all images by eval.py.
+
+    Args:
+        work: a `paper.item.Work` with the target and, if it is another, the source.
+        row: see `Cell`.
+        first: int.
+        of: how many images all parts of the cell have together.
+
+    Returns:
+        dict: accuracy in percent, num_examples, of, card (False), and the mean loss of the images
+        that the accuracy is of.
+    """
+    target, source = work.models[0], work.models[-1]
+    evaluator = _evaluator(work, target)
+    evaluator.trials = [] if row == NATURAL_IMAGES else [_trial(work, source, row, first)]
+    images, labels = work.images.images[first:], work.images.labels[first:]
+    summary = evaluator.run(images, labels).summary()
+    kind = "natural" if row == NATURAL_IMAGES else "adversarial"
+    return {
+        "accuracy": round(summary[f"{kind}_accuracy"], 4),
+        "num_examples": len(labels),
+        "of": of or len(labels),
+        "card": False,
+        "loss": float(f"{summary[f'{kind}_loss']:.5g}"),
+    }
+
+
+def _trial(work, source, row, first):
+    """The `Trial` of a row on a `LoadedModel`, for examples that are numbered from `first` on."""
+    challenge, config = work.challenge, _config(work)
+
+    def make():
+        model = suites.with_gradient(source.logits)
+        if row != TARGETED:
+            return suites.preset_trial(row, model, config, challenge)
+        return suites.named_trial(
+            row, model, dataclasses.replace(config, **TARGETED_SETTINGS), challenge
+        )
+
+    trial = _kept((row, config.random_seed), source, make)
+
+    def perturb(x, y, seed, index):
+        return trial.attack.perturb(x, y, seed=seed, index=index + first)
+
+    return Trial(types.SimpleNamespace(perturb=perturb), trial.num_restarts, name=row)
+
+
+def _evaluator(work, target):
+    def make():
+        return make_evaluator(work.challenge, _config(work), [], target, show_progress=False)
+
+    return _kept(work.settings["seed"], target, make)
+
+
+def _config(work):
+    settings = {"random_seed": work.settings["seed"], "precision": "float32"}
+    return make_config(work.challenge, ("item", settings))
+
+
+_made = {}  # what was compiled, which takes longer than a small part
+
+
+def _kept(key, model, make):
+    """What `make` returns for a `LoadedModel` and a key, made once while the model is there."""
+    key = (id(model), key)
+    if key not in _made:
+        _made[key] = model, make()  # an id is the model's alone as long as that lives
+    return _made[key][1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """What is known of a cell.
+
+    Attributes:
+        value: in percent.
+        num_examples: of how many images.
+        is_from_card: whether the network's card says so.
+    """
+
+    value: float
+    num_examples: int
+    is_from_card: bool
+
+    @property
+    def sampling_error(self):
+        """The standard error, in points."""
+        share = self.value / 100
+        return 100 * math.sqrt(share * (1 - share) / self.num_examples)
+
+    def is_near(self, paper, margin=2.0):
+        """Whether it is the paper's number up to `margin` points and two standard errors."""
+        return abs(self.value - paper) <= margin + 2 * self.sampling_error
+
+    def __str__(self):
+        count = "" if self.num_examples == 10000 else f" ({self.num_examples:,})"
+        return f"{self.value:.2f}{count}"
+
+
+def _entries(result, cell):
+    """The numbers of a cell's parts, or [] while one of them is missing."""
+    numbers = {name: record["numbers"] for name, record in result.records.items()}
+    if cell.name in numbers:
+        return [numbers[cell.name]]
+    own = [numbers[name] for name in numbers if name.startswith(f"{cell.name}, images ")]
+    is_whole = own and sum(entry["num_examples"] for entry in own) == own[0]["of"]
+    return own if is_whole else []
+
+
+def loss(result, cell):
+    """Returns the mean loss under a computed cell's attack, or None; arguments as in `found`."""
+    entries = _entries(result, cell)
+    if not entries or any("loss" not in entry for entry in entries):
+        return None
+    count = sum(entry["num_examples"] for entry in entries)
+    return sum(entry["loss"] * entry["num_examples"] for entry in entries) / count
+
+
+def found(result, cell):
+    """Returns the `Accuracy` of a cell, or None while a part of it is missing.
+
+    Args:
+        result: the item's `paper.results.Result`.
+        cell: one of the `Cell`s that its parts were made of.
+    """
+    entries = _entries(result, cell)
+    if not entries:
+        return None
+    count = sum(entry["num_examples"] for entry in entries)
+    mean = sum(entry["accuracy"] * entry["num_examples"] for entry in entries) / count
+    return Accuracy(mean, count, all(entry["card"] for entry in entries))
+
+
+def difference(accuracy, paper):
+    """Returns an `Accuracy`'s difference from the paper's number as a cell, in points."""
+    return f"{accuracy.value - paper:+.1f} ± {accuracy.sampling_error:.1f}"

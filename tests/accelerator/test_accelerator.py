@@ -1,0 +1,370 @@
+"""Trainings of accelerator/ against those of train.py.
+
+What needs JAX is skipped without it; JAX_PYTHON names a Python that has it, if it is another one.
+"""
+
+import dataclasses
+import gzip
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from accelerator import collect, export, initial, packed_images, programs
+from accelerator.stream import Batches
+from cifar10_challenge.challenge import CIFAR10
+from common import checkpoints
+from common.config import make_config
+from common.data import Split
+from common.errors import InputError
+from common.files import read_json, write_json
+from common.training import batches, loop, progress, runs
+from common.training.directory import check
+from mnist_challenge.challenge import MNIST
+from tests.helpers import ROOT, digits, pictures, run
+
+JAX_PYTHON = os.environ.get("JAX_PYTHON") or (
+    sys.executable if importlib.util.find_spec("jax") else None
+)
+needs_jax = pytest.mark.skipif(JAX_PYTHON is None, reason="needs JAX: see JAX_PYTHON")
+
+MNIST_RECIPE = {
+    "scale": 1,
+    "max_num_training_steps": 6,
+    "training_batch_size": 5,
+    "attack_schedule": [[0, 1, 0.2], [4, 2, 0.1]],
+    "epsilon_warmup_steps": 3,
+    "step_size_schedule": [[0, 0.001], [3, 0.002], [6, 0]],
+    "step_size_interpolation": "linear",
+    "average_decay": 0.9,
+    "precision": "float32",
+}
+CIFAR10_RECIPE = {
+    "width": "simple",
+    "max_num_training_steps": 2,
+    "training_batch_size": 4,
+    "attack_schedule": [[0, 1, 8], [1, 2, 5]],
+    # The first step alone moves the weights: at first so deep a network makes much of a rounded
+    # sum, and from the second attack on any two implementations differ.
+    "step_size_schedule": [[0, 0.01], [1, 0]],
+    "step_size_interpolation": "linear",
+    "batch_statistics": False,
+    "average_decay": 0.9,
+    "precision": "float32",
+}
+ONE_ATTACK = {**MNIST_RECIPE, "attack_schedule": None, "num_steps": 1, "step_size": 0.2}
+RECIPES = {"mnist": MNIST_RECIPE, "cifar10": CIFAR10_RECIPE}
+SEED = 7
+
+
+def split(challenge, count):
+    """Images of the shipped sample, as a training set."""
+    pixels, labels = (digits if challenge is MNIST else pictures)(count)
+    images = np.rint(pixels * (255 / challenge.bounds[1])).astype(np.uint8)
+    return Split(images, labels, "sample", "here", False)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The challenges with 12 images to train on, and 8 to evaluate on in batches of 5."""
+    sets = {
+        name: {"train": split(challenge, 12), "test": split(challenge, 8)}
+        for name, (challenge, *_) in export.CHALLENGES.items()
+    }
+
+    def write_data(name, directory, data_dir):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for part, of_part in sets[name].items():
+            packed_images.save(directory / name, part, of_part.images, of_part.labels, 1)
+        return sets[name]["train"], sets[name]["test"]
+
+    monkeypatch.setattr(export, "write_data", write_data)
+    monkeypatch.setattr(export, "EVAL_BATCH_SIZE", 5)
+    return sets
+
+
+def exported(directory, challenge, recipe, rows=()):
+    """Exports one job, and returns its job.json."""
+    path = directory / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    job = {"name": "job", "challenge": challenge, "random_seed": SEED, "rows": list(rows)}
+    data = export.write_data(challenge, directory / "data", None)
+    export.export_job({**job, "steps_per_call": 3}, path, data, directory / "jobs", {})
+    return read_json(directory / "jobs" / "job" / "job.json")
+
+
+def trained(challenge_name, images, directory, monkeypatch, recipe=None):
+    """The losses and the model of train.py's own loop."""
+    challenge, script, _ = export.CHALLENGES[challenge_name]
+    recipe = {
+        **(recipe or RECIPES[challenge_name]),
+        "random_seed": SEED,
+        "model_dir": str(directory),
+    }
+    config = make_config(challenge, ("recipe", {**recipe, "num_validation_steps": 0}))
+    losses, record = [], progress.Log.record
+
+    def recorded(self, step, x_adv, xent, accuracy):
+        losses.append(float(xent))
+        record(self, step, x_adv, xent, accuracy)
+
+    monkeypatch.setattr(progress.Log, "record", recorded)
+    return losses, loop.train(config, challenge, images, **script.experiment(config))
+
+
+def test_a_program_takes_the_steps_of_the_training_loop(tmp_path, monkeypatch, small):
+    """Without JAX: TensorFlow's own XLA runs the function that is exported."""
+    recipe = {**ONE_ATTACK, "random_seed": SEED, "jit_compile": True}
+    config = make_config(MNIST, ("recipe", recipe))
+    experiment = export.CHALLENGES["mnist"][1].experiment(config)
+    networks = loop.build_networks(config, MNIST)
+    train = small["mnist"]["train"]
+    function, specs = programs.training(config, MNIST, networks, experiment, 12, 4)
+    assert [spec.shape for spec in specs][:3] == [(12, 28, 28, 1), (12,), (4, 5)]
+    function = tf.function(function, jit_compile=True, autograph=False)
+    stream, losses = Batches(12, 5, SEED), []
+    for first, last in ((0, 4), (4, 6)):  # the second call takes two steps of the four
+        xent, _ = function(
+            tf.constant(train.images),
+            tf.constant(train.labels),
+            tf.constant(stream.of_steps(first, 4)),
+            *map(tf.constant, (first, last - first, SEED)),
+        )
+        losses += xent[: last - first].numpy().tolist()
+    expected, model = trained("mnist", train, tmp_path, monkeypatch, ONE_ATTACK)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for weight, own in zip(model.weights, networks[0].weights, strict=True):
+        np.testing.assert_allclose(own, weight, atol=1e-5)
+
+
+def test_the_runner_takes_the_batches_of_the_training_stream():
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    stream = batches.training_batches(
+        images,
+        np.arange(10),
+        batch_size=4,
+        seed=SEED,
+        num_steps=9,
+        to_pixels=lambda x: tf.cast(x, tf.float32),
+    )
+    own = Batches(10, 4, SEED)
+    for step, (_, labels) in enumerate(stream):
+        np.testing.assert_array_equal(own.indices(step), labels)
+    np.testing.assert_array_equal(Batches(10, 4, SEED).indices(7), own.indices(7))
+
+
+def test_a_program_is_stablehlo_alone_and_names_every_variable(tmp_path, small):
+    job = exported(tmp_path, "mnist", ONE_ATTACK, ["paper_fgsm"])
+    files = [name for _, name in job["phases"]] + list(job["evaluations"].values())
+    assert len(set(files)) == 2
+    for name in files:
+        program = json.loads(gzip.decompress((tmp_path / "jobs" / name).read_bytes()))
+        assert "mhlo.copy" not in program["module"] and "loc(" not in program["module"]
+        assert "stablehlo.convolution" in program["module"]
+        updated = {name for _, name in program["updates"]}
+        # A training moves all that it has, an evaluation nothing.
+        assert updated == (set(job["initial"]) if "train" in name else set())
+        assert set(program["variables"]) <= set(job["initial"])
+    assert job["result"] == [
+        f"result/{layer}"
+        for layer in (
+            "conv1/kernel",
+            "conv1/bias",
+            "conv2/kernel",
+            "conv2/bias",
+            "dense/kernel",
+            "dense/bias",
+            "logits/kernel",
+            "logits/bias",
+        )
+    ]
+
+
+def test_a_training_has_a_program_for_each_attack_of_its_schedule():
+    phases = programs.phases(make_config(MNIST, ("recipe", MNIST_RECIPE)))
+    parts = [(first, phase.num_steps, phase.step_size) for first, phase in phases]
+    assert parts == [(0, 1, 0.2), (4, 2, 0.1)]
+    assert all(phase.attack_schedule is None for _, phase in phases)
+    natural = make_config(MNIST, ("recipe", {**MNIST_RECIPE, "adversary": "none"}))
+    assert [first for first, _ in programs.phases(natural)] == [0]
+
+
+def test_what_jax_refuses_is_replaced():
+    text = '#loc = loc(unknown)\n%1 = mhlo.copy %0 : tensor<2x3xf32> loc("a(b)"("x":1:2))\n'
+    expected = "%1 = stablehlo.reshape %0 : (tensor<2x3xf32>) -> tensor<2x3xf32>\n"
+    assert programs._plain(text) == expected
+
+
+def test_initial_kernels_are_drawn_again_from_their_seeds(tmp_path):
+    config = make_config(CIFAR10, ("size", {"width": "simple", "random_seed": SEED}))
+    variables = programs.variables_of(CIFAR10.build_model(config))
+    values = {name: variable.numpy() for name, variable in variables.items()}
+    described = initial.describe(values, SEED, tmp_path)
+    assert [name for name, entry in described.items() if "kept" in entry] == [
+        "result/logits/kernel"  # uniform
+    ]
+    drawn = initial.initial_values(described, tmp_path)
+    assert list(drawn) == list(values)
+    for name, value in values.items():
+        assert drawn[name].dtype == value.dtype
+        np.testing.assert_allclose(drawn[name], value, atol=1e-6)
+    # Another seed's kernels are not these, and are kept.
+    others = initial.describe(values, SEED + 1, tmp_path)
+    assert sum("normal" in entry for entry in others.values()) == 0
+    np.testing.assert_array_equal(
+        initial.initial_values(others, tmp_path)["result/stem/kernel"], values["result/stem/kernel"]
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_packed_images_come_back_and_a_missing_part_is_said(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, channels)).astype(np.uint8)
+    packed_images.save(tmp_path, "train", images, np.arange(7), 2)
+    back, labels = packed_images.load(tmp_path, "train")
+    np.testing.assert_array_equal(back, images)
+    np.testing.assert_array_equal(labels, np.arange(7))
+    (tmp_path / "train-1-of-2.npz").unlink()
+    with pytest.raises(InputError, match="train-1-of-N.npz to .* got train-2-of-2.npz"):
+        packed_images.load(tmp_path, "train")
+
+
+def test_every_job_has_a_recipe_that_its_challenge_takes():
+    jobs = read_json(ROOT / "accelerator" / "jobs.json")
+    for name, job in jobs.items():
+        export.json_shapes.check({"name": name, **job}, export._JOBS, name)
+        challenge = export.CHALLENGES[job["challenge"]][0]
+        recipe = ROOT / "accelerator" / job["recipe"]
+        make_config(challenge, (recipe, read_json(recipe)))
+        assert set(job["rows"]) <= set(challenge.presets)
+
+
+def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resumed(tmp_path):
+    settings = {**MNIST_RECIPE, "random_seed": SEED, "model_dir": str(tmp_path / "unused")}
+    config = make_config(MNIST, ("job", settings))
+    result, trained_model = loop.build_networks(config, MNIST)
+    optimizer = export.CHALLENGES["mnist"][1].experiment(config)["optimizer"]
+    optimizer.build(trained_model.trainable_variables)
+    for number, weight in enumerate((*result.weights, *trained_model.weights)):
+        weight.assign(np.full(weight.shape, number + 1.0))
+    variables = programs.variables_of(result, trained_model, optimizer)
+    job = {
+        "name": "job",
+        "digest": "d",
+        "challenge": "mnist",
+        "config": dataclasses.asdict(config),
+        "data": "images",
+        "provenance": {"commit": "c", "command": "export.py", "versions": {"tensorflow": "2"}},
+    }
+    write_json(tmp_path / "job.json", job)
+    run = {"command": "run.py", "hardware": {}, "versions": {"jax": "0"}, "seconds": 1.0}
+    runs_of_job = [{**run, "first_step": 0, "last_step": 6}]
+    record = {"job_digest": "d", "steps": 6, "runs": runs_of_job}
+    write_json(tmp_path / "record.json", record)
+    own = {"step": 6, "seconds": 1.0, "job_digest": "d"}
+    weights = {f"{i:04d}": np.asarray(w) for i, w in enumerate(result.weights)}
+    np.savez(tmp_path / "weights.npz", **weights, **own)
+    state = {name: np.asarray(variable) for name, variable in variables.items()}
+    np.savez(tmp_path / "state.npz", **state, **own)
+
+    assert collect.collect(tmp_path, tmp_path, tmp_path / "new") == 6
+    assert collect.collect(tmp_path, tmp_path, tmp_path / "whole", tmp_path) == 6
+    for name in ("new", "whole"):
+        loaded = checkpoints.load_model(MNIST, tmp_path / name)
+        assert loaded.step == 6
+        for weight, expected in zip(loaded.weights, result.weights, strict=True):
+            np.testing.assert_array_equal(weight, expected)
+        (entry,) = runs.read(tmp_path / name)
+        assert entry["versions"] == {"tensorflow": "2", "jax": "0"} and entry["commit"] == "c"
+        # The same settings resume it; others do not.
+        check(tmp_path / name, dataclasses.replace(config, model_dir="."), MNIST)
+        with pytest.raises(InputError, match="other training_batch_size"):
+            check(tmp_path / name, dataclasses.replace(config, training_batch_size=3), MNIST)
+    again = loop.build_networks(config, MNIST)
+    optimizer = export.CHALLENGES["mnist"][1].experiment(config)["optimizer"]
+    optimizer.build(again[1].trainable_variables)
+    restored = checkpoints.TrainingRun(tmp_path / "whole", again[0], optimizer, again[1])
+    assert restored.restore() == 6
+    np.testing.assert_array_equal(again[1].weights[0], trained_model.weights[0])
+    with pytest.raises(InputError, match="--model_dir: expected a new directory"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "new")
+    write_json(tmp_path / "record.json", {**record, "job_digest": "e"})
+    with pytest.raises(InputError, match="--run_dir: expected a run of the job"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+
+
+def run_with_jax(directory, *words, code=0):
+    command = [JAX_PYTHON, ROOT / "accelerator" / "run.py", f"--jobs_dir={directory / 'jobs'}"]
+    command += [f"--data_dir={directory / 'data'}", f"--output_dir={directory / 'runs'}", *words]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@needs_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("challenge", list(RECIPES))
+def test_with_jax_a_training_has_the_losses_and_weights_of_train(
+    tmp_path, monkeypatch, small, challenge
+):
+    row = "paper_fgsm"
+    job = exported(tmp_path, challenge, RECIPES[challenge], [row])
+    # The end of --seconds stops it after the first call; the same command resumes.
+    assert "resumes" in run_with_jax(tmp_path, "job", "--seconds=0.001")
+    assert "resuming at step" in run_with_jax(tmp_path, "job")
+    run_dir = tmp_path / "runs" / "job"
+    record = read_json(run_dir / "record.json")
+    total = RECIPES[challenge]["max_num_training_steps"]
+    assert record["steps"] == total and len(record["runs"]) == 2
+
+    train = small[challenge]["train"]
+    losses, model = trained(challenge, train, tmp_path / "own", monkeypatch)
+    config = make_config(export.CHALLENGES[challenge][0], ("job", job["config"]))
+    starts = export.CHALLENGES[challenge][0].build_model(config).get_weights()
+    first = 0
+    for last, xent, _ in record["losses"]:
+        rounding = 1e-5 if challenge == "mnist" or not first else 1e-2
+        np.testing.assert_allclose(xent, np.mean(losses[first:last]), rtol=rounding)
+        first = last
+
+    words = [f"--job_dir={tmp_path / 'jobs' / 'job'}", f"--run_dir={run_dir}"]
+    script = ROOT / "accelerator" / "collect.py"
+    run(script, *words, f"--model_dir={tmp_path / 'new'}", cwd=tmp_path)
+    run(
+        script,
+        *words,
+        f"--state_dir={run_dir}",
+        f"--model_dir={tmp_path / 'whole'}",
+        cwd=tmp_path,
+    )
+    for name in ("new", "whole"):
+        loaded = checkpoints.load_model(export.CHALLENGES[challenge][0], tmp_path / name)
+        assert loaded.step == total
+        for weight, own, start in zip(model.weights, loaded.weights, starts, strict=True):
+            moved = np.abs(weight - start).max()
+            assert np.abs(own - weight).max() <= (1e-3 if challenge == "mnist" else 0.02) * moved
+        entries = runs.read(tmp_path / name)
+        assert [entry["last_step"] for entry in entries][-1] == total
+        assert {"tensorflow", "jax"} <= set(entries[0]["versions"])
+    # What the program counts, TensorFlow counts.
+    test = small[challenge]["test"]
+    x = export.CHALLENGES[challenge][0].to_pixels(test.images)
+    correct = np.argmax(model(x), axis=1) == test.labels
+    assert record["evaluations"][row]["natural_accuracy"] == 100 * correct.mean()
+    assert record["evaluations"][row]["num_examples"] == 8
+    assert job["result"][0].startswith("result/")
+
+
+@needs_jax
+@pytest.mark.slow
+def test_what_cannot_be_run_is_one_line(tmp_path, small):
+    exported(tmp_path, "mnist", MNIST_RECIPE)
+    assert "got 'other'" in run_with_jax(tmp_path, "other", code=1)
+    (tmp_path / "data" / "mnist" / "train-1-of-1.npz").unlink()
+    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
+    assert line.startswith("error: --data_dir: expected all files train-1-of-N.npz")
