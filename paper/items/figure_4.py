@@ -97,10 +97,12 @@ def parts(settings):
         cell
         for training in TRAININGS
         for scale in SCALES
+        if scale <= settings["max_scale"]
         for cells in mnist_cells(training, scale).values()
         for cell in cells
     ]
-    of_cifar10 = [cell for cells in cifar10_cells().values() for cell in cells]
+    every, widths = cifar10_cells(), [w for w in WIDTHS if w <= settings["max_width"]]
+    of_cifar10 = [cell for w in widths for n in CIFAR10_NETWORKS[w] for cell in every[n]]
     return [
         *under_attack.parts(of_mnist, settings["num_images"], from_cards=False),
         *under_attack.parts(of_cifar10, settings["num_cifar10_images"]),
@@ -256,8 +258,14 @@ ITEM = Item(
     "be trained against PGD at all, larger ones withstand it the better the larger they are; FGSM "
     "training leaks labels at every scale.",
     minutes=60,
-    settings={"num_images": 10000, "num_cifar10_images": 1000, "seed": 0},
-    sample={"num_images": 3, "num_cifar10_images": 1},
+    settings={
+        "num_images": 10000,
+        "num_cifar10_images": 1000,
+        "max_scale": 16,
+        "max_width": 10,
+        "seed": 0,
+    },
+    sample={"num_images": 3, "num_cifar10_images": 1, "max_scale": 1, "max_width": 1},
     parts=parts,
     draw=draw,
     table=table,
