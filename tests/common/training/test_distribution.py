@@ -44,9 +44,9 @@ def assert_has_learned(directory):
     moved = {
         name: np.abs(array - first.get_tensor(name)).max()
         for name, array in checkpoint_arrays(directory).items()
-        if name.startswith("model/")
+        if name.startswith(("model/", "optimizer/_trainable_variables/"))
     }
-    assert moved and min(moved.values()) > 1e-6 and max(moved.values()) > 1e-3
+    assert moved and min(moved.values()) > 1e-6 and max(moved.values()) > 1e-4
 
 
 # One training on different numbers of devices.
