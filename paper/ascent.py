@@ -8,8 +8,7 @@ from common.attack.ball import uniform_start
 from common.attack.gradient import value_and_gradient
 
 BATCH = 200  # examples at a time
-# By data set, in the units of its pixels. The paper has 0.01 in Table 1, and 0.3 under Figure 7,
-# and its other figures' curves end their rise where these do.
+# By data set, in the units of its pixels. The paper has 0.01 in Table 1, and 0.3 under Figure 7.
 STEP_SIZES = {"MNIST": 0.01, "CIFAR-10": 0.3}
 _ORDERS = {}  # what `examples` found in this process
 _ATTACKS = {}  # what `pgd` made

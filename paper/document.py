@@ -3,7 +3,7 @@
 import pathlib
 
 from paper import items
-from paper.item import QUESTIONS
+from paper.item import IN_PART, QUESTIONS
 from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def section(result):
     verdict = result.verdict()
     lines += [
         "",
-        f"**{verdict.word.capitalize()}.** Rule: {item.rule}",
+        f"**{_counted(verdict).capitalize()}.** Rule: {item.rule}",
         "",
         *(f"- {criterion}" for criterion in verdict.criteria),
     ]
@@ -102,12 +102,20 @@ def state_of(result):
         return f"not possible yet, without {', '.join(missing) or result.item.needs}"
     if not result.is_whole():
         return f"open: {there} of {len(parts)} parts done"
-    words = result.verdict().word
+    words = _counted(result.verdict())
     if changed := _changed(result):
         words += f", with {settings_text(changed)}"
     if state == PARTLY:
         words += f", {there} of {len(parts)} parts"
     return words
+
+
+def _counted(verdict):
+    """A verdict's word, and of "in part" how many criteria hold."""
+    if verdict.word != IN_PART:
+        return verdict.word
+    held = sum(criterion.startswith("holds") for criterion in verdict.criteria)
+    return f"{verdict.word} ({held} of {len(verdict.criteria)} criteria)"
 
 
 def command_of(result):

@@ -79,7 +79,7 @@ def verdict(name, row, result):
         farthest = max((accuracy.value - paper for paper, accuracy in there), key=abs)
         words = f"{target}: {near} of {len(there)} within {MARGIN:.0f} points"
         criteria.append((near == len(there), f"{words} (largest difference {farthest:+.1f})"))
-        if len(there) > 1:
+        if len(there) == len(line):
             papers_worst = min(there, key=lambda pair: pair[0])
             ours_worst = min(there, key=lambda pair: pair[1].value)
             words = f"{target}: the same source is the worst"
@@ -88,6 +88,6 @@ def verdict(name, row, result):
 
 
 RULE = (
-    "In each row that is there, every cell is within 5 points and two standard errors of the "
-    "paper's, and the source that harms the target most is the paper's."
+    "Every cell that is there is within 5 points and two standard errors of the paper's; in a row "
+    "with all six sources, the source that harms the target most is the paper's."
 )

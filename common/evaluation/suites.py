@@ -42,8 +42,8 @@ def odi_pgd(model, *, epsilon, **options):
     return PGD(model, epsilon=epsilon, step_size=epsilon / 10, num_steps=100, **margin, **options)
 
 
-# The same worst case as "standard" in a small part of the time. What breaks most examples a second
-# comes first. What is left to break is on the examples closest to the boundary, and the late
+# It aims at the worst case of "standard" in a small part of the time. What breaks most examples a
+# second comes first. What is left to break is on the examples closest to the boundary, and the late
 # attacks are given these alone, as in A3 (Liu et al. 2022, "Practical evaluation of adversarial
 # robustness via adaptive auto attack"). No loss changes with the scale of the logits. The numbers
 # were chosen on MNIST's adv_trained and CIFAR-10's simple_adv_trained.
@@ -185,8 +185,8 @@ def trials_of(suite, model, *, eight_bits=False, num_classes=10, **options):
     """Returns the list of `Trial` of a suite for any model.
 
     Args:
-        suite: "standard", the standard version of AutoAttack (Croce and Hein 2020); "fast", for the
-            same worst case in a small part of the time; or "strong", which breaks more.
+        suite: "standard", the standard version of AutoAttack (Croce and Hein 2020); "fast", which
+            aims at the same worst case in less time; or "strong", with more starts and queries.
         model: see `common.attack.PGD`.
         eight_bits: see `Trial`.
         num_classes: the model's number of classes, see `common.attack.fitting`.

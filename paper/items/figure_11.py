@@ -87,20 +87,32 @@ def table(result):
     return lines
 
 
+def _spread(ends):
+    """The largest range of an image's ends, over their mean."""
+    return max((end["highest"] - end["lowest"]) / end["mean"] for end in ends)
+
+
+def spreads_of(result):
+    """Returns that of each network that is there, by its label."""
+    return {n.label: _spread(ends_of(result, n)) for n in PANELS if n.label in result.numbers}
+
+
+def widest_of_paper():
+    """Returns the largest of the paper's networks."""
+    return max(map(_spread, published("figure_11").values()))
+
+
 def verdict(result):
     """By the item's rule."""
     theirs = published("figure_11")
     ours = {n: ends_of(result, n) for n in PANELS if n.label in result.numbers}
 
-    def spread(ends):
-        return max((end["highest"] - end["lowest"]) / end["mean"] for end in ends)
-
     def level(ends):
         return float(np.mean([end["mean"] for end in ends]))
 
-    widest, criteria = 1.25 * max(spread(ends) for ends in theirs.values()), []
+    widest, criteria = 1.25 * widest_of_paper(), []
     for network, ends in ours.items():
-        own, factor = spread(ends), level(ends) / level(theirs[network.label])
+        own, factor = _spread(ends), level(ends) / level(theirs[network.label])
         criteria += [
             (
                 own <= widest,
@@ -126,7 +138,7 @@ ITEM = Item(
     question="RQ1",
     claim="What Figure 1 shows holds for other images: the ends of the runs are concentrated, and "
     "far lower on robust networks.",
-    minutes=2,
+    minutes=22,
     settings={
         "num_images": 5,
         "num_candidates": 200,
@@ -142,6 +154,7 @@ ITEM = Item(
     "robust network (MNIST), the first five (CIFAR-10); steps of 0.01 and 0.3.",
     rule="The ends of an image lie as close together as those of the paper's most scattered image, "
     "and the natural network's mean end is as many times the robust one's, both with a quarter to "
-    "spare; each network's mean end is half to twice the paper's.",
+    "spare; each network's mean end is half to twice the paper's. The limits were fixed before "
+    "our numbers were known; that each network counts for itself was decided after.",
     verdict=verdict,
 )

@@ -179,8 +179,8 @@ ITEM = Item(
     title="Figure 7: loss along attack directions",
     question="RQ1",
     claim="On the natural network PGD finds losses far above FGSM's, on the robust one less far; "
-    "the directions of a copy raise the loss less than a network's own.",
-    minutes=4,
+    "a copy's PGD raises the loss less than a network's own PGD.",
+    minutes=19,
     settings={"num_images": 5, "num_restarts": 5, "num_steps": 100, "seed": 0},
     sample={"num_images": 2, "num_restarts": 1, "num_steps": 2},
     parts=parts,

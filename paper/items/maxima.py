@@ -217,7 +217,7 @@ ITEM = Item(
     "angles near 90 degrees; on the segment between two the loss is convex, lower in the middle by "
     "a constant factor, and still far above a random point's; some have a negative inner product "
     "with the gradient at the image, and the correlation with it falls as epsilon grows.",
-    minutes=6,
+    minutes=28,
     settings={
         "num_images": 5,
         "num_candidates": 200,

@@ -18,6 +18,7 @@ SOURCES = {
     WIDE_ROBUST: {None: None, "A": None, "A'": WIDE_ROBUST_B, "A_nat": WIDE_NATURAL},
     SIMPLE_ROBUST: {None: None, "A": None, "A'": SIMPLE_ROBUST_B, "A_nat": SIMPLE_NATURAL},
 }
+PAPER_KEPT = 86.0 / 87.3  # of the wide network's natural accuracy, under PGD from the natural one
 ROWS = {
     ("Natural", None): "natural",
     ("FGSM", None): "paper_fgsm",
@@ -105,8 +106,10 @@ def verdict(result):
         transferred = rows.get(("PGD", 7, "A_nat"))
         if transferred is not None:
             kept = transferred[1].value / rows[natural][1].value
-            words = f"{name}: under PGD from the natural network {kept:.0%} of the accuracy is kept"
-            criteria.append((kept >= 0.95, f"{words} (needed: 95%, paper 99%)"))
+            words = f"{name}: under PGD from the natural network {kept:.1%} of the accuracy is kept"
+            needed = 1 - 1.25 * (1 - PAPER_KEPT)
+            words += f" (needed: {needed:.1%}, paper {PAPER_KEPT:.1%})"
+            criteria.append((kept >= needed, words))
     return verdict_of(*criteria)
 
 
@@ -123,6 +126,6 @@ ITEM = Item(
     table=table,
     rule="Every row of the wide network is within 2 points and two standard errors of the paper's. "
     "On each network the white-box attacks have the paper's order, and PGD from the natural "
-    "network leaves 95 % of the natural accuracy (the paper: 99 %).",
+    "network takes at most a quarter more of the natural accuracy than in the paper (1.5 %).",
     verdict=verdict,
 )
