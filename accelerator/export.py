@@ -87,7 +87,7 @@ def write_data(name, directory, data_dir):
     splits = {split: challenge.load(split, data_dir=data_dir) for split in ("train", "test")}
     place = directory / name
     for split, parts in (("train", num_parts), ("test", 1)):
-        if not any(place.glob(f"{split}-*.npz")):
+        if len(list(place.glob(f"{split}-*.npz"))) != parts:
             place.mkdir(parents=True, exist_ok=True)
             packed_images.save(place, split, splits[split].images, splits[split].labels, parts)
     return splits["train"], splits["test"]
@@ -148,9 +148,12 @@ def export_job(job, recipe, data, directory, exported):
         for first, part in programs.phases(config)
         if first < config.max_num_training_steps
     ]
-    unknown = sorted(set(job["rows"]) - set(challenge.presets))
+    known = [
+        row for row, settings in challenge.presets.items() if settings.get("num_restarts", 1) == 1
+    ]
+    unknown = sorted(set(job["rows"]) - set(known))
     if unknown:
-        raise InputError(f"rows: expected some of {', '.join(challenge.presets)}, got {unknown[0]}")
+        raise InputError(f"rows: expected some of {', '.join(known)}, got {unknown[0]}")
     evaluations = {
         row: exported_once(
             row,
@@ -180,7 +183,9 @@ def export_job(job, recipe, data, directory, exported):
         "initial": initial.describe(values, config.random_seed, folder),
         "result": [f"{programs.RESULT}/{weight.path}" for weight in result.weights],
     }
-    entry["digest"] = hashlib.sha256(json.dumps(entry).encode()).hexdigest()
+    files = sorted({name for _, name in parts} | set(evaluations.values()))
+    contents = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in files}
+    entry["digest"] = hashlib.sha256(json.dumps([entry, contents]).encode()).hexdigest()
     write_json(folder / "job.json", {**entry, "provenance": provenance()})
 
 

@@ -1,11 +1,13 @@
 """Images in files small enough to be carried to another machine; NumPy alone reads them."""
 
+import io
 import pathlib
 import zipfile
 
 import numpy as np
 
 from common.errors import InputError, one_line
+from common.files import write_atomically
 
 
 def pack(images):
@@ -49,8 +51,9 @@ def save(directory, split, images, labels, num_parts):
     """
     parts = zip(np.array_split(images, num_parts), np.array_split(labels, num_parts), strict=True)
     for number, (x, y) in enumerate(parts, start=1):
-        path = directory / f"{split}-{number}-of-{num_parts}.npz"
-        np.savez_compressed(path, planes=pack(x), labels=y.astype(np.uint8))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, planes=pack(x), labels=y.astype(np.uint8))
+        write_atomically(directory / f"{split}-{number}-of-{num_parts}.npz", buffer.getbuffer())
 
 
 def load(directory, split):

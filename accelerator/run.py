@@ -100,6 +100,12 @@ class Training:
             self.record = read_json(output / RECORD)
             if self.record["job"] != job["name"] or self.record["job_digest"] != job["digest"]:
                 raise InputError(f"--output_dir: expected the job {job['name']}, got another's")
+            if self.record["steps"] and not (state_dir / STATE).exists():
+                raise InputError(
+                    f"--state_dir: expected the {STATE} of {job['name']}, which has taken "
+                    f"{self.record['steps']} steps, got none in {state_dir}; a new --output_dir "
+                    "begins anew"
+                )
         self.record["job_digest"] = job["digest"]
         self._state = self._read_state()
 
@@ -195,6 +201,8 @@ class Training:
                 last_saved = time.monotonic()
             if stops:
                 break
+        if self.record["steps"] != self.step:  # an earlier run ended between two files
+            self._save(run)
         return self.step == self.total
 
     def _save(self, run):
@@ -301,7 +309,7 @@ def arguments(words=None):
     parser.add_argument("jobs", nargs="+", metavar="JOB", help="names of jobs, in their order")
     for name, text in (
         ("jobs_dir", "directory of export.py"),
-        ("data_dir", "directory of export.py --data_only, with one folder for each challenge"),
+        ("data_dir", "the data folder of export.py, with one folder for each challenge"),
         ("output_dir", "where each job's weights and record go, in a folder of its name"),
     ):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path, help=text)

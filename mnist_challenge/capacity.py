@@ -28,7 +28,7 @@ import keras
 from absl import flags
 
 from common import checkpoint_files
-from common.config import integer, make_config
+from common.config import NOT_OF_TRAINING, integer, make_config
 from common.config import read_json as read_settings
 from common.errors import InputError, one_line
 from common.files import read_json
@@ -135,8 +135,12 @@ def train_all(networks, train=train):
     for number, network in enumerate(networks, start=1):
         place = f"{number} of {len(networks)}: {network.name}"
         if network.is_done:
-            _check_is_same(network)
-            print(one_line(f"{place} is done"))
+            try:
+                _check_is_same(network)
+                print(one_line(f"{place} is done"))
+            except InputError as error:
+                failed.append(network.name)
+                print(one_line(f"error: {network.name}: {error}"), file=sys.stderr)
             continue
         # How much faster or slower this machine is than the one of capacity.json.
         pace = seconds / 60 / minutes if minutes else 1.0
@@ -162,8 +166,8 @@ def train_all(networks, train=train):
 def _check_is_same(network):
     """Raises InputError if a training that is done had another recipe than it would have now."""
     recorded = read_settings(pathlib.Path(network.config.model_dir) / "config.json")
-    # The arithmetic is the machine's, and the paths are that run's.
-    own = {"precision", "model_dir", "data_dir"}
+    # The arithmetic is the machine's; what leaves the course alone is that run's.
+    own = NOT_OF_TRAINING - {"max_num_training_steps"} | {"precision"}
     there = dataclasses.asdict(make_config(MNIST, ("config.json", recorded)))
     now = dataclasses.asdict(network.config)
     differing = [name for name in now if name not in own and now[name] != there[name]]

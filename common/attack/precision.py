@@ -197,11 +197,15 @@ def in_bfloat16(model):
     if network is not model:
         softmax = functools.partial(without_softmax, last_operation(rounded))
 
+    # Paired here, since a layer of the model may be frozen later.
+    weight_of = dict(zip(map(id, rounded.variables), network.variables, strict=True))
+    groups = [
+        [weight_of[id(variable)] for variable in variables]
+        for variables in (rounded.trainable_variables, rounded.non_trainable_variables)
+    ]
+
     def logits(x):
-        weights = (
-            [tf.convert_to_tensor(variable) for variable in variables]
-            for variables in (network.trainable_variables, network.non_trainable_variables)
-        )
+        weights = ([tf.convert_to_tensor(variable) for variable in group] for group in groups)
         with softmax():
             return rounded.stateless_call(*weights, x, training=False)[0]
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from common.attack.gradient import as_logits, in_inference_mode
 from common.attack.inputs import as_raised
 from common.attack.losses import margin
+from common.attack.precision import without_tf32
 from common.evaluation.report import left_alone
 from common.evaluation.results import wilson_interval
 from common.files import write_atomically
@@ -43,6 +44,7 @@ class Outputs:
     num_classes: int
 
 
+@without_tf32()
 def outputs_of(model, labels, batch_size, *images):
     """Returns the `Outputs` of a model for each of `images`.
 

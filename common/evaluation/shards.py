@@ -107,7 +107,11 @@ class Writer:
         self._lock.__enter__()
         try:
             for path in _files(self._directory):
-                _check_shard(self._flag, path, self._key, self._shard.count)
+                try:
+                    _check_shard(self._flag, path, self._key, self._shard.count)
+                except InputError:
+                    if path.exists():  # else another process has just finished that shard
+                        raise
         except BaseException as error:
             self._lock.__exit__(error)
             raise

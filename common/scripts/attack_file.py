@@ -61,7 +61,7 @@ def pgd_attack(challenge, config, flag_values):
     evaluator = make_evaluator(challenge, config, [trial], loaded, fixed_batches=fixed)
     key, record = key_of(config, loaded, images, [trial]), record_of(config, loaded, images)
     if fixed:
-        key["fixed_batches"] = True
+        key["fixed_batches"] = config.eval_batch_size
     state = parts = None
     if flag_values.merge:
         parts = shards.read(flag_values.merge, images, 1, key)

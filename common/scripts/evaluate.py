@@ -106,7 +106,7 @@ def evaluate(challenge, config, flag_values):
     record = record_of(config, loaded, images, source)
     key = key_of(config, loaded, images, trials, source, each_alone if is_suite else None)
     if flag_values.fixed_batches:
-        key["fixed_batches"] = True
+        key["fixed_batches"] = config.eval_batch_size
     state = parts = None
     if flag_values.merge:
         parts = shards.read(flag_values.merge, images, len(trials), key)
@@ -221,7 +221,8 @@ def _check_eval_flags(flag_values):
     if flag_values.watch:
         if is_suite:
             raise InputError("--watch: expected one attack, got several")
-        for other in ("state_dir", "store_adv_path", "source", "shard", "merge", "report"):
+        others = ("state_dir", "store_adv_path", "source", "shard", "merge", "report")
+        for other in (*others, "fixed_batches"):
             if flag_values[other].present:
                 raise InputError(f"--{other}: expected none beside --watch, which has no end")
     return is_suite

@@ -74,8 +74,8 @@ def table(result):
     paper = published("figure_9")
     lows_highs = paper["second layer, shown filters"]
     lines = [
-        "| network | | filters with a weight above a fifth of the layer's largest | such weights of "
-        "each | second layer |",
+        "| network | | filters with a weight above a fifth of the layer's largest | such weights "
+        "of each | second layer |",
         "|---|---|---|---|---|",
         f"| natural | paper | all | many | {_range(lows_highs['natural'])} (shown filters) |",
         *(
