@@ -111,7 +111,8 @@ def build_model(
         dtype=dtype,
         name="logits",
     )(x)
-    return keras.Model(image, logits, name=f"cifar10_{width}")
+    own_names = {number: word for word, number in WIDTHS.items()}
+    return keras.Model(image, logits, name=f"cifar10_{own_names.get(width, width)}")
 
 
 def width_of(value):

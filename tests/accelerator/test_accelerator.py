@@ -117,6 +117,7 @@ def trained(challenge_name, images, directory, monkeypatch, recipe=None):
     return losses, loop.train(config, challenge, images, **script.experiment(config))
 
 
+@pytest.mark.slow
 def test_a_program_takes_the_steps_of_the_training_loop(tmp_path, monkeypatch, small):
     """Without JAX: TensorFlow's own XLA runs the function that is exported."""
     recipe = {**ONE_ATTACK, "random_seed": SEED, "jit_compile": True}

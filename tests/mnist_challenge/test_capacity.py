@@ -103,8 +103,9 @@ def test_what_is_done_is_skipped_and_what_was_broken_off_is_resumed(tmp_path, ca
 
     # A recipe that has changed since is no reason to take the old network for the new one's.
     other = dataclasses.replace(networks[1].config, epsilon=0.2)
-    with pytest.raises(InputError, match="another epsilon in .*fgsm_scale_1_seed_0"):
+    with pytest.raises(InputError, match="1 of 1 networks are not trained: fgsm_scale_1_seed_0"):
         capacity.train_all([dataclasses.replace(networks[1], config=other)], on_the_sample)
+    assert "another epsilon in" in capsys.readouterr().err
 
 
 def test_the_script_lists_what_is_left(tmp_path):

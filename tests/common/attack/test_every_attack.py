@@ -232,7 +232,10 @@ def test_settings_are_for_json_and_counts_are_numbers(name):
         ({"epsilon": -1, "norm": "l2"}, "epsilon: expected 0 to inf .*, got -1"),
         ({"num_steps": 0}, "num_steps: expected 1 or more, got 0"),
         ({"num_targets": 0}, "num_targets: expected 1 or more, got 0"),
-        ({"loss_func": "cw"}, "loss_func: expected one of xent, dlr, targeted_dlr, got 'cw'"),
+        (
+            {"loss_func": "cw"},
+            "loss_func: expected one of xent, scaled_xent, dlr, targeted_dlr, got 'cw'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(wrong, expected):

@@ -275,7 +275,7 @@ def kill_at(directory, number):
         train(directory, num_checkpoint_steps=1)
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_do_not_change_the_weights(count, whole, tmp_path):
     directory, _ = whole
     (tmp_path / "run").mkdir()  # the hook of a process that makes it would end there
