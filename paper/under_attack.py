@@ -192,8 +192,8 @@ class Accuracy:
 
     @property
     def sampling_error(self):
-        """The standard error, in points; above 0 also for 0 and 100 %."""
-        share = (self.value / 100 * self.num_examples + 1) / (self.num_examples + 2)
+        """The standard error, in points."""
+        share = self.value / 100
         return 100 * math.sqrt(share * (1 - share) / self.num_examples)
 
     def is_near(self, paper, margin=2.0):
