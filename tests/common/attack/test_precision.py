@@ -91,6 +91,14 @@ def test_any_keras_model_runs_in_bfloat16_with_its_own_weights():
     assert np.mean(np.abs(steps[0] - steps[1]) > 1e-6) > 0.5
 
 
+def test_a_layer_that_is_frozen_later_keeps_its_weights():
+    model, x = convolutional(), tf.constant(images(4))
+    logits = precision.in_bfloat16(model)
+    expected = logits(x)
+    model.get_layer("conv").trainable = False
+    np.testing.assert_array_equal(logits(x), expected)
+
+
 def test_what_is_next_to_pixels_and_logits_stays_in_float32():
     seen = {}
 
