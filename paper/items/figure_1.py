@@ -20,13 +20,18 @@ PLATEAU = 0.6  # of the steps
 
 
 def parts(settings):
-    """One part a network, with the robust network that the image is chosen by."""
+    """One part a network."""
+    return parts_of(settings, losses)
+
+
+def parts_of(settings, compute):
+    """One part a network, with the robust network that the images are chosen by."""
     return [
         Part(
             name=network.label,
             networks=(network, robust),
             num_images=settings["num_candidates"],
-            compute=losses,
+            compute=compute,
         )
         for natural, robust in PAIRS
         for network in (natural, robust)

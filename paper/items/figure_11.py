@@ -3,22 +3,13 @@
 import numpy as np
 
 from paper import ascent, style
-from paper.item import Item, Part, published, verdict_of
-from paper.items.figure_1 import PAIRS, PANELS
+from paper.item import Item, published, verdict_of
+from paper.items.figure_1 import PAIRS, PANELS, parts_of
 
 
 def parts(settings):
-    """One part a network, with the robust network that the images are chosen by."""
-    return [
-        Part(
-            name=network.label,
-            networks=(network, robust),
-            num_images=settings["num_candidates"],
-            compute=losses,
-        )
-        for natural, robust in PAIRS
-        for network in (natural, robust)
-    ]
+    """One part a network."""
+    return parts_of(settings, losses)
 
 
 def losses(work):
