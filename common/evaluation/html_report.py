@@ -18,7 +18,7 @@ from common.attack.inputs import as_raised
 from common.attack.losses import margin
 from common.attack.precision import without_tf32
 from common.evaluation.report import left_alone
-from common.evaluation.results import wilson_interval
+from common.evaluation.results import shown_interval
 from common.files import write_atomically
 
 NUM_SHOWN = 12  # images of each kind
@@ -155,7 +155,7 @@ def _tiles(evaluation):
         ("natural accuracy", result.natural_correct),
         ("robust accuracy", result.adversarial_correct),
     ):
-        low, high = _interval(int(np.count_nonzero(correct)), count)
+        low, high = shown_interval(int(np.count_nonzero(correct)), count)
         value = f"{100 * np.mean(correct):.2f}<small>%</small>"
         tiles.append((name, value, f"95% interval {low:.2f} to {high:.2f}"))
     broken = np.count_nonzero(evaluation.is_broken)
@@ -165,11 +165,6 @@ def _tiles(evaluation):
         f'<div class="tile"><b>{value}</b><span>{name}</span><i>{note}</i></div>'
         for name, value, note in tiles
     )
-
-
-def _interval(num_correct, num_examples):
-    """The limits of `Result.confidence_interval`, to the same digits."""
-    return [round(limit, 4) for limit in wilson_interval(num_correct, num_examples)]
 
 
 def _warnings(evaluation):
@@ -240,7 +235,7 @@ def _accuracies(evaluation):
 
 
 def _bar(name, accuracy, alone, count, kind):
-    low, high = _interval(round(accuracy * count / 100), count)
+    low, high = shown_interval(round(accuracy * count / 100), count)
     diamond = ""
     if alone is not None and abs(alone - accuracy) > 1e-9:
         diamond = f'<s style="left:{alone:.3f}%" title="alone: {alone:.2f}%"></s>'

@@ -136,8 +136,7 @@ class Result:
     def confidence_interval(self):
         """The 95 % interval of the accuracy under all attacks, in percent: [low, high]."""
         correct = self.adversarial_correct
-        interval = wilson_interval(int(np.count_nonzero(correct)), len(correct))
-        return [round(limit, 4) for limit in interval]
+        return shown_interval(int(np.count_nonzero(correct)), len(correct))
 
     def summary(self):
         """Returns the numbers as a dict: accuracies in percent, mean losses."""
@@ -150,6 +149,11 @@ class Result:
             "num_attacks": self.num_attacks,
             "seconds": round(self.seconds, 2),
         }
+
+
+def shown_interval(num_correct, num_examples):
+    """Returns `wilson_interval` as a list, to the digits that records and pages have."""
+    return [round(limit, 4) for limit in wilson_interval(num_correct, num_examples)]
 
 
 def wilson_interval(num_correct, num_examples):
