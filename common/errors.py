@@ -12,9 +12,7 @@ LONGEST_LINE = 2000  # characters
 class InputError(ValueError):
     """The user's input cannot be used; the message says what was expected and what came."""
 
-    __init__ = (
-        Exception.__init__
-    )  # with another __init__ AutoGraph would raise it as another class
+    __init__ = Exception.__init__  # with another __init__ AutoGraph would raise it as another class
 
 
 def one_line(text):
