@@ -2,10 +2,10 @@
 
 import os
 
-# Keras is TensorFlow's here, whatever the user has set for other work.
+# Keras runs on TensorFlow here, whatever backend the user has configured.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it. What
-# it prints all the same is kept back by `common.startup`.
+# TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it.
+# `common.startup` holds back what TensorFlow prints in spite of this.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Without a home directory Keras would make a folder named ~ where it is started, for its settings.
 if os.path.expanduser("~") == "~":

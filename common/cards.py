@@ -1,9 +1,9 @@
 """Model cards: what a network was trained on and how, and its accuracy under published attacks.
 
 A shipped model is a directory with a SavedModel, its card.json and a README.md made from the card,
-which holds the accuracy under the challenge's `card_rows`, each with its attack, number of images,
-time, hardware and commit. export_model.py makes them. A robust one has a leaderboard beside it, see
-`common.leaderboard`, which the README lists.
+all written by export_model.py. The card holds the accuracy under the challenge's `card_rows`, each
+with its attack, number of images, time, hardware and commit. The README of a robust model also
+lists the leaderboard beside it, see `common.leaderboard`.
 """
 
 import json
@@ -29,7 +29,7 @@ TRAINING = {
     "fgsm": "trained against FGSM",
     "none": "trained on natural images",
 }
-# The shapes of the parts of a card that its readers rely on.
+# The shapes of those parts of a card that code reads.
 _CONFIG = {
     "adversary": json_shapes.one_of(TRAINING),
     "training_batch_size": COUNT,
@@ -98,7 +98,7 @@ def load_source(challenge, name):
 
 @without_tf32()
 def describe(challenge, training, loaded):
-    """Returns the part of a card that tells what the network is and how it was trained.
+    """Returns the part of a card about the network and its training.
 
     Raises:
         InputError: one of the training's records is damaged.
@@ -194,19 +194,19 @@ def readme(challenge, card, boards=None):
         "",
         f"{training['steps']:,} steps of {config['training_batch_size']} images in {minutes:.0f} "
         f"minutes on {_machine(run)}; seed {config['random_seed']}, commit "
-        f"`{_shown(str(run['commit']))}`. All "
-        f"settings, and all that is below, are in [{CARD}]({CARD}).",
+        f"`{_shown(str(run['commit']))}`. [{CARD}]({CARD}) has all settings and results.",
         "",
-        f"This is a recipe for a {'GPU' if run['hardware']['gpus'] else 'CPU'}. From the paper's, "
-        f"[config.json](../../config.json), it differs in: {_differences(challenge, config)}.",
+        f"This is a recipe for a {'GPU' if run['hardware']['gpus'] else 'CPU'}. It differs from "
+        f"the paper's, [config.json](../../config.json), in: {_differences(challenge, config)}.",
         "",
         f"Accuracy in percent on the first images of the {challenge.name} test set:",
         "",
         *table(challenge, card),
         "",
         f"Attacks have epsilon {config['epsilon']:g}. An example counts as correct if it "
-        'withstands every restart. "paper" is its number for a network trained in the same way, '
-        '"leaderboard" the original challenge\'s for its secret network under the same attack.',
+        'withstands every restart. "paper" is the paper\'s number for a network trained in the '
+        'same way, "leaderboard" the original challenge\'s for its secret network under the same '
+        "attack.",
         "",
         *_board_lines(boards or {}),
     ]
@@ -214,14 +214,15 @@ def readme(challenge, card, boards=None):
 
 
 def _loading_lines(challenge, card):
-    """Returns how a program loads the model, as lines of Markdown, before how it was trained."""
-    trained, name = "Trained by this, at the commit below:", json.dumps(_shown(card["name"]))
+    """Returns lines of Markdown on loading the model; the last one introduces its training."""
+    trained = "The network was trained by this command, at the commit below:"
+    name = json.dumps(_shown(card["name"]))
     if card.get("is_rounded"):
         package = challenge.directory.name
         constant = challenge.name.replace("-", "")
         return [
             "The kernels are rounded to bfloat16, and every number below is of the rounded "
-            "network. `--model_dir` takes this directory, and these lines make a SavedModel of it:",
+            "network. `--model_dir` takes this directory. These lines convert it to a SavedModel:",
             "",
             "```python",
             "from common.checkpoints import export, load_keras_model",
@@ -239,7 +240,7 @@ def _loading_lines(challenge, card):
         'logits = model.signatures["serving_default"](image=x)["logits"]',
         "```",
         "",
-        f"TensorFlow does not check the shape itself, and another one may end Python. {trained}",
+        f"TensorFlow does not check the shape itself; a wrong one may crash Python. {trained}",
     ]
 
 
@@ -314,7 +315,7 @@ def _differences(challenge, config):
         if name in config
         and name not in of_evaluation
         and own[name] != of_paper[name]
-        # Where the machine decides, a training in float32 is the paper's.
+        # The machine may decide the precision; float32 is the paper's.
         and (name, own[name]) != ("precision", "float32")
     ]
     return ", ".join(differences) or "nothing"
@@ -421,7 +422,7 @@ def _command(command):
     """Returns a run's command, quoted for a shell."""
     try:
         words = shlex.split(command)
-    except ValueError:  # a quotation mark without its other
+    except ValueError:  # an unbalanced quotation mark
         words = [command]
     return shlex.join(map(_shown, words))
 

@@ -21,21 +21,20 @@ class Challenge:
         to_pixels: function from uint8 images to float32 pixels in `bounds`.
         build_model: function (config, precision) to a new keras.Model; precision is Keras's dtype
             policy for what is between pixels and logits, by default "float32".
-        size_of: function from the shapes of a network's weights, in keras's order, to the settings
-            of its size as a dict, or None if they are another network's.
+        size_of: function from the shapes of a network's weights, in Keras's order, to a dict of
+            the settings of its size, or None if they are another network's.
         original_names: function (keras.Model) to the names of its weights in the original's
             checkpoints, in the order of `weights`.
         fast_logits: function (keras.Model, "float32" or "bfloat16") to its logits in the form that
             a CPU runs fastest, see `common.attack.FastModel`.
         shipped: the model that is evaluated if none is named and none was trained.
-        presets: the published rows: name to the settings that give it.
-        validation_preset: the preset that trainings are watched under, see
-            `common.training.validation`.
+        presets: the published rows, a dict from names to settings.
+        validation_preset: the preset of the attack in `common.training.validation`.
         card_rows: the rows of a shipped model's card, "natural" and presets.
-        transfer_rows: presets whose examples, made on another model, are tried on it.
-        paper: function from a training's settings, as a dict, to the paper's accuracies, in
-            percent, of a network that was trained that way: a dict by (row, `Config.adversary` of
-            the network that the examples were made on, or None for the same network).
+        transfer_rows: presets that a card also has with examples made on other models.
+        paper: function from a training's settings, a dict, to the paper's accuracies in percent
+            of a network trained that way: a dict by (row, `Config.adversary` of the network that
+            the examples were made on, or None for the same network).
         published: the original challenge's accuracies of its secret network, in percent: on the
             images themselves ("natural") and under presets.
     """

@@ -1,8 +1,7 @@
-"""TensorFlow's checkpoint files in a directory: listed, checked, written whole, tidied up.
+"""Lists, checks, writes and tidies up TensorFlow's checkpoint files in a directory.
 
 A checkpoint is checkpoint-N.index and checkpoint-N.data-*. The file `checkpoint`, which names the
-newest, is not relied on: it may come from another machine, or a kill may have left it older than
-the newest checkpoint.
+newest, is not read: it may come from another machine, or a kill may have left it out of date.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ READ_ERRORS = (ValueError, IndexError, tf.errors.OpError)
 _INDEX = re.compile(r"checkpoint-(\d{1,18})\.index")
 _DATA = re.compile(r"checkpoint-(\d{1,18})\.data-\d+-of-\d+")
 _SCRATCH = ".checkpoint."
-# How TensorFlow's reader calls an index whose writing was cut off.
+# TensorFlow's errors for an index whose writing was cut off.
 _CUT_OFF = re.compile(r"too short to be an sstable|not an sstable")
 # The second line matches what TensorFlow's own CheckpointManager leaves.
 _LEFT_OVER = re.compile(
@@ -53,7 +52,10 @@ class UnreadableError(InputError):
 
 @contextlib.contextmanager
 def reader(directory, step):
-    """Opens a checkpoint with TensorFlow's reader, for the time of the context.
+    """Opens a checkpoint with TensorFlow's reader, within the context.
+
+    Yields:
+        What `tf.train.load_checkpoint` returns.
 
     Raises:
         UnreadableError: the checkpoint is damaged.
@@ -66,7 +68,7 @@ def reader(directory, step):
         except READ_ERRORS as error:
             if isinstance(error, InputError):
                 raise
-            # It may name the link.
+            # The error may name the link.
             reason = one_line(error).replace(str(place), str(directory))
             raise UnreadableError(f"cannot read the checkpoint {path}: {reason}") from error
 
@@ -124,7 +126,7 @@ def written(directory):
         try:
             with plain_path(scratch) as place:
                 yield place
-            # The index makes a checkpoint of its data, and `checkpoint` makes it the newest.
+            # The data come first, as their index makes them a checkpoint, and `checkpoint` last.
             for path in sorted(scratch.iterdir(), key=_order_of_writing):
                 path.replace(directory / path.name)
         finally:

@@ -28,15 +28,14 @@ class LoadedModel:
     """A model ready to be evaluated.
 
     Attributes:
-        logits: function from float32 images to float32 logits, in inference mode; a `FastModel`
-            if the model is the challenge's own network; of a .keras
-            file that takes float32 images in batches of any size, what `in_inference_mode` makes of
-            its keras.Model, which attacks can run in bfloat16.
+        logits: function from float32 images to float32 logits, in inference mode: a `FastModel`
+            for the challenge's own network; for another .keras file of float32 images in batches
+            of any size, `in_inference_mode` of its keras.Model, which attacks can run in bfloat16.
         weights: the model's variables.
         path: pathlib.Path of the model.
         step: training step, or None if it is not known.
-        model: the same as a keras.Model of the challenge's own network with trainable weights, or
-            None if it is another network.
+        model: the challenge's own network as a keras.Model with trainable weights, or None for
+            another network.
     """
 
     logits: Callable
@@ -77,8 +76,8 @@ class TrainingRun:
     Args:
         directory: the folder of checkpoint-N.
         model: keras.Model that is evaluated.
-        optimizer: keras optimizer, or None to restore the model alone.
-        trained: keras.Model that the optimizer moves, or None if that is `model`.
+        optimizer: keras optimizer, or None to restore only the model.
+        trained: keras.Model that the optimizer updates, or None if that is `model`.
     """
 
     def __init__(self, directory, model, optimizer=None, trained=None):
@@ -90,7 +89,7 @@ class TrainingRun:
         self._parts = parts
 
     def save(self, step):
-        """Writes checkpoint-`step`, unless it is the newest already, and removes the fourth last.
+        """Writes checkpoint-`step`, unless it is the newest already, and keeps the newest three.
 
         Raises:
             InputError: a weight is not finite, or the checkpoint cannot be written; the earlier
@@ -101,7 +100,7 @@ class TrainingRun:
         if not all(_are_finite(part.variables) for part in self._parts.values()):
             raise InputError(
                 f"the weights became infinite or NaN by step {step}; the newest checkpoint is from "
-                "before. What helps: smaller rates in --step_size_schedule"
+                "before. Try smaller rates in --step_size_schedule"
             )
         with checkpoint_files.written(self._directory) as place:
             self._checkpoint.write(str(place / f"checkpoint-{step}"))
@@ -127,7 +126,7 @@ class TrainingRun:
                 self._report(faults, f"taking checkpoint-{step}")
                 return step
             faults[step] = fault
-        # A kill can leave the first checkpoint unfinished, but no later one without one before it.
+        # A kill can leave the first checkpoint unfinished; a later one has a whole one before it.
         for step, fault in faults.items():
             if step or fault.is_damage:
                 raise self._unreadable(fault)
@@ -143,7 +142,7 @@ class TrainingRun:
             with plain_path(self._directory) as place:
                 status = self._checkpoint.read(str(place / f"checkpoint-{step}"))
             status.assert_existing_objects_matched()
-            status.expect_partial()  # evaluation leaves the optimizer's state unread
+            status.expect_partial()  # evaluation does not read the optimizer's state
         except AssertionError as error:  # TensorFlow's, with a list of every variable
             raise self._unreadable(
                 "expected a checkpoint of the network that its config.json describes, got another's"
@@ -162,7 +161,7 @@ class TrainingRun:
 
 
 def _seeds_of(model):
-    """The state of a network's random layers, such as dropout, which are no weights of it."""
+    """The seeds of a network's random layers, such as dropout, which are not among its weights."""
     weights = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in weights]
 
@@ -180,8 +179,8 @@ def find_model(challenge, model_dir):
         model_dir: the path or name, a str or pathlib.Path.
 
     Raises:
-        InputError: there is neither; the message names the shipped and the fetched models.
-            No text can be such a path, or it cannot be looked at.
+        InputError: there is neither (the message names the shipped and the fetched models), or the
+            path is not valid or cannot be read.
     """
     shipped = challenge.directory / "models"
     try:
@@ -205,13 +204,12 @@ def find_model(challenge, model_dir):
 def load_model(challenge, model_dir):
     """Loads a training directory's newest checkpoint, a SavedModel or a .keras file.
 
-    A directory of the original TensorFlow 1 code is read too, unchanged, and one of a challenge's
-    own network whose weights `export_rounded` wrote.
+    It also loads directories of the original TensorFlow 1 code, and those of `export_rounded`.
 
     A model is a program: when it is loaded or called, a SavedModel or .keras file does whatever its
     author wrote into it, such as reading and writing files. TensorFlow's SECURITY.md says the same.
     Keras's safe mode is on, which refuses Lambda layers and nothing else; the README says how to
-    look at a model that you do not trust.
+    evaluate a model that you do not trust.
 
     The model may compute in any float dtype, and take images of any size and batches of any or of
     one fixed size: `LoadedModel.logits` takes any number of float32 images.
@@ -299,7 +297,7 @@ def restore_training(challenge, directory):
 
 
 def fast_model(model, challenge):
-    """The challenge's own keras.Model, in inference mode, as attacks run it fastest.
+    """The challenge's own keras.Model, in inference mode, in its fastest form for attacks.
 
     Args:
         model: keras.Model of the challenge's network.
@@ -357,10 +355,10 @@ def _noise(challenge):
 
 
 def _from_keras(path, challenge):
-    # What it was compiled with, such as a loss of its own, is not needed here.
+    # Its loss and metrics are not needed, and may be classes that are not defined here.
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     inputs, outputs = (getattr(model, part, None) for part in ("inputs", "outputs"))
-    if not inputs or not outputs:  # a class of its own, which shows them only in a call
+    if not inputs or not outputs:  # a subclassed model, which shows them only in a call
         image, logits = tf.TensorSpec(None, model.input_dtype), tf.TensorSpec(None)
     elif len(inputs) != 1 or len(outputs) != 1:
         raise _several([x.name for x in inputs], [x.name for x in outputs], path)
@@ -382,7 +380,7 @@ def _from_keras(path, challenge):
 
 def _is_plain(model):
     """Whether a keras.Model is a function of float32 images, any number of them, to logits."""
-    if not getattr(model, "inputs", None):  # a class of its own
+    if not getattr(model, "inputs", None):  # a subclassed model
         return False
     ends = [model.inputs[0], model.compute_output_spec(model.inputs[0])]  # not in a list or dict
     return all(
@@ -408,7 +406,7 @@ def _from_saved_model(path, challenge):
     if not isinstance(weights, (list, tuple)) or not weights:  # of another kind of module
         weights = signature.variables
 
-    # `loaded` must outlive the function, or its variables are gone.
+    # `keep` keeps `loaded` alive, and with it the variables.
     def call(x, keep=loaded):
         return signature(**{name: x})[output]
 
@@ -469,7 +467,7 @@ def _as_logits(call, image, logits, challenge, path):
         function = _in_batches_of(batch, function)
     if image.shape[1:].is_fully_defined() and logits.shape[1:].is_fully_defined():
         return function
-    # A call shows what the shapes leave open; attacks need to know it.
+    # A call shows the dimensions that the shapes leave open; attacks need them.
     x = _noise(challenge)
     found = function(x).shape
     if found != (len(x), 10):
@@ -478,7 +476,7 @@ def _as_logits(call, image, logits, challenge, path):
 
 
 def _in_batches_of(size, function):
-    """Makes a function of `size` images one of any number of them; it fills up the last batch.
+    """Extends a function of `size` images to any number of them, by filling up the last batch.
 
     Args:
         size: int.
@@ -505,7 +503,7 @@ def _in_batches_of(size, function):
     def in_batches(x):
         if x.shape[0] == size:
             return function(x)
-        # With an image, since a model may divide by zero on an empty one.
+        # Filled with an image, since a model may divide by zero on an empty one.
         fill = tf.tile(tf.stop_gradient(x[:1]), (-tf.shape(x)[0] % size, 1, 1, 1))
         batches = tf.reshape(tf.concat([x, fill], axis=0), (-1, size, *x.shape[1:]))
         number = batches.shape[0]

@@ -1,7 +1,7 @@
 """The settings of a challenge: config.json as a frozen dataclass.
 
 A value comes from the first of: its flag, the preset, the file given with --config, the
-challenge's own config.json. The originals' config files are taken unchanged.
+challenge's own config.json. The originals' config files are accepted unchanged.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from common import files
 from common.attack.ball import check_radius
 from common.errors import InputError, one_line
 
-# The original code's names, and today's.
+# The original code's names, and ours.
 OLD_NAMES = {
     "k": "num_steps",
     "a": "step_size",
@@ -22,14 +22,14 @@ OLD_NAMES = {
 # Keys of original files that mean nothing here: one seed decides everything, and TensorFlow chooses
 # the devices.
 UNUSED_NAMES = ("_comment", "np_random_seed", "eval_on_cpu", "eval_checkpoint_steps", "optimizer")
-MOST = 2**31  # TensorFlow counts steps, images and seeds in int32, which ends below it
-LARGEST = 3.4e38  # all other numbers are float32, which ends soon after it
+MOST = 2**31  # TensorFlow counts steps, images and seeds in int32; they must be below it
+LARGEST = 3.4e38  # just below the largest float32, the type of all other numbers
 
 
-# What a script does; it has flags for the settings that this needs.
+# The kinds of work; a script has flags for the settings that its kinds use.
 TRAINING, ATTACK, EVALUATION = "training", "attack", "evaluation"
 ATTACK_FILE, SCORING = "attack file", "scoring"
-# What --help lists a setting under, in its order.
+# The headings of --help, in its order.
 GROUPS = {
     "model": "What to attack",
     ATTACK: "The attack",
@@ -335,7 +335,7 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-# Settings that leave the course of a training alone, so that a run may be resumed with others.
+# Settings that do not change a training's numbers; it may resume with other values of them.
 NOT_OF_TRAINING = frozenset(
     {
         "model_dir",
@@ -357,7 +357,7 @@ NOT_OF_TRAINING = frozenset(
 
 
 def read_json(path):
-    """The settings in a config file, under today's names.
+    """The settings in a config file, under our names.
 
     Raises:
         InputError: the file cannot be read, is not a JSON object, or holds a name twice.
@@ -367,10 +367,10 @@ def read_json(path):
     if not isinstance(values, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(values).__name__}")
     if "a" in values and "step_size" in values:
-        # In the files beside some published MNIST networks step_size is Adam's learning rate.
+        # In the config files of some published MNIST networks step_size is Adam's learning rate.
         values["step_size_schedule"] = [[0, values.pop("step_size")]]
     if "data_path" in values:
-        # The originals keep their data beside the config file; not every user has that folder.
+        # The originals keep their data beside the config file, where it may be missing.
         folder = values.pop("data_path")
         with contextlib.suppress(InputError, OSError):
             if (path.parent / files.expand_path(str(folder))).is_dir():
@@ -383,11 +383,14 @@ def read_json(path):
 
 
 def parsed(challenge, values):
-    """Settings as `make_config` takes them, so that two spellings of a value are equal.
+    """Parses settings as `make_config` does, so that two spellings of a value become equal.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         values: {name: value}. A setting that is unknown, or refused, is left unchanged.
+
+    Returns:
+        A new dict.
     """
     fields = {field.name: field for field in dataclasses.fields(challenge.config_class)}
     pixel_range = challenge.bounds[1] - challenge.bounds[0]

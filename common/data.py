@@ -1,8 +1,8 @@
 """MNIST and CIFAR-10 as the original challenges read them.
 
 `load_mnist` and `load_cifar10` return uint8 arrays in the originals' order, checked against the
-sha256 of the originals' bytes, from the first of these that is at hand: a TensorFlow Datasets
-directory, the originals' own files, a download, or (only if allowed) a shipped sample.
+sha256 of the originals' bytes, from the first available source: a TensorFlow Datasets directory,
+the originals' own files, a download, or (only if allowed) the shipped sample.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from common.files import expand_path, read_json
 _SAMPLES = pathlib.Path(__file__).parent / "samples"
 _FEATURES = "tensorflow_datasets.core.features."
 _NETWORK_TIMEOUT = 5.0  # seconds
-_LARGEST_BATCH = 1 << 27  # bytes; the originals' pickles have 31 million, in Python 3's words 47
+_LARGEST_BATCH = 1 << 27  # bytes; an original pickle has 31 million, written by Python 3 47 million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def load_cifar10(split: str, *, data_dir: str | None = None, allow_sample: bool 
 
 
 def mnist_pixels(images):
-    """Maps uint8 pixels to float32 in [0, 1], to the bit as the original's reader did.
+    """Maps uint8 pixels to float32 in [0, 1], bit for bit as the original's reader did.
 
     Args:
         images: uint8 array or tensor of any shape.
@@ -178,7 +178,7 @@ def _check_split(split, known):
 
 
 def _load(dataset, part, split, data_dir, allow_sample):
-    """Loads `part` ("train" or "test") from the first source at hand, or else the sample."""
+    """Loads `part` ("train" or "test") from the first available source, or else the sample."""
     root = _root(data_dir)
     if data_dir and not (root and os.path.isdir(root)):
         raise InputError(
@@ -217,7 +217,7 @@ def _load(dataset, part, split, data_dir, allow_sample):
 
 
 def _root(data_dir):
-    """The directory of the data; None if nobody names one and there is no home directory."""
+    """The directory of the data; None if none is named and there is no home directory."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR")
     if named:
         try:
@@ -231,7 +231,7 @@ def _root(data_dir):
 
 
 def _working_directory():
-    """A list of the working directory; an empty one if it was deleted."""
+    """The working directory in a list, which is empty if it was deleted."""
     try:
         return [pathlib.Path.cwd()]
     except OSError:
@@ -239,7 +239,7 @@ def _working_directory():
 
 
 def _is_there(path):
-    """Whether there is anything at `path`; raises InputError if that cannot be seen."""
+    """Whether `path` exists; raises InputError if that cannot be determined."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -297,7 +297,7 @@ def _from_tfds(dataset, part, prepared):
             order = np.argsort(ids)
         else:
             # TFDS sorts examples by the md5 of the split's name followed by their key, and MNIST's
-            # key is the original position. Sorting all positions this way tells which lies where.
+            # key is the original position. Sorting all positions this way gives TFDS's order.
             digests = [hashlib.md5(f"{part}{i}".encode()).digest() for i in range(n)]
             order = np.argsort(np.argsort(digests))
         images, labels = images[order], labels[order]
@@ -338,7 +338,7 @@ def _read_description(path):
 
 
 def _check_features(path):
-    """Raises InputError if TFDS would import somebody else's module to read these features."""
+    """Raises InputError if TFDS would import a module outside TFDS to read these features."""
     values = [_read_description(path)]
     while values:
         value = values.pop()
@@ -457,7 +457,7 @@ def _download(dataset, root):
     try:
         builder = tfds.builder(f"{name}:{version}", data_dir=root, try_gcs=False)
         builder.download_and_prepare()
-    except Exception as error:  # noqa: BLE001 (the network's, the server's, the disk's: many kinds)
+    except Exception as error:  # noqa: BLE001 (network, server and disk raise many kinds)
         return _one_line(error)
     return None
 

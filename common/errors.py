@@ -1,8 +1,7 @@
-"""The exception that scripts show as a single line, and how text becomes a line that can be shown.
+"""The exception that scripts print as one line, and functions that make such a line of a text.
 
-A message may quote a path, a flag or a file that somebody else wrote. `one_line` keeps such text
-from passing for the program's own lines: it has no line breaks, no escape codes of a terminal and
-no end of its own.
+A message may quote a path, a flag or a file from somebody else. `one_line` removes line breaks and
+terminal escape codes, and limits the length, so that such text cannot imitate the program's lines.
 """
 
 import re
@@ -11,11 +10,9 @@ LONGEST_LINE = 2000  # characters
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message says in one line what was expected and came."""
+    """The user's input cannot be used; the message says what was expected and what came."""
 
-    __init__ = (
-        Exception.__init__
-    )  # AutoGraph takes it as a sign that it can raise another of its kind
+    __init__ = Exception.__init__  # with another __init__ AutoGraph would raise it as another class
 
 
 def one_line(text):

@@ -29,19 +29,19 @@ _TRANSIENT = (408, 425, 429)  # HTTP errors below 500 after which another try ma
 
 
 class _ArchiveError(InputError):
-    """An archive is not as expected; another download may bring another one."""
+    """An archive is not as expected; another download may help."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where an archive of the originals is, and what is known of it.
+    """The address of an archive of the originals, and what is known about it.
 
     Attributes:
         url: the address of a zip file that holds the directory of a TensorFlow 1 training.
         sha256: the digest that the originals state, or None if they state none.
         max_bytes: the most bytes that the archive, and its content, may have.
         timeout: seconds without a byte after which a transfer counts as broken.
-        pauses: seconds to wait before each further try; they begin anew after every byte that came.
+        pauses: seconds to wait before each retry; they start over whenever a try brought bytes.
     """
 
     url: str
@@ -63,15 +63,15 @@ def fetch(challenge, name, source, models_dir, from_file=None):
         source: its `Source`.
         models_dir: the directory to write to; it is made if need be. A broken download leaves
             NAME.zip.part there, from which the next call resumes.
-        from_file: path of the archive if it is at hand; None downloads it.
+        from_file: path of the archive on disk; None downloads it.
 
     Returns:
         The model's path.
 
     Raises:
-        InputError: the archive cannot be had, has another digest than the originals state or holds
-            no checkpoint of the challenge's network; `models_dir` cannot be written; or another
-            process fetches the same model into it. No part of a model is left then.
+        InputError: the archive cannot be read or downloaded, has another digest than the originals
+            state or holds no checkpoint of the challenge's network; `models_dir` cannot be written;
+            or another process fetches the same model into it. No part of a model is left then.
     """
     models_dir = pathlib.Path(models_dir)
     target = models_dir / name
@@ -145,7 +145,7 @@ def download(source, path):
 
 
 def unpack(archive, directory, max_bytes):
-    """Unpacks a zip file that nobody vouches for.
+    """Unpacks a zip file that is not trusted.
 
     Args:
         archive: path of the zip file.
@@ -224,7 +224,7 @@ def _size(path):
 
 
 class _Part:
-    """The file that a download is written to; it tells the disk's errors from the network's."""
+    """The file that a download is written to; it turns the disk's errors into InputError."""
 
     def __init__(self, path, mode):
         self._path = path
@@ -265,14 +265,14 @@ def _transfer(source, part):
         error.close()
         if error.code == 416:
             if error.headers["Content-Range"] == f"bytes */{size}":
-                return  # it lacks nothing
+                return  # it is complete
             part.unlink(missing_ok=True)  # it is not a part of that file
         elif error.code < 500 and error.code not in _TRANSIENT:
             raise InputError(f"cannot download {source.url}: {error}") from None
         raise
     with response:
         if response.status != 206:
-            size = 0  # the server knows no ranges, and sends all
+            size = 0  # the server does not support ranges, and sends all
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
             part.unlink()
             raise ConnectionError("the server sent another range than asked for")
@@ -300,7 +300,7 @@ def _transfer(source, part):
 
 def _check_member(archive, member):
     """Raises InputError unless a zip file's member is a plain file or directory within it."""
-    # Windows's rules, since they know every separator, root and drive.
+    # By Windows's rules, which include every separator, root and drive.
     path = pathlib.PureWindowsPath(member.filename)
     if path.anchor or ".." in path.parts or "\\" in member.filename:
         raise InputError(f"expected paths within {archive}, got {member.filename!r}")
@@ -375,11 +375,11 @@ def _describe(path):
 def _check_digest(source, archive, whole, data):
     """Raises InputError if neither an archive nor its data file has the published digest.
 
-    The originals call it the digest of their model file. By the output of their fetch_model.py
-    that is the archive; by the words it could be the checkpoint's data file.
+    The originals call it the digest of their model file. Their fetch_model.py suggests that this is
+    the archive; the words could also mean the checkpoint's data file.
     """
     digests = [whole["sha256"]]
-    if len(data) == 1:  # otherwise the true file might lie beside the one that is used
+    if len(data) == 1:  # otherwise a file with this digest might not be the one that is used
         digests += [file["sha256"] for file in data.values()]
     if source.sha256 is not None and source.sha256 not in digests:
         raise InputError(

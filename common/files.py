@@ -1,4 +1,4 @@
-"""Files of every kind: read or refused in one line, and written whole or not at all."""
+"""Files are read or refused in one line, and written whole or not at all."""
 
 import collections
 import contextlib
@@ -21,7 +21,7 @@ from common.errors import InputError, one_line, reason_of
 def write_json(path, values):
     """Writes `values` as indented JSON to a file, whole or not at all.
 
-    Numbers that are not finite become null, as JSON has no other word for them.
+    Numbers that are not finite become null, since JSON has none.
 
     Args:
         path: the file's path.
@@ -45,7 +45,7 @@ def write_atomically(path, data):
         InputError: the file cannot be written; an earlier one is as before.
     """
     try:
-        path = pathlib.Path(path).resolve()  # a link stays one
+        path = pathlib.Path(path).resolve()  # a link stays a link
         if path.exists() and not path.is_file():
             raise InputError(f"expected a file, got {path}")
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -57,7 +57,7 @@ def write_atomically(path, data):
         except BaseException:
             os.unlink(scratch)
             raise
-    except (OSError, RuntimeError) as error:  # RuntimeError is resolve()'s word for a loop of links
+    except (OSError, RuntimeError) as error:  # resolve() raises RuntimeError for a loop of links
         raise InputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
@@ -161,8 +161,8 @@ def check_writable(name, path):
 def plain_path(directory):
     """Gives a path to `directory` that TensorFlow cannot take for a pattern, within the context.
 
-    TensorFlow matches the paths of checkpoints and SavedModels as a shell does: it does not find
-    `run[1]`, and takes the files of `run1` for its files. A link leads to such a directory.
+    TensorFlow matches the paths of checkpoints and SavedModels as a shell does: for `run[1]` it
+    opens the files of `run1`. Such a directory is reached by a link.
 
     Args:
         directory: path of a directory or file.
@@ -193,18 +193,18 @@ def plain_path(directory):
 
 
 class Lock:
-    """Keeps a directory for one process; any end of the process releases it.
+    """Locks a directory for this process, until the context or the process ends.
 
     Args:
         directory: path of the directory.
-        what: the user's word for the directory, with which the message begins.
-        file: path of the file that is locked, which is made and removed, and the directories above
-            it made if need be; None for `NAME` in the directory.
+        what: the flag or argument that gave the directory; messages begin with it.
+        file: path of the lock's file, which is made (with the directories above it) and removed;
+            None for `NAME` in the directory.
         noun: what is locked if it is not the whole directory, such as "shard".
 
     Attributes:
-        is_held: whether it is certain that no other process is within the context, too; some
-            systems and file systems have no locks.
+        is_held: whether no other process can enter the context; False if the system or file system
+            has no locks.
 
     Raises:
         InputError: on entering, another process holds the lock, or the file cannot be written.
@@ -225,7 +225,7 @@ class Lock:
     def __enter__(self):
         self._file = self._locked()
         if self.is_held:
-            with contextlib.suppress(OSError):  # words for people; a full disk may refuse them
+            with contextlib.suppress(OSError):  # only people read it; a full disk may refuse it
                 self._file.truncate(0)
                 self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 self._file.flush()
@@ -233,7 +233,7 @@ class Lock:
 
     def __exit__(self, *error):
         if self.is_held:
-            self._remove()  # first: once it is closed, it may be another's
+            self._remove()  # before it is closed: then it may be another process's
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
@@ -259,7 +259,7 @@ class Lock:
                 reason = reason_of(error)
                 print(f"note: no lock on {self._directory} ({reason}); start nothing else in it")
                 break
-            file.close()  # its last holder removed it before it was locked
+            file.close()  # its last holder removed it in between
             file = self._open()
         file.close()
         self._remove()

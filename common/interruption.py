@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as requests, which long work heeds once it can be resumed."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests, which long work obeys once it can be resumed."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 handler = signal.getsignal(number)
-                # Shells start background jobs with SIGINT ignored, and a training heeds it there.
+                # Shells start background jobs with SIGINT ignored; a training still obeys it.
                 if handler is not None and (handler != signal.SIG_IGN or number == signal.SIGINT):
                     self._before[number] = handler
                     signal.signal(number, self._request)
@@ -62,7 +62,7 @@ class Interruption:
 def drop_output():
     """Discards what is printed from now on, after the reader of a pipe has gone.
 
-    Python flushes its streams as it ends, and would fail on a closed one again.
+    Otherwise Python would fail again as it flushes its streams at its end.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -1,8 +1,8 @@
 """JSON files whose shape the reader knows: a file of another shape is refused in one line.
 
-A shape is a dict from names to the shapes of their values, a list with the shape of every entry
-(and then ... if there must be an entry), a `Nullable` or `Optional` shape, or a `Kind`. An object
-may hold more than its shape names.
+A shape is a dict from names to the shapes of their values, a list of the shape of every entry
+(followed by `...` if the list must not be empty), a `Nullable` or `Optional` shape, or a `Kind`.
+An object may have further names.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _DEEPEST = 50  # objects and lists within each other
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of values that hold no other values.
+    """A kind of scalar values.
 
     Attributes:
         words: what such a value is, for messages.

@@ -1,7 +1,7 @@
-"""Leaderboards, the original challenges' and those of shipped networks, and places on them.
+"""Leaderboards of the original challenges and of shipped networks, and places on them.
 
-A robust network that is shipped has a board of its own, `BOARD` beside its card. Its first entries
-are the project's, whose `made_by` is a command; that of a submission is the sha256 of its file.
+A shipped robust network has its own leaderboard, the file `BOARD` beside its card. `made_by` is a
+command for this project's entries, and the sha256 of the attack file for others.
 """
 
 import csv
@@ -29,8 +29,8 @@ HEADER = (
 class Entry:
     """A line of a leaderboard; `accuracy` is in percent, spaces separate `links`.
 
-    `num_examples` is the number of test images, from the first, that `accuracy` counts; `made_by`
-    the command that makes the attack, or the sha256 of the attack file, if it is known.
+    `accuracy` is on the first `num_examples` test images. `made_by` is the command that makes the
+    attack, or the sha256 of the attack file, if it is known.
     """
 
     board: str

@@ -1,7 +1,7 @@
 """Checkpoints of the original challenges' TensorFlow 1 code, read and written.
 
-Its Saver wrote checkpoint-N.index and checkpoint-N.data-*. Reading one needs none of the files that
-lie beside them: `checkpoint`, which names the newest, the graph in .meta, and config.json.
+Its Saver wrote checkpoint-N.index and checkpoint-N.data-*. The files beside them are not read:
+`checkpoint`, which names the newest, the graph in .meta, and config.json.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ OPTIMIZER_NAMES = frozenset({"global_step", "beta1_power", "beta2_power"})
 def is_original(directory):
     """Whether TensorFlow 1's Saver wrote the newest readable checkpoint in `directory`."""
     for step in reversed(steps_in(directory)):
-        # A checkpoint whose writing was cut off tells nothing.
+        # A checkpoint whose writing was cut off does not tell.
         with contextlib.suppress(InputError), reader(directory, step) as checkpoint:
             return not checkpoint.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
     return False
@@ -73,8 +73,8 @@ def load_original(challenge, directory, step=None):
 def save_original(challenge, model, directory, step=0):
     """Writes a checkpoint that the original code restores, and the file `checkpoint` naming it.
 
-    It holds the network's variables and global_step, which is all that the originals' run_attack.py
-    and eval.py look for.
+    It holds the network's variables and global_step, all that the originals' run_attack.py and
+    eval.py read.
 
     Args:
         challenge: a `common.challenge.Challenge`.

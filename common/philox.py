@@ -1,8 +1,8 @@
 """Philox, the random numbers of TensorFlow's stateless ops with alg="philox" (Salmon et al. 2011).
 
-The same numbers, bit for bit, by plain arithmetic: for many seeds at once, where TensorFlow's ops
-take one; within XLA, which has other numbers of its own under the same name; and without
-TensorFlow. Words are 32 bits in an int64, of NumPy or TensorFlow.
+Plain arithmetic gives the same numbers, bit for bit: for many seeds at once (TensorFlow's ops take
+one), within XLA (whose Philox gives other numbers), and without TensorFlow. A word is 32 bits in an
+int64 of NumPy or TensorFlow.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ _SEED_KEY = 0x3EC8F720, 0x02461E29  # TensorFlow's, with which it hashes a seed
 
 
 def generator(seed):
-    """The key and the upper half of the counter that TensorFlow makes of a seed.
+    """The key and the upper half of the counter that TensorFlow derives from a seed.
 
     Args:
-        seed: pair of int64, which broadcast.
+        seed: pair of int64 arrays or tensors, which broadcast.
 
     Returns:
         Two pairs of words.
@@ -46,7 +46,7 @@ def block(key, counter):
 
 
 def words(seed, count):
-    """The words that TensorFlow's stateless ops take, in their order.
+    """The words that TensorFlow's stateless ops use, in their order.
 
     Args:
         seed: two ints of 64 bits.

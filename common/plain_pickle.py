@@ -1,8 +1,8 @@
 """A reader of pickles that hold plain values and NumPy arrays of integers, and nothing else.
 
-`pickle.Unpickler` calls what a pickle names, and an array of objects that NumPy builds from a
-pickle's bytes points wherever these say. This reader calls nothing: it knows the few instructions
-that such pickles need, notes what they say about an array, and makes the array from the bytes.
+`pickle.Unpickler` calls the functions that a pickle names, and NumPy uses a pickle's bytes as
+pointers if it describes an array of objects. This reader calls nothing: it runs the few
+instructions that such pickles need, records an array's description, and builds it from its bytes.
 """
 
 import math
@@ -16,7 +16,7 @@ from common.errors import InputError, one_line
 _INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
 _MOST_DIMENSIONS = 32  # NumPy 1's limit
 
-# What a pickle may name, and what the reader calls it; NumPy 2 renamed its modules.
+# The functions and classes that a pickle may name, and our names; NumPy 2 renamed its modules.
 _GLOBALS = {
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
@@ -210,7 +210,7 @@ class _Reader:
             text, encoding = arguments
             if not isinstance(text, str) or _text(encoding) not in ("latin1", "latin-1"):
                 raise ValueError("expected bytes")
-            # The text is part of the pickle; only one that is used repeatedly can be longer.
+            # The texts are parts of the pickle; together they are longer only if one is repeated.
             self._left_to_encode -= len(text)
             if self._left_to_encode < 0:
                 raise ValueError("expected no more bytes than the pickle has")
@@ -219,7 +219,7 @@ class _Reader:
 
 
 def _make_array(data, dtype, shape, order):
-    """Makes an array that shares these bytes, and has no others."""
+    """Makes an array of exactly these bytes, without a copy."""
     if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
         raise ValueError("expected the bytes of an array")
     if order not in ("C", "F") or not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:

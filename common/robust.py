@@ -1,6 +1,6 @@
 """Robustness of any Keras model: an evaluation as strong as AutoAttack's, and training by `fit`.
 
-Ten lines evaluate a network of yours on images of yours, any number of classes, grey or colour:
+These lines evaluate and train a network of yours, for any number of classes, grey or colour images:
 
     import numpy as np, keras
     from common.attack import PGD
@@ -17,9 +17,9 @@ Ten lines evaluate a network of yours on images of yours, any number of classes,
     trainer.compile("adam", metrics=["accuracy"])
     trainer.fit(x, y, epochs=10, callbacks=[RobustAccuracy((x[:500], y[:500]), attack)])
 
-An attack is given as a function from the logits to a `common.attack.Attack`, as here, or as an
-attack on the model, if this returns logits. The last line watches training images only for
-brevity; watch others.
+An attack is a function from logits to a `common.attack.Attack`, as here, or, if the model returns
+logits, a `common.attack.Attack` on the model. `RobustAccuracy` should get held-out images; here it
+gets training images for brevity.
 """
 
 import contextlib
@@ -44,12 +44,12 @@ __all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `evaluate` found; `str` is a table, warnings and the line to quote.
+    """The result of `evaluate`; its `str` is a table, warnings and the line to quote.
 
     Attributes:
         result: a `common.evaluation.Result`, which has the images that the attacks found.
         trials: the attacks, a tuple of `common.evaluation.Trial`.
-        warnings: what speaks against the evaluation, a list of lines, see `pitfalls`.
+        warnings: reasons to doubt the evaluation, a list of lines, see `pitfalls`.
         settings: dict of suite, epsilon, bounds, norm, seed and batch_size.
         shown: what `save_html` shows, a `common.evaluation.html_report.Evaluation`.
     """
@@ -78,10 +78,10 @@ class Report:
         return {**self.settings, **describe(self.trials, self.result), "warnings": self.warnings}
 
     def save_html(self, path, class_names=None, title=None):
-        """Writes a page to look at: accuracies, which class becomes which, losses and images.
+        """Writes a web page: accuracies, which class becomes which, losses and images.
 
         Args:
-            path: the file, FILE.html; it holds all that it shows.
+            path: the file, FILE.html, which needs no other file.
             class_names: list of text, the names of the classes; None for their numbers.
             title: text; None for the model's name.
 
@@ -101,7 +101,7 @@ class Report:
 
 @contextlib.contextmanager
 def _without_warnings_of_traces():
-    """Drops TensorFlow's warnings of functions traced anew, for each attack and batch size."""
+    """Drops TensorFlow's warnings of retracing, which each attack and batch size needs."""
 
     def is_other(record):
         return "retracing" not in record.getMessage()
@@ -130,7 +130,7 @@ def evaluate(
     jit_compile="auto",
     show_progress=True,
 ):
-    """Natural accuracy, and accuracy in the worst case over attacks, of any model.
+    """Evaluates any model: natural accuracy, and accuracy in the worst case over attacks.
 
     An image that is misclassified unattacked counts as broken. The numbers are those of eval.py.
 
@@ -145,7 +145,7 @@ def evaluate(
         suite: "standard", AutoAttack's four attacks; "fast" or "strong", see
             `common.evaluation.suites`; or a list of attacks, each as in `RobustAccuracy`, of the
             same epsilon, bounds and norm. The targeted DLR loss needs four classes: for three the
-            plain one takes its place, and for two none does.
+            plain DLR loss replaces it, and for two nothing does.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
         precision, jit_compile: see `common.attack.Attack`.
@@ -156,8 +156,8 @@ def evaluate(
 
     Raises:
         InputError: pixels are outside `bounds` or not finite; labels are not classes of the model;
-            its outputs are not numbers, no logits, or have no gradient for the images; a setting is
-            out of range. The message is one line.
+            its outputs are not numbers, are not logits, or have no gradient for the images; a
+            setting is out of range. The message is one line.
     """
     x, y = _arrays(x, y)
     bounds = pixel_range(bounds)
@@ -170,7 +170,7 @@ def evaluate(
         suite, inner, logits, few, {**options, "precision": precision, "jit_compile": jit_compile}
     )
     evaluator = _evaluator(logits, [], bounds, batch_size, seed)
-    # All that is wrong with an image, a label or a logit shows before the first attack.
+    # This run finds wrong images, labels and logits before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
     evaluator.trials, evaluator.show_progress = trials, show_progress
     warnings = pitfalls.steps_that_are_short(trials)
@@ -217,20 +217,20 @@ def _shown(model, logits, x, y, result, warnings, settings):
 class RobustAccuracy(keras.callbacks.Callback):
     """Logs val_robust_accuracy: the share of some images that withstands an attack.
 
-    It must stand before the callbacks that look at it, which want mode="max":
+    List it before the callbacks that read it, and give these mode="max":
 
         callbacks=[
             RobustAccuracy(data, attack),
             keras.callbacks.EarlyStopping("val_robust_accuracy", mode="max", patience=5),
         ]
 
-    For any keras.Model. An `AdversarialModel` with validation_data logs one under its own attack,
-    which this one's takes the place of.
+    It takes any keras.Model. With validation_data an `AdversarialModel` logs val_robust_accuracy
+    under its own attack; this callback's value replaces it.
 
     Args:
         data: images and labels, (x, y), or a data set of them, see `evaluate`.
         attack: a `common.attack.Attack` on the model, or a function from logits to one.
-        every: epochs from one to the next; the others log none.
+        every: number of epochs from one evaluation to the next; the epochs between log nothing.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
     """

@@ -1,7 +1,7 @@
-"""Weights rounded to bfloat16, in files of at most 50 MB: large networks can be shipped so.
+"""Weights rounded to bfloat16, in files below 50 MB, to ship large networks.
 
-bfloat16 is the upper half of a float32. The kernels are rounded; what has one axis, such as biases
-and batch norm's averages, stays float32. NumPy alone reads and writes them.
+bfloat16 is the upper half of a float32. Kernels are rounded; weights with one axis, such as biases
+and batch norm's averages, stay float32. Reading and writing needs only NumPy.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import InputError, one_line
 
-MOST_BYTES = 45_000_000  # of a part before it is compressed, so that it is below 50 MB in any case
+MOST_BYTES = 45_000_000  # of a part before compression; its file is below 50 MB in any case
 _NAME = re.compile(r"weights-(\d+)-of-(\d+)\.npz")
 
 
@@ -24,8 +24,8 @@ def rounded(weights):
         weights: list of float32 arrays.
 
     Returns:
-        List of float32 arrays; those with two axes or more have the nearest values that bfloat16
-        has, the even one of two.
+        List of float32 arrays; those with two axes or more are rounded to the nearest bfloat16,
+        ties to even.
     """
     return [_to_float32(_to_bfloat16(w)) if w.ndim > 1 else w for w in map(np.asarray, weights)]
 

@@ -1,9 +1,9 @@
-"""What a script does before and while it imports TensorFlow, which takes seconds.
+"""Signals and TensorFlow's log while a script imports TensorFlow, which takes seconds.
 
 Scripts import this module first and call `begin`; `common.scripts.app` calls `end`. In between
-Ctrl-C prints one line. TensorFlow's C++ code announces itself whatever TF_CPP_MIN_LOG_LEVEL says:
-here only its errors are shown. TF_CPP_MIN_LOG_LEVEL=0 shows all,
-also what TensorFlow says as it aborts Python.
+Ctrl-C prints one line, and only the errors in TensorFlow's C++ log are shown: it logs other lines
+at its start whatever TF_CPP_MIN_LOG_LEVEL is. TF_CPP_MIN_LOG_LEVEL=0 shows all, also what it logs
+when it aborts Python.
 """
 
 import atexit
@@ -16,27 +16,27 @@ import tempfile
 
 _ERROR = re.compile(r"[EF]\d{4} \d\d:\d\d:\d\d")  # how a message of severity ERROR or FATAL begins
 _ANY = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl")
-_hearing = None
+_captured = None
 
 
 def begin():
     """Until `end`: Ctrl-C prints one line and exits with 130; TensorFlow's messages are kept."""
-    global _hearing
+    global _captured
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_in_one_line)
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0" and _hearing is None:
-        with contextlib.suppress(OSError):  # no place for a file, or no stderr: all is heard
-            _hearing = _Hearing()
-            atexit.register(_hearing.end)
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0" and _captured is None:
+        with contextlib.suppress(OSError):  # no place for a file, or no stderr: all is shown
+            _captured = _CapturedLog()
+            atexit.register(_captured.end)
 
 
 def end():
     """Has TensorFlow look for devices, prints its errors, and undoes `begin`."""
-    if _hearing is not None:
+    if _captured is not None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        _hearing.end()
+        _captured.end()
     if signal.getsignal(signal.SIGINT) is _end_in_one_line:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -46,7 +46,7 @@ def errors_in(text, has_nvidia_device):
 
     Args:
         text: what TensorFlow wrote to stderr.
-        has_nvidia_device: whether the machine has one; if not, CUDA's errors only say so.
+        has_nvidia_device: whether the machine has one; if not, CUDA's errors are dropped.
     """
     lines, is_error = [], True
     for line in text.splitlines(keepends=True):
@@ -57,7 +57,7 @@ def errors_in(text, has_nvidia_device):
     return "".join(lines)
 
 
-class _Hearing:
+class _CapturedLog:
     """Keeps what C++ code writes to stderr; Python's sys.stderr still writes to the true one."""
 
     def __init__(self):
@@ -86,8 +86,8 @@ class _Hearing:
 def _end_in_one_line(number, frame):
     # An exception would surface wherever the import is at that moment, even within C++.
     line = b"interrupted\n"
-    if _hearing is None:
+    if _captured is None:
         os.write(2, line)
     else:
-        _hearing.write(line)
+        _captured.write(line)
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""The challenges' rules for an attack file, and the note that lies beside it."""
+"""Attack files: the challenges' rules, and the note beside a file."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ def save(path, x_adv, challenge, note):
     np.save(buffer, x_adv.astype(np.float32).reshape(-1, *challenge.submission_shape))
     note = {"file_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), **note}
     path = pathlib.Path(path)
-    target = path.resolve()  # a link stays one
+    target = path.resolve()  # a link stays a link
     new = target.with_name(f".attack-{os.getpid()}.npy")
     write_atomically(new, buffer.getbuffer())
     try:
@@ -77,9 +77,9 @@ def load(path):
 
 
 def load_note(path):
-    """Returns the note beside an attack file as a dict, empty if there is none of this file.
+    """Returns the note beside an attack file as a dict, empty if it is missing or another file's.
 
-    A damaged note counts as none, and a printed line says so.
+    A damaged note counts as missing, and a printed line says so.
     """
     if not os.path.lexists(_note_path(path)):
         return {}
@@ -122,7 +122,7 @@ def check(x_adv, x_nat, challenge, epsilon):
     for start in range(0, len(x_nat), _CHUNK):
         part = x_adv[start : start + _CHUNK].astype(np.float64).reshape(-1, *challenge.image_shape)
         distance = np.abs(part - x_nat[start : start + _CHUNK])
-        # NaN fails every comparison, and is bad.
+        # NaN fails every comparison, so that it is refused.
         is_good = (part >= low - TOLERANCE) & (part <= high + TOLERANCE)
         is_good &= distance <= epsilon + TOLERANCE
         is_good = is_good.reshape(len(part), -1).all(axis=1)

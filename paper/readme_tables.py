@@ -275,6 +275,36 @@ def suites_table():
     return "\n".join(lines)
 
 
+def distribution_table():
+    """The table of training steps on several parts of one processor, as Markdown."""
+    paths = sorted(SPEED.glob("distribution_*.json"))
+    if not paths:
+        return "This command has not run yet."
+    results = [read_speed(path.stem) for path in paths]
+    counts = [count for count in results[0]["devices"] if count != "none"]
+    lines = [
+        "| training step, batch norm | without `tf.distribute`, examples/s | "
+        + " | ".join(f"{count} device{'s' * (count != '1')}" for count in counts)
+        + " |",
+        "|---" * (2 + len(counts)) + "|",
+    ]
+    for result in results:
+        devices = result["devices"]
+        whole = devices["none"]["median"]
+        cells = [SPEED_COLUMNS[result["model"]] + f", batch {result['batch_size']}"]
+        if "batch_norm" in result:
+            cells[0] += f", {result['batch_norm']}"
+        cells.append(f"{whole:.1f}")
+        for count in counts:
+            rate = devices[count]
+            low, high = (f"{100 * rate[end] / whole:.0f}" for end in ("lowest", "highest"))
+            cells.append(f"{100 * rate['median'] / whole:.0f}% ({low} to {high})")
+        lines.append(f"| {' | '.join(cells)} |")
+    machines = dict.fromkeys(_machine(path.stem) for path in paths)
+    lines += ["", f"Medians of {results[0]['rounds']} rounds; {'; '.join(machines)}."]
+    return "\n".join(lines)
+
+
 def _standard_verdicts():
     """What withstood our standard suite in float32, by (model, data, seed)."""
     results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
@@ -311,6 +341,7 @@ TABLES = {
         autoattack_table,
         fast_suite_table,
         suites_table,
+        distribution_table,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""A file that keeps what an evaluation has found so far, so that the same command resumes it."""
+"""A file that keeps the results of an evaluation so far, so that the same command resumes it."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ _LONGEST_TEXT = 1 << 20  # bytes
 
 @dataclasses.dataclass
 class _Found:
-    """What an evaluation has found so far, as in `Result`, and how far it is.
+    """The results of an evaluation so far, as in `Result`, and its position.
 
     Attributes:
         adversarial_correct: as in `Result`, under the attacks that have been run.
@@ -52,7 +52,7 @@ class _Found:
 
     @classmethod
     def nothing(cls, images, num_trials):
-        """Returns what is found before the first batch of uint8 `images`: nothing."""
+        """Returns the state before the first batch of uint8 `images`."""
         count = len(images)
         return cls(
             natural_correct=np.zeros(count, bool),
@@ -71,12 +71,12 @@ class _Found:
 
     @classmethod
     def joined(cls, parts):
-        """Returns what finished parts of one evaluation have found together, a list of `_Found`."""
+        """Joins the `_Found` of the finished parts of one evaluation."""
 
         one, two = (cls.nothing(np.zeros((count, 1, 1, 1)), 3) for count in (1, 2))
 
         def join(name):
-            """An array by example is joined along that axis, which is the one that grows."""
+            """Joins arrays along the axis of the examples, which differs in `one` and `two`."""
             values = [getattr(part, name) for part in parts]
             shapes = (np.shape(getattr(empty, name)) for empty in (one, two))
             grows = [size != larger for size, larger in zip(*shapes, strict=True)]
@@ -87,14 +87,14 @@ class _Found:
         return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
 
     def add_natural(self, batch, x, correct, losses, margins, counts_as_broken):
-        """Adds what the model makes of images themselves.
+        """Adds the model's results on natural images.
 
         Args:
             batch: int (size,), the examples' numbers.
             x: float32 (size, height, width, channels), their pixels.
             correct: bool (size,).
             losses, margins: float32 (size,).
-            counts_as_broken: whether a misclassified image is an adversarial one, too.
+            counts_as_broken: whether a misclassified image counts as an adversarial one.
         """
         self.natural_correct[batch], self.natural_losses[batch] = correct, losses
         self.margins[batch], self.x_adv[batch] = margins, x
@@ -105,7 +105,7 @@ class _Found:
         self.num_natural += len(batch)
 
     def add_attacked(self, batch, x_adv, correct, losses, margins):
-        """Adds what the attack `trial` made of examples, as arrays with one entry for each."""
+        """Adds the results of the attack `trial`, as arrays with an entry for each example."""
         # An example that an earlier attack has broken keeps its image.
         worse = ~correct | (losses > self.adversarial_losses[batch])
         worse &= self.adversarial_correct[batch]
@@ -124,7 +124,7 @@ class _Found:
 
 
 class State:
-    """A file that keeps what an evaluation has found so far.
+    """A file that keeps the results of an evaluation so far.
 
     Args:
         path: the .npz file; it need not exist.
@@ -209,7 +209,7 @@ class State:
             self.keep_last()
 
     def keep_last(self):
-        """Writes what `keep` was last given, so that it outlives a result that cannot be written.
+        """Writes what `keep` got last, in case the result cannot be written.
 
         Raises:
             InputError: as `keep`.
@@ -220,7 +220,7 @@ class State:
         self._last, self._is_written = time.monotonic(), True
 
     def finish(self, path, note):
-        """Writes what was found to the end to another file, then removes this one.
+        """Writes the finished evaluation to another file, then removes this one.
 
         Args:
             path: the other file, which `read_finished` of a `State` there takes.
@@ -250,7 +250,7 @@ class State:
 
     def _unusable(self, reason):
         return InputError(
-            f"cannot resume from {self.path}: {one_line(reason)}; without it all begins anew"
+            f"cannot resume from {self.path}: {one_line(reason)}; remove it to start anew"
         )
 
 

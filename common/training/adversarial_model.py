@@ -23,7 +23,7 @@ _XENT = ("sparse_categorical_crossentropy", "categorical_crossentropy")
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """What is attacked and how; no part that Keras would hold or save."""
+    """The attacked function and its attack, in an object that Keras neither tracks nor saves."""
 
     logits: Callable
     attack: Any
@@ -32,7 +32,7 @@ class _Target:
 
 @contextlib.contextmanager
 def _as_lines():
-    """Lets what is wrong with a batch out as an `InputError`, also from a compiled step."""
+    """Raises an `InputError` for a wrong batch, also from within a compiled step."""
     with as_raised():
         try:
             yield
@@ -48,21 +48,21 @@ class AdversarialModel(keras.Model):
 
     A step of `fit` is that of `common.training.steps`. The attack runs the model in inference
     mode, unless it has `batch_statistics` (see `common.attack.PGD`). Random augmentation belongs
-    in the data set, since a layer that augments in training mode alone is not in what the attack
-    sees. Labels are classes or one-hot.
+    in the data set: the attack does not see a layer that augments only in training mode. Labels
+    are classes or one-hot.
 
-    `fit` tells the loss, the metrics and robust_accuracy of the batches' adversarial images, from
-    before their updates. `evaluate`, and `fit` with validation_data, tell cross-entropy and metrics
-    of the natural images, and as robust_accuracy the share that is classified correctly both as it
-    is and under the attack. `save` and `export` are the inner model's. So is a file of
-    `save_weights`, which holds the optimizer's and the dropouts' state too: `load_weights` brings
-    back both, and an interrupted `fit` with `keras.callbacks.BackupAndRestore` resumes to the same
-    weights, if its data come in the same order.
+    `fit` reports the loss, the metrics and robust_accuracy of the batches' adversarial images, from
+    before their updates. `evaluate`, and `fit` with validation_data, report cross-entropy and
+    metrics of the natural images, and as robust_accuracy the share that is classified correctly
+    both unattacked and attacked. `save` and `export` are the inner model's. So is a file of
+    `save_weights`, which also holds the optimizer's and the dropouts' state: `load_weights` restores
+    both. With `keras.callbacks.BackupAndRestore` an interrupted `fit` resumes to the same weights
+    if its data come in the same order.
 
     Made and compiled in the scope of a `tf.distribute.Strategy`, together with the inner model, it
-    trains on several devices. A step is that of one device but for rounding, and for batch norm,
-    whose statistics are of each device's part unless it is synchronized. A batch has an example
-    for each device: a last one with fewer wants `drop_remainder=True` of its tf.data.Dataset.
+    trains on several devices. A step is that of one device up to rounding and batch norm, which
+    uses each device's own statistics unless it is synchronized. Every batch needs an example for
+    each device; `drop_remainder=True` of a tf.data.Dataset drops a smaller last one.
 
     Args:
         model: keras.Model from images to logits or, by a softmax at its end, to probabilities.
@@ -111,8 +111,8 @@ class AdversarialModel(keras.Model):
 
         Args:
             optimizer: keras optimizer.
-            loss: None, or Keras's plain cross-entropy for classes or one-hot labels, which is what
-                this class takes in any case, and of the logits.
+            loss: None, or Keras's plain cross-entropy for classes or one-hot labels; in either case
+                the loss is the constructor's, on logits.
             args, kwargs: the further ones of `keras.Model.compile`.
 
         Raises:
@@ -164,7 +164,7 @@ class AdversarialModel(keras.Model):
             labels,
         )
         correct = ~is_misclassified(logits, labels)
-        return self._told(x, y, weights, loss, count, self._outputs(logits), correct)
+        return self._update_metrics(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def test_step(self, data):
         """Natural loss and metrics of a batch, and its robust accuracy."""
@@ -179,7 +179,7 @@ class AdversarialModel(keras.Model):
         x_adv = target.attack.perturb(x_nat, labels, seed=self.seed, **places)
         attacked = as_logits(target.logits(x_adv, training=False), x_nat)
         correct = ~(is_misclassified(logits, labels) | is_misclassified(attacked, labels))
-        return self._told(x, y, weights, loss, count, self._outputs(logits), correct)
+        return self._update_metrics(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def save(self, *args, **kwargs):
         """Saves the inner model; see `keras.Model.save`."""
@@ -240,11 +240,11 @@ class AdversarialModel(keras.Model):
         return self._target
 
     def _outputs(self, logits):
-        """What the model itself returns for these logits."""
+        """The model's own outputs for these logits."""
         return logits if self._target.logits is self.model else tf.nn.softmax(logits)
 
-    def _told(self, x, y, weights, loss, count, outputs, correct):
-        """The metrics after a batch."""
+    def _update_metrics(self, x, y, weights, loss, count, outputs, correct):
+        """Updates the metrics by a batch, and returns them."""
         self._loss_tracker.update_state(loss, sample_weight=count)
         self._robust_accuracy.update_state(tf.cast(correct, tf.float32))
         return self.compute_metrics(x, y, outputs, sample_weight=weights)
@@ -277,19 +277,19 @@ def _batch_of(x, y, target):
 
 
 def _places(labels):
-    """Where a replica's examples stand in the batch of all devices of a `tf.distribute.Strategy`.
+    """The positions of a replica's examples in the batch of a `tf.distribute.Strategy`.
 
     Args:
         labels: int (batch,), the replica's.
 
     Returns:
-        Their numbers, int32 (batch,), and the mean number of examples of a replica. On one device
-        None, for 0, 1, 2, ..., and the number of examples.
+        int32 (batch,), and the mean number of examples of a replica. On one device None, for
+        0, 1, 2, ..., and the number of examples.
     """
     count, replica = tf.shape(labels)[0], tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync == 1:
         return None, count
-    # Keras deals a batch out in blocks, of which the last ones may be smaller.
+    # Keras divides a batch into blocks, of which the last ones may be smaller.
     number, among = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
     counts = tf.one_hot(number, among, dtype=tf.int64) * tf.cast(count, tf.int64)
     counts = tf.cast(replica.all_reduce(tf.distribute.ReduceOp.SUM, counts), tf.int32)

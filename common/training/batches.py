@@ -24,20 +24,20 @@ def training_batches(
 
     The stream joins one permutation of the examples per epoch and is cut into batches of exactly
     `batch_size`: a batch may straddle two epochs, and no example is dropped. An element depends
-    on `seed` and on its position in the stream alone: a run that resumes at `start_step` sees what
-    an unbroken one would have seen, bit for bit.
+    only on `seed` and its position in the stream: a run that resumes at `start_step` gets the
+    batches of an uninterrupted one, bit for bit.
 
     Args:
         images: uint8 images (n, height, width, channels).
         labels: integer classes (n,).
         batch_size: examples in a batch, at most n.
         seed: any integer of 64 bits.
-        num_steps: the step that the stream ends before, counted from 0.
+        num_steps: the stream ends before this step, counted from 0.
         to_pixels: maps uint8 images to float32 pixels, such as `mnist_pixels`.
         start_step: the first step to return.
         augment: None, or a function from uint8 images and int64 seeds (batch, 2), made of `seed`
             and the position in the stream, to uint8 images of the same shape.
-        rows: None, or an int array of the numbers of the examples to return of each batch.
+        rows: None, or an int array of the positions in each batch to return.
 
     Returns:
         A dataset of float32 images (batch_size, height, width, channels) and int32 labels

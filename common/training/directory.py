@@ -18,12 +18,12 @@ from common.training.progress import check_finite
 class TrainingDirectory:
     """Keeps a training's checkpoints, config.json and runs.json in `config.model_dir`.
 
-    As a context manager it is locked, so that no other process trains there.
+    As a context manager it locks the directory, so that no other process trains there.
 
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        devices: a `Devices`. A worker that is not the chief reads alone, after the chief.
+        devices: a `Devices`. Workers other than the chief only read, after the chief.
 
     Attributes:
         path: pathlib.Path.
@@ -62,7 +62,7 @@ class TrainingDirectory:
         Args:
             result: keras.Model that is evaluated and exported.
             optimizer: keras optimizer.
-            trained: keras.Model that the optimizer moves, which may be `result`.
+            trained: keras.Model that the optimizer updates, which may be `result`.
 
         Raises:
             InputError: no checkpoint is whole, or it belongs to another network; the workers have
@@ -87,7 +87,7 @@ class TrainingDirectory:
         )
 
     def begin(self, data):
-        """Writes the settings, and that a run begins on the images of the name `data`."""
+        """Writes the settings, and adds this run, on the images named `data`, to runs.json."""
         if not self._devices.is_chief:
             return
         _write_config(self.path, self._config)
@@ -98,7 +98,7 @@ class TrainingDirectory:
         return self._runs.seconds()
 
     def save(self, step, xent):
-        """Writes checkpoint-`step` and how far the run has come; checks the loss `xent` first."""
+        """Writes checkpoint-`step`, and the step to runs.json; checks the loss `xent` first."""
         check_finite(xent, step)
         if not self._devices.is_chief:
             return
@@ -116,7 +116,7 @@ def write(config, challenge, step, entries, result, optimizer=None, trained=None
         entries: what runs.json holds, see `common.training.runs`.
         result: keras.Model that is evaluated and exported.
         optimizer: keras optimizer; None if its state is not known, and no training can resume.
-        trained: keras.Model that the optimizer moves, which may be `result`, or None.
+        trained: keras.Model that the optimizer updates, which may be `result`, or None.
 
     Raises:
         InputError: the directory is not new, or cannot be written; a weight is not finite.
@@ -160,7 +160,7 @@ def check(directory, config, challenge):
     recorded = _recorded(directory)
     if recorded is None:
         return
-    # A setting that is newer than the training had the value that config.json has now.
+    # A training from before a setting existed had the value that config.json has now.
     old = {**config_lib.read_json(challenge.directory / "config.json"), **recorded}
     there = config_lib.parsed(challenge, old)
     differing = [
@@ -176,10 +176,10 @@ def check(directory, config, challenge):
 
 
 def with_precision(config, challenge):
-    """The config of a training with its arithmetic decided; prints which, and why.
+    """Returns a training's config with `precision` decided; prints the choice and its reason.
 
-    "auto" is what the training in `config.model_dir` began with, else bfloat16 if this machine
-    multiplies it fast.
+    "auto" is the precision that the training in `config.model_dir` began with; for a new one it is
+    bfloat16 if this machine multiplies it fast.
 
     Args:
         config: the challenge's config.
@@ -200,12 +200,12 @@ def with_precision(config, challenge):
 
 
 def _recorded(directory):
-    """What config.json of a training with checkpoints holds, or None without one that is whole."""
+    """The settings in config.json of a training with checkpoints; None without a whole one."""
     try:
         if not checkpoint_files.steps_in(directory):
             return None
         return {"precision": "float32", **config_lib.read_json(directory / "config.json")}
-    except InputError:  # a damaged one is kept aside when the new one is written
+    except InputError:  # a damaged one is renamed when the new one is written
         return None
 
 
@@ -218,8 +218,8 @@ def _belongs_to_training(name, names):
         name in (Lock.NAME, "eval", "config.json", runs.FILE, validation.FILE)
         or name.startswith("events.out.tfevents.")
         or checkpoint_files.is_left_over(name)
-        # Without its settings, a checkpoint says nothing about its training; a full disk may have
-        # left the damaged ones alone.
+        # A checkpoint without its settings may be of any training. After a full disk the damaged
+        # settings may be all that is left.
         or (checkpoint_files.is_of_checkpoint(name) and {"config.json", _DAMAGED} & names)
     )
 

@@ -1,13 +1,13 @@
 """Several devices share each batch: `tf.distribute` around the two sides of the min-max.
 
 A replica is a device with its own copy of the weights, a worker a process of a training over
-several hosts. Replica r of R takes the images r, r + R, r + 2 R, ... of each batch: it attacks them
-(random starts go by an image's number in the whole batch), takes their gradient, and every replica
-moves its weights by the sum of the gradients. So a step is that of one device but for rounding,
-with batch norm if its statistics are those of the whole batch (`synchronized`).
+several hosts. Replica r of R takes the images r, r + R, r + 2 R, ... of each batch, attacks them
+(a random start depends on the image's position in the whole batch), and computes their gradient;
+every replica applies the sum of the gradients. A step is therefore that of one device up to
+rounding, with batch norm only if it takes the statistics of the whole batch (`synchronized`).
 
-Checkpoints, validation and the SavedModel are of plain variables, as on one device: `Replicas`
-takes over their values and gives them back.
+Checkpoints, validation and the SavedModel use plain variables, as on one device; `Replicas` copies
+their values to the replicas and back.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Devices:
     Attributes:
         strategy: a `tf.distribute.Strategy`, or None for one device without one.
         num_workers: number of the processes that train together.
-        worker: this one's number. Worker 0 is the chief, which alone writes and prints.
+        worker: this one's number. Only worker 0, the chief, writes and prints.
     """
 
     strategy: tf.distribute.Strategy | None = None
@@ -62,7 +62,7 @@ class Devices:
         return self.worker * (self.num_replicas // self.num_workers)
 
     def rows(self, batch_size):
-        """The numbers of this worker's images in a batch, replica after replica; None for all."""
+        """The positions of this worker's images in a batch, by replica; None for all."""
         if self.strategy is None:
             return None
         count = self.num_replicas // self.num_workers
@@ -74,7 +74,7 @@ class Devices:
         return number if self.num_workers == 1 else int(self.added_up(number))
 
     def added_up(self, number):
-        """That sum as a tensor, which may not be there yet."""
+        """That sum as a tensor, which may not be computed yet."""
         values = self.strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(
                 number if context.replica_id_in_sync_group == self.first_replica else 0, tf.int64
@@ -96,9 +96,9 @@ def _added_up(strategy):
 
 
 def devices_of(config):
-    """The devices that a config asks for; a process has one such cluster, made by the first call.
+    """The devices that a config asks for; the first call decides them for the whole process.
 
-    That call comes before TensorFlow's first op, if it is to part the processor or join a cluster.
+    It must precede TensorFlow's first op if it divides the processor or joins a cluster.
 
     Args:
         config: a `common.config.Config`.
@@ -136,7 +136,7 @@ def devices_of(config):
     return devices
 
 
-_STARTED = {}  # this process's cluster, if there is one
+_STARTED = {}  # this process's devices, by what was asked for
 
 
 def _start(num_devices, cluster):
@@ -158,7 +158,7 @@ def _start(num_devices, cluster):
 
 
 def _local_devices(num_devices):
-    """The names of this host's devices that are to be taken: GPUs, or parts of the processor."""
+    """The names of the devices to use on this host: GPUs, or parts of the processor."""
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     if num_gpus:
         count = _count_of(num_devices, num_gpus)
@@ -199,7 +199,7 @@ def _count_of(num_devices, num_gpus):
 
 @contextlib.contextmanager
 def _signals_end_at_once():
-    """Within it Ctrl-C ends the process, as Python cannot heed it while TensorFlow waits."""
+    """Within it Ctrl-C ends the process: Python cannot handle it while TensorFlow waits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -254,7 +254,7 @@ def parse_tf_config(text):
 
 @contextlib.contextmanager
 def faults_as_lines(config):
-    """Lets out as an `InputError` that another worker is gone."""
+    """Turns TensorFlow's errors after another worker's end into an `InputError`."""
     try:
         yield
     except (
@@ -305,10 +305,10 @@ class OneDevice:
         return batches
 
     def begin(self):
-        """Takes over the weights and the optimizer's state, as a checkpoint has them."""
+        """Copies the weights and the optimizer's state of a checkpoint to the devices."""
 
     def collect(self):
-        """Gives weights and optimizer's state back, for a checkpoint."""
+        """Copies weights and optimizer's state back, for a checkpoint."""
 
     def images(self, x):
         """Some images of a batch, float32 (count, height, width, channels)."""
@@ -326,10 +326,9 @@ class Replicas:
 
     Args:
         devices: `Devices` with a strategy.
-        build: function without arguments that makes another model such as `model`.
+        build: function without arguments that makes another model like `model`.
         config, challenge, model, result, optimizer, reduce_loss, batch_statistics: see `OneDevice`;
-            `model` and `optimizer` hold what checkpoints hold, `result` the weights after every
-            step.
+            `model` and `optimizer` are up to date for checkpoints, `result` after every step.
 
     Raises:
         InputError: the network has random layers.
@@ -382,12 +381,12 @@ class Replicas:
             )
 
     def begin(self):
-        """Takes over the weights and the optimizer's state, as a checkpoint has them."""
+        """Copies the weights and the optimizer's state of a checkpoint to the devices."""
         for own, plain in zip(self._own, self._plain, strict=True):
             own.assign(plain)
 
     def collect(self):
-        """Gives weights and optimizer's state back, for a checkpoint."""
+        """Copies weights and optimizer's state back, for a checkpoint."""
         for own, plain in zip(self._own, self._plain, strict=True):
             plain.assign(self._strategy.experimental_local_results(own.value)[0])
 
@@ -399,7 +398,7 @@ class Replicas:
         """Whether to stop after this step, on all workers alike."""
         if self._devices.num_workers == 1:
             return is_asked
-        # That of the step before, so that no device is waited for.
+        # The answer of the step before, so that no device has to wait.
         before, self._asked = self._asked, self._devices.added_up(int(is_asked))
         return int(before) > 0
 
@@ -425,9 +424,9 @@ class Replicas:
         return self._strategy.run(perturb, (x_nat, y, step))
 
     def _perturb_in_step(self, attack, x_nat, y, step):
-        """The replicas take each step of the attack together, as batch norm joins their images.
+        """The replicas take each step of the attack together, as batch norm connects their images.
 
-        `tf.distribute` exchanges nothing within a loop of one replica; the loop is around them.
+        `tf.distribute` cannot communicate within a replica's loop, so that the loop is outside.
         """
         warmup = self._config.epsilon_warmup_steps
         scale = steps.warmup_scale(step, warmup) if warmup else 1.0
@@ -467,7 +466,7 @@ class Replicas:
         _, logits = steps.descend(
             self._loss_of, self._estimate, self._model, self.optimizer, x_nat, x_adv, y
         )
-        # Batch norm's averages have followed this replica's images alone.
+        # Batch norm's averages are of this replica's images alone.
         averages = [w for w in self._model.non_trainable_weights if w.dtype.startswith("float")]
         if averages:
             means = tf.distribute.get_replica_context().all_reduce(
@@ -493,7 +492,7 @@ class Replicas:
         return self._strategy.reduce(MEAN, self._strategy.run(accuracy, (x_nat, y)), axis=None)
 
     def _natural_here(self, count):
-        """How many of a replica's images are not attacked, and the numbers of the others."""
+        """How many of a replica's images are not attacked, and the positions of the others."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         first, among = int(tf.get_static_value(replica)), self._devices.num_replicas
         rows = np.arange(first, count * among, among, dtype=np.int32)
@@ -502,7 +501,7 @@ class Replicas:
 
 
 def settings_digest(config):
-    """An int that differs if settings differ that all workers must share."""
+    """A checksum of the settings that all workers must share, an int."""
     values = dataclasses.asdict(config)
     for name in ("model_dir", "data_dir"):  # hosts may mount a directory elsewhere
         del values[name]

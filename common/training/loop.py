@@ -1,9 +1,8 @@
 """Adversarial training: min over weights of E[max over |delta|_inf <= epsilon of loss].
 
-The outer minimisation takes its steps on examples that the inner maximisation has just made;
-natural images are trained on if the adversary is "none", or if `natural_share` or `loss` says so.
-Every step depends on the config and its own number alone, so that a resumed run equals one that was
-never stopped.
+The outer minimisation takes its steps on examples that the inner maximisation has just made, and on
+natural images if `adversary` is "none" or `natural_share` or `loss` includes them. Every step
+depends only on the config and its number, so that a resumed run equals an uninterrupted one.
 """
 
 from common import checkpoints
@@ -33,27 +32,25 @@ def train(
     Writes there: config.json, runs.json (see `Runs`), checkpoint-N every `num_checkpoint_steps`,
     validation.json every `num_validation_steps` (see `Validation`), TensorBoard summaries, and at
     the end saved_model/. A signal (see `Interruption`), or a closed output, ends it after the
-    current step, with a checkpoint. The numbers printed of a batch are from before its update:
+    current step, with a checkpoint. The printed numbers of a batch are from before its update:
     adversarial ones in training mode, the natural accuracy in inference mode.
 
     With `config.distribute` several devices share each batch, see `common.training.distribution`;
-    of several workers the chief writes and prints.
+    only the first worker, the chief, writes and prints.
 
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
         images: a `common.data.Split` to train on.
         optimizer: a keras optimizer.
-        reduce_loss: maps the losses of a batch's examples to its own: tf.reduce_sum or
-            tf.reduce_mean.
+        reduce_loss: maps the examples' losses to the batch's: tf.reduce_sum or tf.reduce_mean.
         augment: see `training_batches`.
         batch_statistics: whether the attack runs the network in training mode, see `PGD`.
-        validation_images: a `common.data.Split` to watch the training on, or None.
-        timed: None, or wraps the two functions of the min-max in ones that take their time.
+        validation_images: a `common.data.Split` for `Validation`, or None.
+        timed: None, or a function that wraps `perturb` and `update` to time them.
 
     Returns:
-        The challenge's keras.Model, with the weights that the training ended with, averaged if
-        `average_decay` says so.
+        The challenge's keras.Model with the final weights, averaged if `average_decay` is not 0.
 
     Raises:
         InputError: `model_dir` holds another training or a model, is in use by another process or
@@ -123,7 +120,7 @@ def train(
 
 
 def build_networks(config, challenge):
-    """The network that a training gives, and the one that its optimizer moves.
+    """The network that a training returns, and the one that its optimizer updates.
 
     They are one keras.Model, unless the weights are averaged or the steps are in bfloat16.
     """

@@ -1,4 +1,4 @@
-"""What a training step minimises: a loss of each example, from its natural and adversarial image.
+"""The losses that trainings minimise, from each example's natural and adversarial image.
 
 Every loss is a function (x_nat, x_adv, y, model):
 
@@ -7,9 +7,8 @@ Every loss is a function (x_nat, x_adv, y, model):
     model: keras.Model to logits, called in training mode.
 
 and returns the loss of each example, float32 (batch,), and the logits of the adversarial images,
-float32 (batch, classes). Two calls of the model are two batches for batch norm: each is
-standardised by its own statistics, and each moves the stored averages, as in the public code of
-TRADES.
+float32 (batch, classes). If a loss calls the model twice, batch norm sees two batches: it
+normalises each by its own statistics, and updates its averages twice, as in TRADES's public code.
 """
 
 import functools
@@ -48,8 +47,8 @@ def natural_and_adversarial(x_nat, x_adv, y, model, natural_weight=0.5):
 def trades(x_nat, x_adv, y, model, beta=6.0):
     """TRADES: xent(x_nat) + beta KL(p(x_nat) || p(x_adv)) (Zhang et al. 2019).
 
-    Its own adversary climbs that divergence, from a small normal noise. Here the adversary is that
-    of every other loss, such as PGD on the cross-entropy.
+    TRADES's own adversary maximises that divergence, from a small normal noise. Here the adversary
+    is the same as for the other losses, such as PGD on the cross-entropy.
 
     Args:
         x_nat, x_adv, y, model: see the module.
@@ -74,7 +73,7 @@ def divergence(first, second):
 
 
 def make_loss(name, natural_weight=0.5, trades_beta=6.0):
-    """The loss of a name, as function (x_nat, x_adv, y, model).
+    """Returns the loss of a name, a function (x_nat, x_adv, y, model).
 
     Args:
         name: one of `LOSSES`.

@@ -1,11 +1,11 @@
-"""The original code's learning rates and optimizer, and what follows the weights that it moves."""
+"""The original code's learning rates and optimizer, and averages of weights."""
 
 import keras
 import tensorflow as tf
 
 
 def learning_rate(points, interpolation="constant"):
-    """A learning rate that is given at some steps.
+    """A learning rate schedule through some points.
 
     Args:
         points: ((0, rate), (step, rate), ...) with rising steps.
@@ -15,7 +15,7 @@ def learning_rate(points, interpolation="constant"):
     Returns:
         A keras LearningRateSchedule.
     """
-    if interpolation == "constant" and len(points) > 1:  # Keras's takes two rates or more
+    if interpolation == "constant" and len(points) > 1:  # Keras's needs two rates
         steps, rates = zip(*points, strict=True)
         return keras.optimizers.schedules.PiecewiseConstantDecay(list(steps[1:]), list(rates))
     return PiecewiseLinear(points)

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: printed lines, TensorBoard's summaries, warnings."""
+"""The output of a training: printed lines, TensorBoard's summaries, warnings."""
 
 import collections
 import contextlib
@@ -19,14 +19,14 @@ from common.interruption import SIGPIPE, Interrupted, drop_output
 
 # The loss of a constant prediction; see `PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a full disk
 
 
 class Log:
-    """Tells of a training's steps: what is due of printed lines, summaries and validation.
+    """Reports a training's steps by printed lines, TensorBoard's summaries and validation.
 
-    As a context manager it shows the progress bar. Once the reader of the output is gone, which
-    `is_heard` says, it is silent.
+    As a context manager it shows the progress bar. It prints nothing once the reader of the output
+    is gone (`is_heard`).
 
     Args:
         config: the challenge's config.
@@ -34,7 +34,7 @@ class Log:
         network: the `OneDevice` or `Replicas` in training.
         directory: a `TrainingDirectory`.
         validation: a `Validation`, or None.
-        is_silent: whether another worker tells what this one would.
+        is_silent: whether another worker reports instead.
 
     Attributes:
         is_heard: whether what is printed still has a reader.
@@ -68,7 +68,7 @@ class Log:
             self._bar.close()
 
     def look(self, step, x_nat, y):
-        """Notes what is true before the weights' update of `step`, if it is told later."""
+        """Computes accuracy and learning rate before the update of `step`, if it is reported."""
         if self._is_output(step) or self._is_summary(step):
             self._before = {
                 "accuracy_nat": self._network.natural_accuracy(x_nat, y),
@@ -76,7 +76,7 @@ class Log:
             }
 
     def record(self, step, x_adv, xent, accuracy):
-        """Tells of `step` what is due, after the update; the numbers are from before it."""
+        """Reports `step` as far as it is due, after the update, by numbers from before it."""
         self.xent = xent
         if not self._is_silent:
             with self._heard():
@@ -116,8 +116,7 @@ class Log:
 
         Args:
             step: the last step.
-            number: the signal that was asked to be heeded, or None: the output is closed, or
-                another worker was asked.
+            number: the signal that came, or None if the output is closed or another worker stops.
         """
         if number is None and self._failure is not None and self._failure.errno in _FULL:
             reason = reason_of(self._failure)
@@ -136,7 +135,7 @@ class Log:
         return step % self._config.num_summary_steps == 0
 
     def _numbers(self, xent, accuracy):
-        """What is told of a step, by TensorBoard's tag: the originals' if they had one."""
+        """The numbers of a step by TensorBoard's tag, the originals' tag if they had one."""
         numbers = {name: float(value) for name, value in self._before.items()}
         if self._kind == "adv":
             numbers["accuracy_adv"] = float(accuracy)
@@ -158,7 +157,7 @@ class Log:
 
     @contextlib.contextmanager
     def _events(self, step):
-        """TensorBoard's events of a step; a disk that refuses them costs no step."""
+        """TensorBoard's events of a step; a disk's error does not end the training."""
         try:
             with self._writer.as_default(step=step):
                 yield
@@ -186,7 +185,7 @@ def check_finite(xent, step):
     if not math.isfinite(xent):
         raise InputError(
             f"the loss became {float(xent)} by step {step}; the newest checkpoint is from before. "
-            "What helps: smaller rates in --step_size_schedule"
+            "Try smaller rates in --step_size_schedule"
         )
 
 
@@ -206,7 +205,7 @@ def _lines(step, numbers, kind):
 
 @dataclasses.dataclass
 class Clock:
-    """The training's speed since it was last asked for, without the time that telling it takes."""
+    """The training's speed since the last report, without the time of reporting."""
 
     batch_size: int
     count: int = 0
@@ -226,7 +225,7 @@ class Clock:
 
 
 class PlateauWarning:
-    """Warns if the loss has stayed at ln 10, a constant prediction's, for 500 steps."""
+    """Warns if the loss has stayed at ln 10, that of a constant prediction, for 500 steps."""
 
     WINDOW = 500
     TOLERANCE = 0.02
@@ -245,7 +244,7 @@ class PlateauWarning:
         if abs(mean - PLATEAU_LOSS) < self.TOLERANCE:
             progress.write(
                 f"warning: the loss stays at {mean:.2f} = ln 10, a constant prediction. On MNIST "
-                "the paper's recipe does so for its first 4,000 to 5,000 steps; what helps: "
-                "--epsilon_warmup_steps, another --random_seed, a larger network.",
+                "the paper's recipe does so for its first 4,000 to 5,000 steps. Try "
+                "--epsilon_warmup_steps, another --random_seed, or a larger network.",
                 file=sys.stderr,
             )

@@ -19,7 +19,7 @@ class Runs:
     The file holds a list of {"command", "commit", "hardware", "versions", "data",
     "first_step", "last_step", "seconds"}; steps and time are those of the run's newest checkpoint.
     A run on several devices has their number as "num_replicas".
-    A damaged file is kept aside, and the list begins anew.
+    A damaged file is renamed, and a new list begins.
 
     Args:
         directory: the training's directory.

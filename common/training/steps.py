@@ -2,7 +2,7 @@
 
     min over weights of E[max over |delta| <= epsilon of loss(weights, x + delta, y)]
 
-A step of a training is its two sides, one after the other:
+A training step runs one after the other:
 
     x_adv = perturb(x_nat, y, step)           # inner maximisation
     xent, accuracy = update(x_nat, x_adv, y)  # outer minimisation
@@ -20,13 +20,14 @@ from common.training.optimizers import average_weights, copy_weights
 
 
 def make_adversary(config, challenge, model, batch_statistics=False):
-    """The inner maximisation, as function (x_nat, y, step, seed) to x_adv.
+    """Makes the inner maximisation, a function (x_nat, y, step, seed) to x_adv.
 
-    `seed` is by default the config's; `step` may be a tensor, if the attack is the same for all.
+    x_nat: float32 images (batch, height, width, channels), pixels in the challenge's bounds; the
+    first `num_natural` are returned unchanged. y: int labels (batch,). step: int, or a tensor if
+    the training has one attack. seed: int, by default the config's.
 
     Args:
-        config: the challenge's config: `adversary` is "pgd", "fgsm" or "none"; it leaves the
-            first `num_natural` images of a batch unattacked.
+        config: the challenge's config; `adversary` is "pgd", "fgsm" or "none".
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
         batch_statistics: see `PGD`.
@@ -45,9 +46,9 @@ def make_adversary(config, challenge, model, batch_statistics=False):
 
 
 def make_attacks(config, challenge, model, batch_statistics=False):
-    """The attacks of `attack_schedule`, as function from a step to a `PGD`.
+    """Makes the attacks of `attack_schedule`; returns the function from a step to its `PGD`.
 
-    A step is an int; or a tensor, if there is one attack for all.
+    A step is an int, or a tensor if there is one attack.
 
     Args:
         config, challenge, model, batch_statistics: see `make_adversary`.
@@ -78,7 +79,7 @@ def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):
         step: the number of the training's steps so far, an int or an int32 tensor.
         seed: int within int32, which decides the random starts together with `step`.
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
-        index: int (batch,), the numbers of the images in the batch of all devices; None: 0, 1, ...
+        index: int (batch,), the images' positions in the batch of all devices; None: 0, 1, ...
     """
     options = {} if index is None else {"index": index}
     if epsilon_warmup_steps:
@@ -87,14 +88,17 @@ def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):
 
 
 def warmup_scale(step, epsilon_warmup_steps):
-    """The part of epsilon and step_size that is reached at `step`, an int or an int32 tensor."""
+    """The fraction of epsilon and step_size that `step`, an int or an int32 tensor, uses."""
     scale = (step + 1) / epsilon_warmup_steps
     is_tensor = tf.is_tensor(scale)
     return tf.minimum(tf.cast(scale, tf.float32), 1.0) if is_tensor else min(1.0, scale)
 
 
 def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
-    """The outer minimisation of one step: the optimizer moves the model's weights.
+    """The outer minimisation of one step: the optimizer updates the model's weights.
+
+    Within `tf.distribute` all arguments are one replica's, and the mean of the replicas' losses is
+    minimised: `reduce_loss` must return an estimate of the whole batch's loss.
 
     Args:
         loss_of: function (x_nat, x_adv, y, model), see `common.training.losses`.
@@ -104,9 +108,6 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
         x_nat, x_adv: float32 images.
         y: int labels (batch,).
 
-    Within `tf.distribute` the arguments are a replica's, and the mean of the replicas' losses is
-    minimised: `reduce_loss` is to make each an estimate of the whole batch's.
-
     Returns:
         The batch's loss, and the float32 logits of `x_adv`, both from before the step.
     """
@@ -115,7 +116,7 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
         losses, logits = loss_of(x_nat, x_adv, y, model)
         loss = reduce_loss(losses)
         loss += tf.cast(tf.add_n(model.losses or [0.0]), loss.dtype)
-        share = loss / num_replicas if num_replicas > 1 else loss  # the optimizer adds them up
+        share = loss / num_replicas if num_replicas > 1 else loss  # the optimizer adds gradients
         scaled = optimizer.scale_loss(share)  # by 1, except in float16
     variables = model.trainable_variables
     optimizer.apply(tape.gradient(scaled, variables), variables)
@@ -123,7 +124,7 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
 
 
 def num_natural(config):
-    """How many images of a batch, its first ones, are trained on unattacked."""
+    """How many images, the first of a batch, `natural_share` leaves unattacked."""
     if config.adversary == "none":
         return 0
     batch_size = config.training_batch_size
@@ -131,17 +132,17 @@ def num_natural(config):
 
 
 def make_update(config, model, optimizer, reduce_loss, result=None):
-    """The outer minimisation, as function (x_nat, x_adv, y) to cross-entropy and accuracy.
+    """Makes the outer minimisation, a function (x_nat, x_adv, y) to cross-entropy and accuracy.
 
-    Both numbers are from before its step, of the images that the adversary has changed.
+    Both numbers are of the attacked images, before the weights' update.
 
     Args:
-        config: the challenge's config: `loss` is one of `common.training.losses`.
-        model: keras.Model whose weights the optimizer moves.
+        config: the challenge's config; `loss` is one of `common.training.losses`.
+        model: keras.Model whose weights the optimizer updates.
         optimizer: keras optimizer.
-        reduce_loss: maps the losses of a batch's examples to its own, as tf.reduce_sum.
+        reduce_loss: maps the examples' losses to the batch's: tf.reduce_sum or tf.reduce_mean.
         result: keras.Model of the same network that gets the weights after each step, averaged if
-            `config.average_decay` says so; None if that is `model` itself.
+            `config.average_decay` is not 0; None if that is `model` itself.
     """
     result = model if result is None else result
     natural = num_natural(config)
@@ -163,5 +164,5 @@ def make_update(config, model, optimizer, reduce_loss, result=None):
 
 
 def accuracy_of(logits, y):
-    """The part of a batch that float32 logits (batch, classes) classify as `y` (batch,)."""
+    """The share of a batch whose float32 logits (batch, classes) give the class `y` (batch,)."""
     return tf.reduce_mean(tf.cast(~is_misclassified(logits, y), tf.float32))

@@ -1,7 +1,7 @@
 """Accuracy on images that are not trained on, under a strong attack, while a training runs.
 
-A training against few or weak steps may look robust to its own attack without being so (label
-leaking, sudden collapse); an attack of many small steps shows it.
+A network that is trained against few or weak steps may withstand only those (label leaking, sudden
+collapse); an attack of many small steps shows it.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ _SHAPE = [dict.fromkeys(_NUMBERS, NUMBER)]
 
 
 class Validation:
-    """Evaluates a network in training, and keeps what it finds in validation.json.
+    """Evaluates a network in training, and keeps the results in validation.json.
 
     That file holds a list of {"step", "seconds", "natural_accuracy", "adversarial_accuracy"}, in
     percent, under the attack `challenge.validation_preset`; seconds are the training's so far.
-    A damaged file is kept aside, and the list begins anew.
+    A damaged file is renamed, and a new list begins.
 
     Args:
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
         model: keras.Model of its network.
-        images: a `common.data.Split`; its first 500 images are taken.
+        images: a `common.data.Split`; its first 500 images are used.
         directory: the training's directory.
     """
 
@@ -70,13 +70,13 @@ class Validation:
             "natural_accuracy": summary["natural_accuracy"],
             "adversarial_accuracy": summary["adversarial_accuracy"],
         }
-        # A training that was killed resumes before its last entries.
+        # A killed training resumes before its last entries.
         self._entries = [entry for entry in self._entries if entry["step"] < step] + [entry]
         write_json(self._path, self._entries)
         return entry
 
     def line(self, entry):
-        """What is printed of an entry."""
+        """An entry as the line that is printed."""
         return (
             f"    validation after {entry['step']} steps: "
             f"natural {entry['natural_accuracy']:.2f}%, "

@@ -108,33 +108,45 @@ def test_resuming_on_two_devices_is_exact(settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "settings", "tolerance"),
+    ("settings", "tolerance"),
     [
-        ("mnist", ("--scale=1", "--num_steps=2", "--step_size=0.1"), 1e-5),
-        ("mnist", ("--scale=1", "--num_steps=2", "--step_size=0.1", "--jit_compile=yes"), 1e-5),
-        ("mnist", ("--scale=1", "--num_steps=2", "--precision=bfloat16"), 1e-3),
-        # Without an attack, whose signs would turn rounding into other images.
-        (
-            "cifar10",
-            ("--width=simple", "--adversary=none", "--step_size_schedule=[[0,1e-3]]"),
-            1e-3,
-        ),
+        (("--scale=1", "--num_steps=2", "--step_size=0.1"), 1e-5),
+        (("--scale=1", "--num_steps=2", "--step_size=0.1", "--jit_compile=yes"), 1e-5),
+        (("--scale=1", "--num_steps=2", "--precision=bfloat16"), 1e-3),
     ],
-    ids=["mnist", "mnist with XLA", "mnist in bfloat16", "cifar10"],
+    ids=["mnist", "mnist with XLA", "mnist in bfloat16"],
 )
-def test_the_challenges_networks_train_on_two_devices(
-    name, settings, tolerance, tfds_dir, tmp_path
+def test_mnist_trains_on_two_devices_as_on_one(settings, tolerance, tfds_dir, tmp_path):
+    settings = ("--max_num_training_steps=3", "--training_batch_size=6", *settings)
+    train_on_two_and_one("mnist", settings, tfds_dir, tmp_path)
+    assert_close(tmp_path / "two", tmp_path / "one", tolerance)
+
+
+@pytest.mark.slow
+def test_cifar10s_gradient_on_two_devices_is_that_on_one_but_for_float32s_rounding(
+    tfds_dir, tmp_path
 ):
+    # Rounding moves an activation across the kink of a leaky ReLU in about every second such
+    # gradient of one device, too; one of them changes some kernels' gradients by a hundredth.
+    settings = ("--width=simple", "--adversary=none", "--step_size_schedule=[[0,1e-3]]")
+    settings += ("--max_num_training_steps=1", "--training_batch_size=32")
+    train_on_two_and_one("cifar10", settings, tfds_dir, tmp_path)
+    two, one = (checkpoint_arrays(tmp_path / name) for name in ("two", "one"))
+    momenta = [name for name in one if name.startswith("optimizer/_variables")]
+    assert len(momenta) > 90
+    two, one = (np.concatenate([had[name].ravel() for name in momenta]) for had in (two, one))
+    assert np.linalg.norm(two - one) < 0.02 * np.linalg.norm(one)
+
+
+def train_on_two_and_one(name, settings, tfds_dir, tmp_path):
     script = ROOT / f"{name}_challenge" / "train.py"
-    settings = (*settings, "--max_num_training_steps=3", "--training_batch_size=6")
     if not any(word.startswith("--precision") for word in settings):
         settings = (*settings, "--precision=float32")
     at = {"cwd": tmp_path, "data_dir": tfds_dir}
     mirrored = ("--distribute=mirrored", "--num_devices=2")
     out = run(script, "--model_dir=two", *mirrored, *settings, **at)
-    assert "trained 3 steps; SavedModel in" in out and (tmp_path / "two" / "saved_model").is_dir()
+    assert "steps; SavedModel in" in out and (tmp_path / "two" / "saved_model").is_dir()
     run(script, "--model_dir=one", *settings, **at)
-    assert_close(tmp_path / "two", tmp_path / "one", tolerance)
     recorded = json.loads((tmp_path / "two" / "config.json").read_text())
     assert (recorded["distribute"], recorded["num_devices"]) == ("mirrored", 2)
 
