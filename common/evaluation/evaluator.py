@@ -43,8 +43,8 @@ class Evaluator:
         show_progress: show a bar with the remaining time on stderr.
 
     Raises:
-        InputError: batch_size or seed is not a whole number in its range; a trial takes a share of the
-            examples, and `each_alone` is set or `spare_misclassified` is not.
+        InputError: batch_size or seed is not a whole number in its range; a trial takes a share of
+            the examples, and `each_alone` is set or `spare_misclassified` is not.
     """
 
     def __init__(

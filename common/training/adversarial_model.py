@@ -55,9 +55,9 @@ class AdversarialModel(keras.Model):
     before their updates. `evaluate`, and `fit` with validation_data, report cross-entropy and
     metrics of the natural images, and as robust_accuracy the share that is classified correctly
     both unattacked and attacked. `save` and `export` are the inner model's. So is a file of
-    `save_weights`, which also holds the optimizer's and the dropouts' state: `load_weights` restores
-    both. With `keras.callbacks.BackupAndRestore` an interrupted `fit` resumes to the same weights
-    if its data come in the same order.
+    `save_weights`, which also holds the optimizer's and the dropouts' state: `load_weights`
+    restores both. With `keras.callbacks.BackupAndRestore` an interrupted `fit` resumes to the same
+    weights if its data come in the same order.
 
     Made and compiled in the scope of a `tf.distribute.Strategy`, together with the inner model, it
     trains on several devices. A step is that of one device up to rounding and batch norm, which
