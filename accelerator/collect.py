@@ -1,9 +1,9 @@
-"""Makes a training directory of what run.py brought back, for eval.py, export_model.py, train.py.
+"""Makes a training directory of run.py's files, for eval.py, export_model.py and train.py.
 
     python accelerator/collect.py --job_dir=JOBS/NAME --run_dir=OUTPUT/NAME --model_dir=DIR
 
-With the training's whole state, state.npz in --state_dir, the directory is one that train.py
-resumes; without it, it holds the weights that are evaluated.
+With the training's state, state.npz in --state_dir, train.py can resume the directory; without it
+the directory holds only the result's weights.
 """
 
 import pathlib

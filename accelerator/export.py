@@ -109,7 +109,7 @@ def export_job(job, recipe, data, directory, exported):
         (recipe, read_json(recipe)),
         (job["name"], {"random_seed": job["random_seed"], "jit_compile": True}),
     )
-    if config.precision == "auto":  # what the accelerator is for
+    if config.precision == "auto":  # accelerators multiply bfloat16 fast
         config = dataclasses.replace(config, precision="bfloat16")
     train, test = data
     networks, experiment = build_networks(config, challenge), script.experiment(config)
@@ -118,7 +118,7 @@ def export_job(job, recipe, data, directory, exported):
     variables = programs.variables_of(result, trained, experiment["optimizer"])
 
     def exported_once(kind, settings, make, exact=False):
-        """The file of a program, relative to `directory`, which the same settings share."""
+        """The file of a program, relative to `directory`; jobs of the same settings share it."""
         of_training = {
             name: value
             for name, value in dataclasses.asdict(settings).items()

@@ -1,7 +1,7 @@
-"""The initial values of a training's variables, in few bytes, so that large networks can travel.
+"""The initial values of a training's variables in few bytes, to copy large networks quickly.
 
-Keras draws a kernel by TensorFlow's Philox from a seed and the kernel's number. Where NumPy finds
-the same values from these, seed and number are kept; other values are kept as they are.
+Keras draws a kernel by TensorFlow's Philox from a seed and the kernel's number. If NumPy computes
+the same values from these, only seed and number are stored; other values are stored in full.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _FILE = "initial.npz"
 
 
 def normal(shape, seed):
-    """What tf.random.stateless_normal(shape, seed, alg="philox") draws, to rounding.
+    """The numbers of tf.random.stateless_normal(shape, seed, alg="philox"), up to rounding.
 
     Args:
         shape: tuple of ints.
@@ -34,7 +34,7 @@ def normal(shape, seed):
 
 
 def describe(values, seed, directory):
-    """What `initial_values` makes the values of; writes those that have no short description.
+    """Describes values for `initial_values`; writes those that have no short description.
 
     Args:
         values: dict of names to arrays.

@@ -1,4 +1,4 @@
-"""Images in files small enough to be carried to another machine; NumPy alone reads them."""
+"""Images in files small enough to copy to another machine; reading them needs only NumPy."""
 
 import io
 import pathlib
@@ -11,10 +11,10 @@ from common.files import write_atomically
 
 
 def pack(images):
-    """Images as differences, which a file compresses to three fifths of their size.
+    """Images as differences, which compress to three fifths of the images' size.
 
-    Channels are taken apart, less the second one; each pixel then is its difference from the
-    gradient of its neighbours (left + above - above left), all modulo 256.
+    The second channel is subtracted from the others; then each pixel is replaced by its difference
+    from the prediction left + above - above left, all modulo 256.
 
     Args:
         images: uint8 (n, height, width, channels).

@@ -29,7 +29,7 @@ def variables_of(result, trained=None, optimizer=None):
 
     Args:
         result: keras.Model that is evaluated.
-        trained: keras.Model that the optimizer moves, which may be `result`; None for none.
+        trained: keras.Model that the optimizer updates, which may be `result`; None for none.
         optimizer: keras optimizer, built.
     """
     parts = {RESULT: result.weights}
@@ -54,13 +54,13 @@ def training(config, challenge, networks, experiment, num_images, steps_per_call
     """Several steps of a training as one function.
 
     Args:
-        config: the challenge's config; its `jit_compile` is taken as yes. Its attack is that of
-            every step: see `phases`.
+        config: the challenge's config; `jit_compile` counts as yes. It has one attack for all
+            steps, see `phases`.
         challenge: a `common.challenge.Challenge`.
         networks: (result, trained), see `common.training.loop.build_networks`.
-        experiment: what the challenge's train.py makes of the config.
-        num_images: how many images are trained on.
-        steps_per_call: the most steps of a call.
+        experiment: result of `experiment` in the challenge's train.py.
+        num_images: number of training images.
+        steps_per_call: the largest number of steps in a call.
 
     Returns:
         The function, and its arguments' tf.TensorSpecs:
@@ -180,7 +180,7 @@ def export(function, specs, variables, path, exact=False):
         specs: the tf.TensorSpecs of its arguments, all of fixed shape.
         variables: dict of names to the tf.Variables that it may use.
         path: the file's path.
-        exact: whether float32 products are exact, and not TF32's, on a GPU that has it.
+        exact: whether float32 products are computed without TF32 on a GPU.
 
     Raises:
         InputError: the file cannot be written.
@@ -208,7 +208,7 @@ def _plain(module):
     """A module's text without what an XLA runtime refuses or does not need."""
     module = re.sub(r"^#loc.*\n", "", module, flags=re.MULTILINE)
     module = re.sub(r" loc\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\)", "", module)
-    # The identity in TensorFlow's own dialect, which JAX's parser does not know.
+    # A copy in TensorFlow's dialect, which JAX's parser does not know.
     copy = r"mhlo\.copy (%\S+)(?: \{[^}]*\})? : (tensor<[^>]*>)"
     return re.sub(copy, r"stablehlo.reshape \1 : (\2) -> \2", module)
 

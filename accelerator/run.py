@@ -1,4 +1,4 @@
-"""Runs trainings that export.py wrote, with JAX and NumPy alone: no TensorFlow is needed.
+"""Runs the trainings of export.py with JAX and NumPy, without TensorFlow.
 
     python accelerator/run.py --jobs_dir=DIR --data_dir=DIR --output_dir=DIR JOB [JOB ...]
 
@@ -63,7 +63,7 @@ class Program:
         """Runs the program, which puts the new values of variables into `state`.
 
         Args:
-            state: dict of names to arrays of JAX; the updated ones' old arrays can be gone then.
+            state: dict of names to arrays of JAX; old arrays of updated variables may be deleted.
             *arguments: arrays of NumPy or JAX, in the shapes and dtypes of the export.
 
         Returns:
@@ -141,7 +141,7 @@ class Training:
         return self._programs[name]
 
     def train(self, images, labels, deadline, save_seconds, interruption):
-        """Takes the steps that are left, and saves the state now and then.
+        """Takes the remaining steps, and saves the state every `save_seconds`.
 
         Args:
             images, labels: the training images, arrays of JAX.
@@ -150,7 +150,7 @@ class Training:
             interruption: an `Interruption`.
 
         Returns:
-            Whether it is at its end.
+            Whether the training has ended.
 
         Raises:
             InputError: the loss is not finite.
@@ -182,7 +182,7 @@ class Training:
             )
             if not np.isfinite(xent).all():
                 raise InputError(
-                    f"{self.job['name']}: the loss is not finite at step {self.step}; what helps: "
+                    f"{self.job['name']}: the loss is not finite at step {self.step}; try "
                     "smaller rates in step_size_schedule"
                 )
             if now - last_shown > 5 or self.step == self.total:

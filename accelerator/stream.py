@@ -6,10 +6,10 @@ from common import philox
 
 
 class Batches:
-    """The images of each step, as `common.training.batches` takes them.
+    """The images of each step, as in `common.training.batches`.
 
     Args:
-        num_images: how many images are trained on.
+        num_images: number of training images.
         batch_size: images of a step.
         seed: the training's seed.
     """

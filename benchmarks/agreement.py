@@ -1,10 +1,11 @@
-"""One network under one attack, through every door: `evaluate`, eval.py and the peers.
+"""Attacks one network in several ways: by `evaluate`, eval.py and the peers.
 
     python benchmarks/agreement.py --model_dir=adv_trained --output_json=result.json
 
-PGD from the images themselves, so that no random number differs. `common.robust.evaluate` attacks
-the keras.Model, in float32 and in bfloat16; eval.py the path; CleverHans, Foolbox and ART, as far
-as they are installed, its SavedModel. The SavedModel says in float32 for all what is broken.
+PGD has no random start, so that no random number differs. `common.robust.evaluate` attacks the
+keras.Model, in float32 and in bfloat16; eval.py attacks the path; CleverHans, Foolbox and ART, if
+they are installed, attack its SavedModel. In all cases the SavedModel decides in float32 which
+examples are broken.
 """
 
 import pathlib
@@ -54,7 +55,7 @@ def define_flags():
 
 
 def main():
-    """Attacks the network through every door."""
+    """Attacks the network in every way."""
     if FLAGS.output_json:
         check_writable("--output_json", FLAGS.output_json)
     challenge = CHALLENGES[FLAGS.challenge]
@@ -106,7 +107,7 @@ def _keras_model(challenge, path):
 
 
 def _logits_of(served):
-    """A loaded SavedModel as function; the peers call it with arguments of their own."""
+    """A loaded SavedModel as a function; the peers call it with further arguments."""
     function = served.signatures["serving_default"]
     (given,) = function.structured_input_signature[1]
     (returned,) = function.structured_outputs

@@ -1,11 +1,11 @@
-"""Times PGD: ours, a plain loop over a plain Keras net, and the peers that are installed.
+"""Times PGD: ours, a plain loop with a plain Keras network, and the installed peers.
 
     python benchmarks/attack_throughput.py --model=mnist --batch_size=50,200,500
 
 All run in one process and in turn, round by round. The unit is the example-step: one forward and
-one input-gradient pass of one image and one update of its pixels. `share` is the part of the
-machine's matrix product rate, measured in the same rounds and arithmetic, that this amounts to,
-counting two passes of two operations for each multiplication and addition of the network.
+one input-gradient pass of one image and one update of its pixels. `share` is its rate of operations
+over that of the machine's matrix product in the same rounds and arithmetic, with two passes of two
+operations for each multiplication and addition of the network.
 """
 
 import functools
@@ -47,7 +47,7 @@ MODELS = {
     "cifar_wide": (CIFAR10, {"width": 10}, {"epsilon": 8.0, "step_size": 2.0, "num_steps": 1}),
 }
 OWN = (OURS, OURS_BFLOAT16, OURS_KERAS, OURS_KERAS_BFLOAT16, PLAIN)
-COMPARED = "CleverHans tf2"  # whose speed those of the others are divided by, round by round
+COMPARED = "CleverHans tf2"  # the others' speeds are divided by its speed, round by round
 
 FLAGS = flags.FLAGS
 

@@ -2,12 +2,11 @@
 
     python benchmarks/autoattack.py --model=mnist --num_images=1000 --output_json=result.json
 
-Each attack runs alone on every image that the network classifies correctly, first ours, then
-theirs, attack by attack: ours as `eval.py --suite=standard` runs it, with tracing and compiling,
-theirs through its own `run_standard_evaluation`. The plain Keras network decides for both which
-examples are broken; an image that has left the ball or the pixel range does not count. The JSON is
-written after each attack, and the same command resumes there; commands with other --attacks may
-share it.
+Attack by attack, ours runs first and then theirs, each on every image that the network classifies
+correctly: ours as in `eval.py --suite=standard`, with tracing and compiling, theirs by its own
+`run_standard_evaluation`. The plain Keras network decides for both which examples are broken; an
+image outside the ball or the pixel range does not count. The JSON is written after each attack, and
+the same command resumes there; commands with other --attacks may share the file.
 """
 
 import importlib.metadata
@@ -51,7 +50,7 @@ THEIR_NAMES = {
 }
 PACKAGES = ("pyautoattack", "torch")
 SUITE = "suite"  # all four in turn, each on the examples that the earlier ones left
-THEIR_BATCH_SIZE = 250  # the package's own
+THEIR_BATCH_SIZE = 250  # the package's default
 TOLERANCE = 1e-6  # part of the pixel range, for the rounding of x + delta and of the scaling
 
 FLAGS = flags.FLAGS
@@ -173,7 +172,7 @@ def is_outside(x_adv, x_nat, epsilon, bounds):
     """
     tolerance = TOLERANCE * (bounds[1] - bounds[0])
     distance = np.abs(x_adv.astype(np.float64) - x_nat)
-    # In this form NaN is outside.
+    # NaN counts as outside in this form.
     inside = (distance <= epsilon + tolerance) & (x_adv >= bounds[0]) & (x_adv <= bounds[1])
     return ~inside.all(axis=(1, 2, 3))
 
@@ -202,7 +201,7 @@ class Comparison:
             precision=config.precision,
         )
         self._trials = {name: Trial(attack, name=name) for name, attack in suite}
-        # The package wants pixels in [0, 1].
+        # The package takes pixels in [0, 1].
         self._width = challenge.bounds[1] - challenge.bounds[0]
         self._torch_model = peers.scaled_torch_network(loaded.model, self._width)
         keras_logits = tf.function(lambda x: loaded.model(x, training=False), reduce_retracing=True)

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: rounds in turn, the machine's own rate, memory of one process."""
+"""How the benchmarks measure: rounds in turn, the matrix product's rate, memory of a process."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from common.files import read_json, write_json
 from common.provenance import provenance
 from common.scripts import app
 
-# What the benchmarks compare, beside the peers.
+# The implementations that the benchmarks compare, without the peers.
 OURS, PLAIN, OURS_BFLOAT16 = "ours", "plain tf.function", "ours in bfloat16"
 # Ours without the network's fast form, as on any keras.Model.
 OURS_KERAS, OURS_KERAS_BFLOAT16 = "ours on a keras.Model", "ours on a keras.Model in bfloat16"
@@ -42,8 +42,8 @@ def in_turn(functions, rounds, cpu_seconds=None):
     Args:
         functions: name to function without arguments; each is called once before the first round.
         rounds: how often each function is timed.
-        cpu_seconds: a dict that gets what this function returns, in seconds of the processor, which
-            tell more if the machine has other work; or None.
+        cpu_seconds: None, or a dict that gets the same in seconds of the processor, which are more
+            reliable if the machine has other work.
 
     Returns:
         Dict of each name to the list of its seconds.
@@ -54,7 +54,7 @@ def in_turn(functions, rounds, cpu_seconds=None):
     seconds = {name: [] for name in functions}
     cpu_seconds = {} if cpu_seconds is None else cpu_seconds
     for number in range(rounds):
-        # Every other one runs backwards, so that no function always follows the same other.
+        # So that no function always follows the same other one.
         for name, function in list(functions.items())[:: -1 if number % 2 else 1]:
             begin, cpu_begin = time.perf_counter(), time.process_time()
             function()
@@ -101,7 +101,7 @@ def earlier_entries(path, what, check=lambda entries: None):
 
     Args:
         path: the file, or None.
-        what: dict that says what is measured; the file must say the same.
+        what: dict that describes the measurement; the file must have the same.
         check: function of the entries that raises anything if they are damaged.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The other libraries that a user could pick, on the same network; none of them is required."""
+"""PGD of other libraries on the same network; none of them is required."""
 
 import importlib.util
 import os
@@ -165,7 +165,7 @@ def _autocast(model):
 
 
 def torch_pgd(model, x_nat, y, epsilon, step_size, num_steps, bounds):
-    """PGD as a user of torch writes it, from the images themselves; arguments as in `make`."""
+    """PGD in plain torch, without a random start; arguments as in `make`."""
     import torch
 
     x = x_nat

@@ -1,6 +1,6 @@
-"""PGD as a good user of TensorFlow writes it: Keras layers and a tf.function around the loop.
+"""PGD in plain TensorFlow: Keras layers and a tf.function around the loop.
 
-The benchmarks compare with it, and the tests take its numbers as the truth.
+The benchmarks compare with it, and the tests use its numbers as the reference.
 """
 
 import keras

@@ -1,11 +1,11 @@
-"""Runs attacks in float32 and in bfloat16 on one network: what each breaks, and in what time.
+"""Compares attacks in float32 and in bfloat16 on one network: broken examples and time.
 
     python benchmarks/precision.py --model=mnist --num_images=1000 --output_json=result.json
 
-PGD as the paper's table has it, APGD on cross-entropy, and the standard suite, each on every image
-that the network classifies correctly, first in float32, then in bfloat16. The float32 network
-decides for both which examples are broken. The JSON is written after each run, and the same command
-resumes there; commands with other --attacks or --seeds may share it.
+The paper's PGD, APGD on cross-entropy, and the standard suite run on every image that the network
+classifies correctly, first in float32, then in bfloat16. The float32 network decides for both which
+examples are broken. The JSON is written after each run, and the same command resumes there;
+commands with other --attacks or --seeds may share the file.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Runs suites of attacks on one network, seed by seed: what each breaks, and in what time.
+"""Runs suites of attacks on one network, seed by seed, for accuracy and time.
 
     python benchmarks/suites.py --model=mnist --num_images=1000 --output_json=result.json
 
@@ -109,7 +109,7 @@ def evaluate(challenge, config, loaded, test, suite):
     Returns:
         A dict for JSON: the accuracy in percent; the examples that withstood as a string of 0 and
         1; seconds of the clock and of the processor; each attack's numbers and settings; the
-        processor and the number of threads. And the `State` that it would have resumed from.
+        processor and the number of threads. Then the evaluation's `State`.
 
     Raises:
         KeyboardInterrupt: the evaluation was ended; the same command resumes there.

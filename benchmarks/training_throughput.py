@@ -4,8 +4,7 @@
 
 A step is the attack of the challenge's config.json on a batch, and the update of the weights. The
 unit is examples per second. `loop_share` is the part of a real training's time, from its second to
-its last step, that attack and update take; input, logging, progress and everything else that Python
-does in between take the rest.
+its last step, that attack and update take; the rest is input, logging, progress and other Python.
 """
 
 import dataclasses
@@ -83,7 +82,7 @@ def main():
     if FLAGS.batch_size:
         size = {**size, "training_batch_size": FLAGS.batch_size}
     config = make_config(challenge, ("size", size))
-    # Times do not depend on the images, and these are always at hand.
+    # Times do not depend on the images, and these are always available.
     batch = challenge.load("test", allow_sample=True).head(config.training_batch_size)
     x, y = tf.constant(challenge.to_pixels(batch.images)), tf.constant(batch.labels, tf.int32)
     steps = {name: makers[name](challenge, config, reduce_loss, x, y) for name in names}
@@ -128,7 +127,7 @@ def main():
 
 
 def our_step(challenge, config, reduce_loss, x, y, precision="float32"):
-    """A step as `common.training.train` takes it, as function without arguments."""
+    """A step of `common.training.train`, as a function without arguments."""
     config = dataclasses.replace(config, precision=precision)
     policy = "mixed_bfloat16" if precision == "bfloat16" else precision
     model, optimizer = challenge.build_model(config, policy), optimizer_of(challenge, config)
@@ -143,7 +142,7 @@ def our_bfloat16_step(challenge, config, reduce_loss, x, y):
 
 
 def plain_step(challenge, config, reduce_loss, x, y):
-    """The same step by hand; its attack starts at the image, since it has no random start."""
+    """The same step in plain TensorFlow; its attack has no random start."""
     model = plain.build_model(challenge, challenge.build_model(config).get_weights())
     perturb = plain.pgd(
         model,

@@ -13,9 +13,9 @@ PGD = {"epsilon": 8, "random_start": True, "loss_func": "xent", "num_restarts": 
 FGSM_RANDOM_START = {**PGD, "num_steps": 1, "step_size": 8}
 CW_PLUS = {"loss_func": "cw", "kappa": 50}
 
-# By width and training: white-box Table 5 and, for the wide robust network's CW, Table 2; transfer
-# from networks of the same width Tables 3 and 4, by the source's training. How large the random
-# perturbation before FGSM was is not stated.
+# By width and training. White-box rows are of Table 5, the wide robust network's CW of Table 2;
+# transfer from networks of the same width is of Tables 3 and 4, by the source's training. The paper
+# does not state the size of the random perturbation before FGSM.
 PAPER = {
     (WIDTHS["simple"], "none"): {
         ("natural", None): 92.7,

@@ -1,4 +1,4 @@
-"""Makes a model with a card of a CIFAR-10 training, or adds rows to the card of one.
+"""Exports a CIFAR-10 training as a model with a card, or adds rows to a model's card.
 
 python cifar10_challenge/export_model.py --model_dir=TRAINING --output_dir=NAME [--sources=...]
 python cifar10_challenge/export_model.py --model_dir=NAME [--rows=...] [--sources=...]

@@ -1,15 +1,14 @@
-"""The CIFAR-10 networks as a CPU runs them fastest, for attacks; `model.py` says what they compute.
+"""The CIFAR-10 networks of `model.py` in the form that a CPU runs fastest, for attacks.
 
-They have the same weights, logits and gradients, to the rounding of float32 or bfloat16, in
-inference mode, in which batch norm is a multiplication and an addition. They compute them another
-way:
+Weights, logits and gradients are the same, up to the rounding of float32 or bfloat16, in inference
+mode, in which batch norm is a multiplication and an addition. It is faster by these changes:
 
 - A normalisation between two convolutions is folded into the kernel and bias of the first. In the
   gradient the multiplication of the other normalisation is folded into the kernel of the
   convolution after it.
 - Bias, activation and the addition of the shortcut happen as a convolution writes its results.
 - A shortcut that changes its number of channels is a convolution with a fixed kernel.
-- The wide network's convolutions are Winograd's, in float32.
+- The wide network uses Winograd's convolutions, in float32.
 """
 
 import tensorflow as tf
@@ -18,13 +17,13 @@ from cifar10_challenge.model import SLOPE
 from cifar10_challenge.winograd import WinogradConv
 from common.attack.fast import fused
 
-WINOGRAD_CHANNELS = 128  # from so many on it is faster than a direct convolution
+WINOGRAD_CHANNELS = 128  # with so many or more it is faster than a direct convolution
 
 
 def fast_logits(model, precision="float32"):
     """The network's logits, in inference mode.
 
-    What depends on the weights alone is computed here; call it once an attack, within the graph.
+    It prepares the weights: call it once an attack, within the graph.
 
     Args:
         model: keras.Model of `model.build_model`.
@@ -71,8 +70,8 @@ def _residual_unit(model, name, dtype):
     conv2_back = _conv_back(tf.cast(kernel2, dtype))
     resize = _shortcut_kernel(*kernel1.shape[2:], stride, dtype)
     scale1, offset2 = tf.cast(scale1, dtype), tf.cast(offset2, dtype)
-    # TensorFlow joins an addition to a convolution only after a bias, and drops a bias that it can
-    # tell is zero; it cannot tell that this one is.
+    # TensorFlow fuses an addition with a convolution only after a bias, and drops a bias that it
+    # knows to be zero; it does not know it of this one.
     no_bias = tf.minimum(tf.abs(offset2), 0.0)
     # Only the network's first unit activates before its shortcut.
     activates_before_shortcut = name == "unit1_0"
@@ -109,8 +108,8 @@ def _normalise(scale, offset, dtype):
     if scale.shape[0] >= WINOGRAD_CHANNELS:
         forward = _scale_bias_activate
     else:
-        # TensorFlow joins a bias and an activation only to a convolution, so the multiplication is
-        # one here: one pass instead of three.
+        # TensorFlow fuses a bias and an activation only with a convolution. As a convolution, the
+        # multiplication needs one pass instead of three.
         diagonal = tf.linalg.diag(scale)[None, None]
 
         def forward(x, scale, offset):
@@ -165,7 +164,7 @@ def _shortcut_kernel(channels, filters, stride, dtype):
     return tf.tile(kernel[None, None], (stride, stride, 1, 1))
 
 
-# Functions that a convolution's results go through as they are written.
+# Functions that are fused with a convolution.
 
 
 def _bias_activate(x, bias):

@@ -53,7 +53,7 @@ class BatchNorm(layers.BatchNormalization):
         replica = tf.distribute.get_replica_context()
         if self._is_synchronized and replica is not None and replica.num_replicas_in_sync > 1:
             return self._synchronised(x, replica)
-        if x.dtype == tf.float64:  # which the op lacks
+        if x.dtype == tf.float64:  # which the op does not support
             return super().call(x, training=training)
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
@@ -70,7 +70,7 @@ class BatchNorm(layers.BatchNormalization):
         values = tf.cast(x, self.moving_mean.dtype)  # bfloat16 in mixed precision
         mean, variance = tf.nn.moments(values, axes=[0, 1, 2])
         count = tf.fill(mean.shape, tf.cast(tf.size(x) // x.shape[-1], mean.dtype))
-        # One exchange for all three, since it is the number of them that costs.
+        # One exchange for all three, since the number of exchanges decides the time.
         parts = tf.stack([count, count * mean, count * (variance + tf.square(mean))])
         count, total, squares = tf.unstack(replica.all_reduce(tf.distribute.ReduceOp.SUM, parts))
         mean = total / count
@@ -82,7 +82,7 @@ class BatchNorm(layers.BatchNormalization):
         )
 
     def _follow(self, mean, variance):
-        """Moves the stored averages towards the statistics of a batch."""
+        """Updates the stored averages by the statistics of a batch."""
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
 

@@ -30,15 +30,14 @@ def build_model(
     format) change nothing.
 
     Args:
-        width: int, what the filters of all but the first convolution are multiplied by, or the
+        width: int, the factor of the numbers of filters in all but the first convolution, or the
             paper's name for it: "simple" is 1 (464,154 trainable parameters), "wide" is 10
             (45,901,914).
         weight_decay: `model.losses` add up to weight_decay times half the squared sum of every
             kernel, the dense one too; batch norm and bias are left out.
         seed: int that decides the initial weights; None draws them.
         precision: Keras's dtype policy for the layers between first convolution and mean, such as
-            "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. None is
-            `dtype`.
+            "mixed_bfloat16": float32 weights, and computation in bfloat16. None is `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
             `precision`, for a reference without rounding.
         synchronized: whether batch norm, in training on several devices, takes the statistics of
@@ -49,7 +48,7 @@ def build_model(
         logits (batch, 10).
 
     Raises:
-        ValueError: `width` is not known.
+        ValueError: `width` is neither a known name nor an int in its range.
     """
     width = width_of(width)
     groups = [width * filters for filters in GROUPS]

@@ -3,7 +3,7 @@
     python cifar10_challenge/train.py --model_dir=/tmp/robust [--width=simple] ...
 
 The attack takes 7 steps of 2, as in the paper and for its published networks; the original
-config.json says 10.
+config.json has 10.
 """
 
 import pathlib
@@ -35,7 +35,7 @@ def train(config):
         The trained keras.Model.
     """
     images = CIFAR10.load("train", data_dir=config.data_dir)
-    # Every training image is trained on; the original, too, watched the test images.
+    # No training image is held out; the original also monitored the test images.
     validation_images = CIFAR10.load("test", data_dir=config.data_dir)
     print(one_line(images.source))
 
@@ -45,7 +45,7 @@ def train(config):
 
 
 def experiment(config):
-    """What `common.training.train` is given beside images and config, as a dict."""
+    """The experiment's arguments of `common.training.train`, as a dict."""
     rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     return {
         "optimizer": optimizers.Momentum(rate, momentum=config.momentum),

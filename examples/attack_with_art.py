@@ -3,7 +3,7 @@
 
     pip install -e '.[peers]' && python examples/attack_with_art.py
 
-The attack is ART's own; the SavedModel and the test images are all that it takes from here.
+The attack is ART's own; from this project it takes only the SavedModel and the test images.
 """
 
 import numpy as np

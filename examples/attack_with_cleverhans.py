@@ -2,7 +2,7 @@
 
     pip install -e '.[peers]' && python examples/attack_with_cleverhans.py
 
-The attack is CleverHans's own; the SavedModel and the test images are all that it takes from here.
+The attack is CleverHans's own; from this project it takes only the SavedModel and the test images.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
     pip install -e '.[peers]' && python examples/attack_with_foolbox.py
 
-The attack is Foolbox's own; the SavedModel and the test images are all that it takes from here.
+The attack is Foolbox's own; from this project it takes only the SavedModel and the test images.
 """
 
 import foolbox
@@ -17,7 +17,7 @@ model = foolbox.TensorFlowModel(lambda x: logits(image=x)["logits"], bounds=(0, 
 
 test = MNIST.load("test", allow_sample=True).head(500)
 x_nat = tf.constant(MNIST.to_pixels(test.images))
-# int64 as argmax returns: if types differ, Foolbox 3.3 calls a function that NumPy 2 has not.
+# int64 like argmax: if types differ, Foolbox 3.3 calls a function that NumPy 2 does not have.
 y = tf.constant(test.labels, tf.int64)
 
 attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40, random_start=True)

@@ -3,8 +3,8 @@
     python examples/keras_applications.py --weights=imagenet  # which Keras downloads
     python examples/keras_applications.py                     # initial weights, to try it out
 
-The photographs are CIFAR-10's, enlarged, and no class of ImageNet. So a label is what the network
-takes a photograph for, and the accuracy is the share of its answers that PGD cannot change.
+The photographs are CIFAR-10's, enlarged, and have no ImageNet labels. The network's own predictions
+are the labels here, and the accuracy is the share of predictions that PGD cannot change.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def build_network(weights):
             keras.layers.Rescaling(
                 1 / 127.5, offset=-1
             ),  # each family has its own, see preprocess_input
-            network,  # its softmax is stepped over
+            network,  # `evaluate` bypasses its softmax
         ]
     )
 

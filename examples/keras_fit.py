@@ -1,8 +1,8 @@
-"""Trains a small Keras network twice by `fit`, on images as they are and against PGD, and evaluates
+"""Trains a small Keras network twice by `fit`, on natural images and against PGD, and evaluates
 both by the fast suite.
 
     python examples/keras_fit.py                          # 1,000 digits that come with the project
-    python examples/keras_fit.py --dataset=fashion_mnist  # of TensorFlow Datasets, where it is
+    python examples/keras_fit.py --dataset=fashion_mnist  # from a TensorFlow Datasets directory
 
 Two cores take less than five minutes.
 """
@@ -46,7 +46,7 @@ def load(name, data_dir, count):
 
 
 def build_network(image_shape, num_classes):
-    """A network as any other; it could end in a softmax as well."""
+    """An ordinary network; it could also end in a softmax."""
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [

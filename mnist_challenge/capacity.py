@@ -2,12 +2,12 @@
 
     python mnist_challenge/capacity.py --output_dir=/tmp/capacity [--seeds=0,1,2] [--list]
 
-Networks of the scales 1, 2, 4, 8 and 16 are trained on natural images, against FGSM and against
-PGD, the last with an epsilon that rises at the start and with one that does not; so are model B and
-the very large network of Figure 8. Each is a training of its own, as train.py makes it, in a
-directory of --output_dir; capacity.json has the recipes. The first seed's networks come first, and
-small ones before large ones. What is done is skipped, and what was broken off is resumed. Several
-of these commands may share a list: each skips what another is training.
+Networks of the scales 1, 2, 4, 8 and 16 are trained on natural images, against FGSM, and against
+PGD with an epsilon that rises at the start and with a constant one. Model B and the very large
+network of Figure 8 are trained, too. Each has a training directory in --output_dir, like those of
+train.py; capacity.json has the recipes. The first seed comes first, and small networks before large
+ones. Finished trainings are skipped, interrupted ones resume. Several of these commands may share
+an --output_dir: each skips what another trains.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ class Network:
     """A network of the family.
 
     Attributes:
-        name: of its directory: training, network and seed, such as pgd_scale_4_seed_0.
+        name: its directory's name, of training, network and seed, such as pgd_scale_4_seed_0.
         config: the `Config` of its training.
-        minutes: the processor time that its training takes, see capacity.json.
+        minutes: the processor time of its training, see capacity.json.
     """
 
     name: str
@@ -58,19 +58,19 @@ class Network:
 
     @property
     def steps(self):
-        """How many of its steps a checkpoint holds."""
+        """The step of its newest checkpoint, or 0."""
         directory = pathlib.Path(self.config.model_dir)
         return max(checkpoint_files.steps_in(directory), default=0) if directory.is_dir() else 0
 
     @property
     def is_done(self):
-        """Whether its training has ended; a SavedModel is the last thing that one writes."""
+        """Whether its training has ended; a training writes its SavedModel last."""
         saved_model = pathlib.Path(self.config.model_dir) / "saved_model" / "saved_model.pb"
         return saved_model.is_file() and self.steps >= self.config.max_num_training_steps
 
     @property
     def minutes_left(self):
-        """The processor time that is left of its training."""
+        """The remaining processor time of its training."""
         share = self.steps / self.config.max_num_training_steps
         return 0.0 if self.is_done else self.minutes * max(0.0, 1 - share)
 
@@ -128,7 +128,7 @@ def train_all(networks, train=train):
         train: function from a config, which trains.
 
     Raises:
-        InputError: trainings could not be ended; the others have been.
+        InputError: trainings failed; the others have ended.
         Interrupted: see `common.training.loop.train`; the same call resumes.
     """
     failed, seconds, minutes = [], 0.0, 0.0
@@ -142,7 +142,7 @@ def train_all(networks, train=train):
                 failed.append(network.name)
                 print(one_line(f"error: {network.name}: {error}"), file=sys.stderr)
             continue
-        # How much faster or slower this machine is than the one of capacity.json.
+        # The time of this machine over that of capacity.json's.
         pace = seconds / 60 / minutes if minutes else 1.0
         left = pace * sum(other.minutes_left for other in networks[number - 1 :])
         print(one_line(f"{place}; the whole list takes about {_duration(left)} more"), flush=True)
@@ -164,9 +164,9 @@ def train_all(networks, train=train):
 
 
 def _check_is_same(network):
-    """Raises InputError if a training that is done had another recipe than it would have now."""
+    """Raises InputError if a finished training had another recipe than capacity.json has now."""
     recorded = read_settings(pathlib.Path(network.config.model_dir) / "config.json")
-    # The arithmetic is the machine's; what leaves the course alone is that run's.
+    # The machine decides the precision; settings that do not change the numbers may differ.
     own = NOT_OF_TRAINING - {"max_num_training_steps"} | {"precision"}
     there = dataclasses.asdict(make_config(MNIST, ("config.json", recorded)))
     now = dataclasses.asdict(network.config)
@@ -184,7 +184,7 @@ def _duration(minutes):
 
 
 def show(networks):
-    """Prints the networks, how far each has come, and the processor time that each takes."""
+    """Prints the networks, their steps so far, and the remaining processor time."""
     width = max(len(network.name) for network in networks)
     print(f"{'network':{width}}  steps         CPU minutes left")
     for network in networks:
@@ -225,7 +225,7 @@ def main(words):
     if values.list:
         show(networks)
     else:
-        MNIST.load("train", data_dir=values.data_dir)  # if it is missing, one line says so
+        MNIST.load("train", data_dir=values.data_dir)  # missing data end the script, not a training
         train_all(networks)
 
 

@@ -16,8 +16,8 @@ PGD = {
     "num_restarts": 1,
 }
 
-# The network of scale 16: Table 1; Sec. 4 and Figure 4, whose numbers are read off the plot: FGSM
-# training, and PGD on the natural network.
+# The network of scale 16, by training: Table 1; for FGSM training, and for PGD on the natural
+# network, Sec. 4 and numbers read off Figure 4.
 PAPER = {
     "pgd": {
         ("natural", None): 98.8,
@@ -71,7 +71,7 @@ class Config(config.Config):
         "Tramèr et al., a source of transfer",
         config.one_of("paper", "very_large", "b"),
     )
-    # Up to 410 the network has fewer than 2**31 weights.
+    # Networks of a scale above 410 have 2**31 weights or more.
     scale: int = config.key(
         "capacity of the network: 1, 2, 4, 8 or 16; b has one size alone", config.integer(1, 411)
     )
@@ -92,7 +92,7 @@ def fast_logits(network, precision="float32"):
 
 
 def network_of(settings):
-    """The network and scale of a training's settings; old ones name none."""
+    """The network and scale of a training; settings from before there was a choice lack them."""
     return settings.get("network", "paper"), settings.get("scale", 16)
 
 

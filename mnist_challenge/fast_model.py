@@ -1,16 +1,16 @@
-"""The MNIST network as a CPU runs it fastest, for attacks; `model.py` says what it computes.
+"""The MNIST network of `model.py` in the form that a CPU runs fastest, for attacks.
 
-It has the same weights, logits and gradients, to the rounding of float32 or bfloat16, and computes
-them another way:
+Weights, logits and gradients are the same, up to the rounding of float32 or bfloat16. It is faster
+by these changes:
 
-- The first convolution's gradient has one channel to fill, and vector units have sixteen lanes.
-  Here the gradient of each 2x2 block of pixels is four channels, and the three blocks of a row
-  that it depends on make them twelve.
+- The first convolution's input gradient has one channel, but vector units have sixteen lanes. Here
+  a 2x2 block of pixels is four channels, and the three blocks of a row that depend on one gradient
+  are twelve.
 - Pooling and ReLU are one kernel each way, which keeps one byte of each 2x2 window: the position
   that its gradient goes to.
 - The dense layer's kernel is transposed once an attack instead of once a step.
-- Filters of the first convolution that no image brings above zero are left out. Adversarial
-  training leaves few others: 13 of the 32 of `adv_trained` (3 in the paper, Sec. C).
+- Filters of the first convolution that no image brings above zero are left out. In a robust network
+  few others remain: 13 of the 32 of `adv_trained` (3 in the paper, Sec. C).
 """
 
 import numpy as np
@@ -18,20 +18,20 @@ import tensorflow as tf
 
 from common.attack.fast import fused
 
-CLOSED = 4  # stands for a position if the ReLU lets no gradient through
+CLOSED = 4  # instead of a position if the ReLU's gradient is 0
 ROUNDING = 1e-5  # more than the relative error of a sum over a filter's 26 terms
 
 
 def fast_logits(model, precision="float32"):
     """The network's logits, in inference mode.
 
-    What depends on the weights alone is computed here; call it once an attack, within the graph.
+    It prepares the weights: call it once an attack, within the graph.
 
     Args:
         model: keras.Model of `model.build_model`.
         precision: "float32" computes in the dtype of the weights, "bfloat16" in bfloat16 between
-            the first convolution and the last layer. Elements of the second pooling's windows that
-            differ in float32 may then be equal; the gradient goes to the first of them.
+            the first convolution and the last layer. Two elements of a window of the second pooling
+            that differ in float32 may then be equal; the gradient goes to the first.
 
     Returns:
         A function from float32 images (batch, 28, 28, 1), pixels in [0, 1], to float32 logits
@@ -92,7 +92,7 @@ def _live_filters(kernel, bias):
     """
     highest = bias + tf.reduce_sum(tf.nn.relu(kernel), axis=(0, 1, 2))
     highest += ROUNDING * (tf.abs(bias) + tf.reduce_sum(tf.abs(kernel), axis=(0, 1, 2)))
-    # A filter of a diverged network stays.
+    # Filters with NaN, of a diverged network, stay.
     highest = tf.where(tf.math.is_nan(highest), tf.constant(np.inf, highest.dtype), highest)
     return tf.where(highest >= tf.minimum(tf.reduce_max(highest), 0.0))[:, 0]
 
@@ -140,8 +140,8 @@ def _to_blocks(position, dy):
 def _block_kernel(kernel):
     """The kernel (3, 1, 4 channels, 12) from blocks of gradients to blocks of pixels.
 
-    Row tap r, window element e and channel c lead to pixel q of the block in column k: they meet
-    in the tap of the 5x5 kernel that took that pixel to that element, if there is one.
+    Its entry for row tap r, window element e, channel c, block column k and pixel q is the tap of
+    the 5x5 kernel that leads from that pixel to that element, or zero if there is none.
     """
     tap = np.full((3, 4, 3, 4), 25)  # r, e, k, q; 25 is a tap of zeros
     for r, e, k, q in np.ndindex(tap.shape):
@@ -157,7 +157,7 @@ def _block_kernel(kernel):
 
 @fused
 def _fold(x):
-    """Adds up what three blocks of a row contribute, and puts blocks back in the image.
+    """Sums the contributions of the three blocks of a row, and puts blocks back in the image.
 
     Args:
         x: float32 (batch, height, width, 12), from a convolution with `_block_kernel`.
@@ -173,7 +173,7 @@ def _fold(x):
 
 
 def _shape(x):
-    """The shape of `x`, with tensors for batch and channels, which are known as the graph runs."""
+    """The shape of `x`, with tensors for batch and channels, which are known only at run time."""
     return tf.shape(x)[0], *x.shape[1:3], tf.shape(x)[3]
 
 

@@ -9,16 +9,17 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32", very_large
 
         conv 5x5 x 2s, pool - conv 5x5 x 4s, pool - dense 64s - dense 10
 
-    Weights start as a normal of deviation 0.1 cut at two deviations, biases at 0.1. Keras's global
-    settings (floatx, dtype policy, image data format) change nothing.
+    Weights are drawn from a normal distribution of deviation 0.1, truncated at two deviations;
+    biases start at 0.1. Keras's global settings (floatx, dtype policy, image data format) change
+    nothing.
 
     Args:
         scale: the paper's capacity s: 1, 2, 4, 8 or 16. 16 is its main network (3,274,634
             parameters), 1 the smallest (13,514).
         seed: int that decides the initial weights; None draws them.
         precision: Keras's dtype policy for the second convolution and the first dense layer, such
-            as "mixed_bfloat16": float32 weights, and bfloat16 for what is computed with them. The
-            first convolution of a robust network is a threshold, which 8 bits of a pixel miss.
+            as "mixed_bfloat16": float32 weights, and computation in bfloat16. The first convolution
+            stays exact: in a robust network it is a threshold, too fine for bfloat16's 8 bits.
             None is `dtype`.
         dtype: the dtype of everything else, such as images and logits; float64, without a
             `precision`, for a reference without rounding.
@@ -50,7 +51,7 @@ def build_model(scale=16, seed=None, precision=None, dtype="float32", very_large
     def convolve(x, filters, number, dtype):
         options = {"padding": "same", "name": f"conv{number}", **images, **start(dtype)}
         x = layers.Conv2D(filters, 5, **options)(x)
-        # ReLU follows the pooling: max and ReLU commute, and there it has a quarter of the work.
+        # ReLU follows the pooling: max and ReLU commute, and ReLU then has a quarter of the work.
         x = layers.MaxPooling2D(2, **images, dtype=dtype, name=f"pool{number}")(x)
         return layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
 
@@ -89,5 +90,5 @@ def original_names(model):
     Returns:
         List of str, in the order of `keras.Model.weights`.
     """
-    # The original named none, so that TensorFlow 1 counted them.
+    # The original did not name them, so that TensorFlow 1 numbered them.
     return ["Variable", *(f"Variable_{i}" for i in range(1, len(model.weights)))]

@@ -1,6 +1,6 @@
 """Model B of Tramèr et al. (2018), Ensemble Adversarial Training, from pixels to logits.
 
-The paper's Table 1 attacks its own network with examples that were made on this one.
+In the paper's Table 1 it is a source of transfer attacks.
 """
 
 import keras
@@ -18,8 +18,8 @@ def build_model(seed=None, precision=None, dtype="float32"):
         dropout 0.2 - conv 8x8 x 64, stride 2, same - conv 6x6 x 128, stride 2, valid -
         conv 5x5 x 128, valid - dropout 0.5 - dense 10
 
-    A ReLU follows each convolution. Weights start as Keras's do: Glorot's uniform, and biases of
-    zero. What the paper trained it with is not stated.
+    A ReLU follows each convolution. Weights start from Keras's defaults: Glorot's uniform, and
+    biases of zero. The paper does not state how it trained this network.
 
     Args:
         seed: int that decides the initial weights and the dropout; None draws it.
@@ -75,8 +75,7 @@ def size_of(shapes):
 def fast_logits(model, precision="float32"):
     """The network's logits, in inference mode; see `fast_model.fast_logits`.
 
-    They are computed as the layers do. bfloat16 is between the first convolution and the last
-    layer.
+    bfloat16 is used between the first convolution and the last layer.
 
     Args:
         model: keras.Model of `build_model`.

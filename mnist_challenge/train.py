@@ -43,7 +43,7 @@ def train(config):
 
 
 def experiment(config):
-    """What `common.training.train` is given beside images and config, as a dict."""
+    """The experiment's arguments of `common.training.train`, as a dict."""
     rate = optimizers.learning_rate(config.step_size_schedule, config.step_size_interpolation)
     return {
         # TensorFlow 1's epsilon; Keras's own default is 1e-7.

@@ -22,7 +22,7 @@ def cifar10_table():
 def results_table(challenge, names):
     """A table of the cards' results, as Markdown; the first card is the robust network's.
 
-    Paper and leaderboard are of robust networks too.
+    The columns of paper and leaderboard are of robust networks, too.
     """
     own = [cards.read(challenge, name) for name in names]
     robust = own[0]["training"]["config"]

@@ -4,9 +4,10 @@
     python paper/accuracy_against_epsilon.py mnist --attack=pgd_l2,boundary --num_steps=100
 
 PGD's steps are of 2.5 epsilon / num_steps, as in the paper. An example broken at one epsilon counts
-as broken at all larger ones, whose balls hold that of the smaller, and is not attacked there. The
-boundary attack finds one distance for each example; its 25,000 steps are Foolbox's, the paper has
-2,000 of another implementation. Shaded: the 95 % confidence interval. Dashed: the paper's networks.
+as broken at all larger ones, whose balls contain the smaller one, and is not attacked again. The
+boundary attack finds one distance for each example; its 25,000 steps are Foolbox's default, the
+paper has 2,000 of another implementation. Shaded: the 95 % confidence interval. Dashed: the paper's
+networks.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""Draws images, their adversarial versions and the differences, and what a network sees in them.
+"""Draws images, adversarial examples and perturbations, with a network's predictions.
 
     python paper/adversarial_images.py mnist --model_dir=natural,adv_trained --output=digits.png
 
-The models stand side by side. Each has the same natural images, the examples that PGD finds on it
-(the settings of the challenge's config.json unless flags say otherwise) or another --attack, and
-what that added: grey is nothing, black and white are epsilon (in L2 the most). Above an image is
-what the model takes it for and how sure it is, in red if that is wrong; below are the labels.
+The models are side by side. Each has the same natural images, the examples that PGD (by default
+with the settings of the challenge's config.json) or another --attack finds on it, and the
+perturbations: grey is no change, black and white are epsilon (in L2 the largest change). Above an
+image is the predicted class with its probability, in red if it is wrong; below are the labels.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Loss along PGD and at its end, from random starts: what several items need."""
+"""Loss along PGD and at its end, from random starts, for several items."""
 
 import numpy as np
 import tensorflow as tf
@@ -44,8 +44,8 @@ def losses_along_pgd(loaded, challenge, image, label, seed, num_restarts, num_st
         image: float32 (height, width, channels), the ball's centre.
         label: its class.
         seed: int.
-        num_restarts: how many uniform points of the ball are started from.
-        num_steps: of PGD, each of `STEP_SIZES`.
+        num_restarts: number of starts, uniform points of the ball.
+        num_steps: number of PGD's steps, each of length `STEP_SIZES`.
 
     Returns:
         float32 (num_steps + 1, num_restarts).
@@ -90,7 +90,7 @@ def maxima(loaded, challenge, image, label, seed, index, num_steps, scale=1.0):
 def pgd(loaded, challenge, num_steps):
     """Returns PGD of `num_steps` steps of `STEP_SIZES` on a `LoadedModel`, in float32.
 
-    It is the same attack for the same model, so that it is compiled once.
+    The same model gets the same attack object, which is compiled once.
     """
     key = id(loaded), num_steps
     if key not in _ATTACKS:
@@ -109,10 +109,10 @@ def pgd(loaded, challenge, num_steps):
 def examples(work, robust):
     """Returns the numbers of the test images that Figures 1, 2 and 11 are about, ints.
 
-    All five of the paper's MNIST examples end at a loss above 1 on the robust network, which PGD
-    breaks on 7 % of the images alone: they are of those. So on MNIST these are the first images
-    that one run of PGD breaks there; if `work` has too few, the first others follow. The paper's
-    CIFAR-10 examples are as broken as any, and there these are the first images.
+    All five of the paper's MNIST examples end at a loss above 1 on the robust network. PGD breaks
+    only 7 % of the images there, so that the examples must be among these. On MNIST they are here
+    the first images that one run of PGD breaks; if `work` has too few, other first images follow.
+    The paper's CIFAR-10 examples show no such choice, and here they are the first images.
 
     Args:
         work: a `paper.item.Work`; its images are searched.
@@ -126,7 +126,7 @@ def examples(work, robust):
 
 
 def _order(work, robust):
-    """The numbers of all of `work`'s images, those first that `examples` takes first."""
+    """The numbers of all of `work`'s images, in the order in which `examples` takes them."""
     settings, number = work.settings, np.arange(len(work.y))
     if work.challenge.name == "MNIST":
         attack = pgd(robust, work.challenge, settings["num_steps"])
@@ -143,7 +143,7 @@ def _order(work, robust):
 
 
 def predictions(loaded, x):
-    """Returns the classes that a `LoadedModel` sees in images, int (n,); `x` as in `losses_at`."""
+    """Returns a `LoadedModel`'s predicted classes, int (n,); `x` as in `losses_at`."""
     batches = (x[first : first + BATCH] for first in range(0, len(x), BATCH))
     return np.concatenate([np.argmax(loaded.logits(tf.constant(b)), axis=1) for b in batches])
 

@@ -1,4 +1,4 @@
-"""The challenge that a script of this folder is about: the first word of its command line."""
+"""The challenge of a script of this folder, which the first word of its command line names."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What paper/README.md says of the items, made from their results."""
+"""The sections and tables of paper/README.md, made from the items' results."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ START, END = "<!-- table -->\n", "<!-- end -->"
 
 
 def filled(text, makers):
-    """Returns a Markdown text with what stands between its pairs of `START` and `END` made anew.
+    """Returns a Markdown text with the parts between its pairs of `START` and `END` made anew.
 
     Args:
         text: str.
@@ -41,12 +41,12 @@ def items_table(directory=HERE, source=None):
 
 
 def text(directory, source):
-    """Returns the two together, for results that are not the project's own."""
+    """Returns table and sections together, for results that are not the project's own."""
     return f"{items_table(directory, source)}\n\n{sections(directory, source)}\n"
 
 
 def sections(directory=HERE, source=None):
-    """Returns what is said of each item, by research question, as Markdown."""
+    """Returns the sections of all items, by research question, as Markdown."""
     lines = []
     for question, words in QUESTIONS.items():
         of_it = [item for item in items.load_all() if item.question == question]
@@ -58,7 +58,7 @@ def sections(directory=HERE, source=None):
 
 
 def section(result):
-    """Returns what is said of one item, as lines of Markdown."""
+    """Returns the section of one item, as lines of Markdown."""
     item, state = result.item, result.state()
     lines = [
         f"### {item.title}",
@@ -89,7 +89,7 @@ def section(result):
 
 
 def state_of(result):
-    """Returns in words how far an item is: its verdict, or what is missing."""
+    """Returns an item's state in words: its verdict, or what is missing."""
     state, parts = result.state(), result.parts
     there = sum(part.name in result.records for part in parts)
     if state == STALE:
@@ -111,7 +111,7 @@ def state_of(result):
 
 
 def _counted(verdict):
-    """A verdict's word, and of "in part" how many criteria hold."""
+    """A verdict's word; for "in part" also how many criteria hold."""
     if verdict.word != IN_PART:
         return verdict.word
     held = sum(criterion.startswith("holds") for criterion in verdict.criteria)
@@ -119,18 +119,18 @@ def _counted(verdict):
 
 
 def command_of(result):
-    """Returns the command that makes a result, with the settings that are not the item's own."""
+    """Returns the command that makes a result, with the settings that are not the defaults."""
     flags = [f"--{name}={value}" for name, value in _changed(result).items()]
     return " ".join(["python paper/reproduce.py", result.item.name, *flags])
 
 
 def _changed(result):
-    """The settings that are not the item's own."""
+    """The settings that are not the item's defaults."""
     return {k: v for k, v in result.settings.items() if v != result.item.settings[k]}
 
 
 def cost_of(result):
-    """Returns the time that an item took and on what, or how long it is likely to take."""
+    """Returns an item's measured time and hardware, or else its estimated time."""
     if result.state() == DONE or result.is_whole():
         seconds, hardware = result.seconds, result.runs[-1]["hardware"]
         where = ", ".join(hardware["gpus"]) or (
@@ -157,6 +157,6 @@ def _minutes(minutes):
 
 
 def _anchor(title):
-    """Returns the name that a Markdown reader gives a heading."""
+    """Returns the anchor that Markdown gives a heading."""
     kept = (c for c in title.lower() if c.isalnum() or c in " -")
     return "".join(kept).replace(" ", "-")

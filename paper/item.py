@@ -1,8 +1,8 @@
-"""What an item of the paper is: a table, a figure or a claim, as a file of `paper/items/` has it.
+"""The items of the paper, a table, a figure or a claim each, one for each file of `paper/items/`.
 
-An item's work is a list of parts. A part is what is computed in one go and kept at once, so that
-interrupted work loses no more than the part in hand: an attack on one network, say. From the parts'
-numbers the item draws its picture, makes its table and reaches its verdict.
+An item consists of parts, such as an attack on one network. Each part is computed and written in
+one go, so that interrupted work loses only the current part. From the parts' numbers the item draws
+its picture, makes its table and reaches its verdict.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a part is computed from.
+    """The input of a part's computation.
 
     Attributes:
         challenge: the `common.challenge.Challenge` of the part's networks; None without any.
         models: a `LoadedModel` for each of the part's networks, in their order.
-        images: the `common.data.Split` of the part's test images; None if it takes none.
+        images: the `common.data.Split` of the part's test images; None if it needs none.
         settings: the item's settings, as a dict.
     """
 
@@ -57,14 +57,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of an item's work.
+    """A part of an item's computation.
 
     Attributes:
         name: its name in the results, for people, such as "MNIST, adv_trained".
         networks: the `Network`s that it needs, of one challenge; () for none.
         compute: function from `Work` to the part's numbers: a dict for JSON.
-        num_images: how many test images it takes, from the first; None for none.
-        weight: what it costs, relative to the item's other parts.
+        num_images: number of test images, from the first; None for none.
+        weight: its cost relative to the item's other parts.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Verdict:
 
     Attributes:
         word: `REPRODUCED`, `IN_PART` or `NOT_REPRODUCED`.
-        criteria: whether each criterion of the rule holds, with the numbers that decide:
+        criteria: a sentence for each criterion of the rule, with the deciding numbers:
             "holds: 4 live filters (at most 6)".
     """
 
@@ -97,19 +97,19 @@ class Item:
         title: what it is, for people: "Figure 1: loss along PGD".
         question: a key of `QUESTIONS`.
         claim: what the paper says with it, in a sentence.
-        minutes: about how long it takes on two cores, until it was measured.
+        minutes: estimated minutes on two cores, shown until they are measured.
         settings: its settings by name: ints, floats and texts. Each has a flag of that name.
         sample: the settings that `--sample` replaces, for a test of a few seconds.
         parts: function from settings to the list of its `Part`s.
-        needs: what it needs beside networks, in words.
-        rule: by what rule the verdict is reached, as a sentence. It follows from the paper's
-            numbers and statements, and is fixed before ours are known.
+        needs: its requirements beside networks, in words.
+        rule: the rule of the verdict, as a sentence. It follows from the paper's numbers and
+            statements, and is fixed before ours are known.
         verdict: function from a `paper.results.Result` to a `Verdict`. It is called once all parts
-            are computed whose networks exist.
+            whose networks exist are computed.
         draw: function from a `Result` to a matplotlib Figure; None without a picture.
         table: function from a `Result` to lines of Markdown; None without a table.
-        caption: what the picture shows, as sentences; "" without a picture.
-        version: raised by one if `compute` changes its numbers: earlier results are stale then.
+        caption: a description of the picture, in sentences; "" without a picture.
+        version: increased if `compute` changes its numbers; earlier results are then stale.
     """
 
     name: str
@@ -141,5 +141,5 @@ def verdict_of(*criteria):
 
 
 def published(name):
-    """Returns the paper's numbers of an item, from `published.json`, which says where from."""
+    """Returns the paper's numbers of an item, from `published.json`, which names their sources."""
     return read_json(HERE / "published.json")[name]

@@ -23,7 +23,7 @@ SUITES = {
 def texts(challenge):
     """Returns the boards and READMEs of a challenge's shipped networks, as a dict from paths.
 
-    Those that were trained against PGD have a board.
+    Only networks trained against PGD have a board.
 
     Raises:
         InputError: a card, a board or a result is damaged.
@@ -42,7 +42,7 @@ def texts(challenge):
 def in_boards(challenge, card, boards):
     """Returns a network's boards with our entries made anew; others' stay.
 
-    Our entries keep their date for as long as attack, accuracy and number of images do.
+    An entry of ours keeps its date unless attack, accuracy or number of images change.
 
     Args:
         challenge: a `common.challenge.Challenge`.
@@ -99,7 +99,7 @@ def card_entries(challenge, card):
 def suite_entries(challenge, card):
     """Returns the suites that benchmarks have run on a network as entries without a date.
 
-    Of each suite it is the run on the most images, and of several seeds the one that broke most.
+    For each suite it takes the run on the most images, and among several seeds the lowest accuracy.
     """
     model, best = f"{challenge.directory.name}/models/{card['name']}", {}
     for suite, entry in _suite_runs(model):

@@ -1,4 +1,4 @@
-"""The networks that the paper's items are about: shipped with the project, or still to come."""
+"""The networks of the paper's items: shipped with the project, or not trained yet."""
 
 import dataclasses
 import pathlib
@@ -13,15 +13,15 @@ from mnist_challenge.challenge import MNIST
 _SMALLEST = {MNIST.name: {"scale": 1}, CIFAR10.name: {"width": "simple"}}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # each is one of those below
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity
 class Network:
     """A network by its name among the shipped ones.
 
     Attributes:
         challenge: a `common.challenge.Challenge`.
         name: the name of its directory in the challenge's models/.
-        title: what people call it: "robust", "natural, other seed".
-        note: in what it differs from the paper's network, "" if in its training alone.
+        title: its name for people: "robust", "natural, other seed".
+        note: how it differs from the paper's network; "" if only its training differs.
     """
 
     challenge: Challenge
@@ -44,7 +44,7 @@ class Network:
         return (self.path / cards.CARD).is_file()
 
     def digest(self):
-        """The digest of its weights by its card; None if it is not shipped.
+        """The digest of its weights, from its card; None if it is not shipped.
 
         Raises:
             InputError: the card is damaged.
@@ -58,7 +58,7 @@ class Network:
     def load_sample(self):
         """Returns the challenge's smallest network with random weights, which depend on the name.
 
-        It stands in for the network where an item only has to run to its end.
+        It replaces the network in a quick test of an item.
         """
         seed = zlib.crc32(self.name.encode()) % 2**31
         settings = {**_SMALLEST[self.challenge.name], "random_seed": seed}

@@ -45,7 +45,7 @@ SUMMARY = (
     (CIFAR10, "simple_adv_trained", ("natural", "paper_fgsm", "paper_pgd_7", "paper_pgd_20")),
 )
 
-# Network as the benchmarks name it, as the README does.
+# Networks by the benchmarks' names, with the README's names.
 SPEED_COLUMNS = {
     "mnist": "MNIST",
     "mnist_natural": "MNIST natural",
@@ -60,7 +60,7 @@ def read_speed(name):
 
 
 def summary_table():
-    """The few rows that a reader looks for first, as Markdown."""
+    """The table of the main README, as Markdown."""
     lines = ["| | attack | paper | ours | command |", "|---|---|---|---|---|"]
     for challenge, name, rows in SUMMARY:
         card = cards.read(challenge, name)
@@ -203,7 +203,7 @@ def keras_speed_table():
 
 
 def agreement_table():
-    """The table of one network's accuracy by the way it is attacked, as Markdown."""
+    """The table of one network's accuracy by implementation of the attack, as Markdown."""
     results = [read_speed(path.stem) for path in sorted(SPEED.glob("agreement_*.json"))]
     doors = dict.fromkeys(name for result in results for name in result["doors"])
     lines = [
@@ -239,8 +239,8 @@ def fast_suite_table():
 def suites_table():
     """The table of suites beside the standard one, on the same images from the same seed.
 
-    Where the benchmark has not run the standard suite, its verdicts are those of `autoattack.py`,
-    and there is no ratio of times.
+    If the benchmark has not run the standard suite, its results are those of `autoattack.py`, and
+    there is no ratio of times.
     """
     lines = [
         "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
@@ -306,7 +306,7 @@ def distribution_table():
 
 
 def _standard_verdicts():
-    """What withstood our standard suite in float32, by (model, data, seed)."""
+    """The examples that withstood our standard suite in float32, by (model, data, seed)."""
     results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
     return {
         (result["model"], result["data"], result["seed"]): result["worst_case"]["withstood"]["ours"]

@@ -1,16 +1,16 @@
 """Reproduces the paper's tables, figures and claims, one by one.
 
-    python paper/reproduce.py                    what there is, what it costs, and how far it is
-    python paper/reproduce.py figure_1           one item, or several
-    python paper/reproduce.py --all              all that is possible with the networks at hand
+    python paper/reproduce.py                    list the items, their cost and their state
+    python paper/reproduce.py figure_1           compute one item, or several
+    python paper/reproduce.py --all              compute all that the available networks allow
 
 Numbers go to results/NAME.json part by part, so that the same command resumes after an interruption
 and computes nothing twice. The picture goes to figures/NAME.png, and README.md is made from the
-results. Numbers of a network that has changed since are computed anew.
+results. Numbers of a network that has changed since are computed again.
 
---num_images, --num_restarts and so on replace a setting of the item that has it. A result of other
-settings is replaced with --afresh only. --own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
-makes an item of your own network.
+--num_images, --num_restarts and so on replace a setting of the items that have it. Only --afresh
+replaces a result of other settings. --own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
+computes an item with your own network.
 """
 
 import pathlib
@@ -45,9 +45,9 @@ class Source:
 
     Args:
         data_dir: see `Challenge.load`.
-        is_sample: whether small networks with random weights and the shipped sample's images stand
-            in for all.
-        own: paths of models that take the place of networks, by the networks' names.
+        is_sample: whether small networks with random weights and the shipped sample's images
+            replace all networks and images.
+        own: paths of models that replace networks, by the networks' names.
     """
 
     def __init__(self, data_dir, is_sample, own=()):
@@ -132,16 +132,16 @@ def duration(seconds):
 
 
 def settings_of(item, earlier, given, is_sample, afresh):
-    """Returns the settings that an item is to be computed with.
+    """Returns the settings for computing an item.
 
     Args:
         item: the `Item`.
-        earlier: the `Result` that is there.
+        earlier: the existing `Result`.
         given: the settings that the command line gives, by name.
         is_sample, afresh: the flags.
 
     Raises:
-        InputError: numbers of other settings are there, and `afresh` is False.
+        InputError: there are numbers of other settings, and `afresh` is False.
     """
     default = {**item.settings, **(item.sample if is_sample else {})}
     given = {name: value for name, value in given.items() if name in default}
@@ -157,7 +157,7 @@ def settings_of(item, earlier, given, is_sample, afresh):
 
 
 def make(item, flag_values, given, source, directory):
-    """Computes what is missing of an item, and draws its picture once nothing is."""
+    """Computes the missing parts of an item, and draws its picture once none is missing."""
     lock = directory / "results" / f".{item.name}.lock"
     with files.Lock(directory / "results", "reproduce.py", lock):
         result = Result.read(item, directory, source)
@@ -185,7 +185,7 @@ def make(item, flag_values, given, source, directory):
 
 
 def listing(directory):
-    """Returns the lines that tell of every item what it needs, costs, and how far it is."""
+    """Returns lines with the state, cost, needs and settings of every item."""
     lines = []
     for item in items.load_all():
         result = Result.read(item, directory)

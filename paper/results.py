@@ -1,4 +1,4 @@
-"""An item's numbers as they lie in results/NAME.json, part by part, and what state they are in."""
+"""An item's numbers in results/NAME.json, part by part, and their state."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ _LIST = re.compile(r"\[\n[^\[\]{}]*\]")  # without lists or objects in it
 
 
 class Shipped:
-    """The networks that the project ships: which there are, and the digests of their cards."""
+    """The networks that the project ships, with the digests on their cards."""
 
     def exists(self, network):
         """Whether there is such a network."""
@@ -51,12 +51,12 @@ class Shipped:
 
 @dataclasses.dataclass
 class Result:
-    """What is known of an item.
+    """The results of an item so far.
 
     Attributes:
         item: the `paper.item.Item`.
-        settings: the settings that it was, or is to be, computed with.
-        records: by the part's name, its numbers and where they come from, as in the file.
+        settings: the settings of its computation.
+        records: by the part's name, its numbers and their origin, as in the file.
         runs: the `provenance` of each command that computed some of them.
         source: which networks there are, see `Shipped`.
     """
@@ -69,9 +69,9 @@ class Result:
 
     @classmethod
     def read(cls, item, directory, source=None):
-        """Returns what results/NAME.json of `directory` holds, or an empty result without it.
+        """Reads results/NAME.json of `directory`; returns an empty result without the file.
 
-        Numbers from before the item got other settings count as none.
+        Numbers of settings that the item no longer has are ignored.
 
         Args:
             item: the `Item`.
@@ -107,7 +107,7 @@ class Result:
         write_atomically(path_of(self.item, directory), (text + "\n").encode())
 
     def add(self, part, numbers, seconds, networks, data, run):
-        """Adds a part's numbers; its earlier ones and runs that nothing is left of are dropped.
+        """Adds a part's numbers; drops its earlier ones, and runs without remaining numbers.
 
         Args:
             part: the `Part`.
@@ -139,13 +139,13 @@ class Result:
 
     @property
     def numbers(self):
-        """The numbers of each part that is there, by its name, in the parts' order."""
+        """The numbers of each computed part, by its name, in the parts' order."""
         names = [part.name for part in self.parts]
         return {name: self.records[name]["numbers"] for name in names if name in self.records}
 
     @property
     def seconds(self):
-        """How long the parts took that are there."""
+        """The total time of the computed parts."""
         return sum(record["seconds"] for record in self.records.values())
 
     def is_possible(self, part):
@@ -153,18 +153,18 @@ class Result:
         return all(self.source.exists(network) for network in part.networks)
 
     def is_whole(self):
-        """Whether no part is missing whose networks exist, and one is there."""
+        """Whether all parts whose networks exist are computed, at least one."""
         possible = {part.name for part in self.parts if self.is_possible(part)}
         return bool(self.numbers) and possible <= set(self.records)
 
     def is_stale(self, part):
-        """Whether a part's numbers, which are there, are of another network or computation."""
+        """Whether a computed part's numbers are of another network or computation."""
         record = self.records[part.name]
         digests = {network.label: self.source.digest(network) for network in part.networks}
         return record["version"] != self.item.version or record["networks"] != digests
 
     def verdict(self):
-        """The item's `Verdict`, at most in part while parts are missing for want of a network."""
+        """The item's `Verdict`, at most "in part" while networks, and so parts, are missing."""
         verdict = self.item.verdict(self)
         is_all = len(self.numbers) == len(self.parts)
         if verdict.word == REPRODUCED and not is_all:

@@ -1,7 +1,7 @@
-"""How the paper's figures look: one colour a network, one line style an attack.
+"""The style of the paper's figures: one colour a network, one line style an attack.
 
-Lines that share a colour differ in style, so that the pictures are read in black and white too. The
-paper's own curves lie behind ours, thick and grey.
+Lines that share a colour differ in style, so that the pictures are legible in black and white. The
+paper's own curves are behind ours, thick and grey.
 """
 
 import io
@@ -78,13 +78,13 @@ def save(figure, path):
 
 
 def note_of(networks):
-    """Returns in what networks differ from the paper's, for a title; "" if in nothing."""
+    """Returns how networks differ from the paper's, for a title; "" if they do not."""
     notes = dict.fromkeys((n.challenge.name, n.note) for n in networks if n.note)
     return "\n".join(f"{name}: {note}" for name, note in notes)
 
 
 def title(figure, networks, *sentences):
-    """Writes what is shown above a figure, and in what its networks differ from the paper's."""
+    """Writes a figure's title, with how its networks differ from the paper's."""
     figure.suptitle("\n".join(filter(None, (*sentences, note_of(networks)))))
 
 

@@ -1,4 +1,4 @@
-"""What Tables 3 and 4 share: accuracies of six networks under each other's examples."""
+"""The common part of Tables 3 and 4: accuracies of six networks under each other's examples."""
 
 from paper import under_attack
 from paper.item import published, verdict_of
@@ -88,6 +88,6 @@ def verdict(name, row, result):
 
 
 RULE = (
-    "Every cell that is there is within 5 points and two standard errors of the paper's; in a row "
+    "Every available cell is within 5 points and two standard errors of the paper's; in a row "
     "with all six sources, the source that harms the target most is the paper's."
 )

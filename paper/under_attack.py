@@ -17,7 +17,7 @@ NATURAL_IMAGES = "natural"
 # "Targeted" of Table 1, which the paper does not define: PGD towards the class after the label.
 TARGETED = "pgd_next_class"
 TARGETED_SETTINGS = {"num_steps": 40, "step_size": 0.01}
-FEWEST = 1000  # images of a card's row that is taken
+FEWEST = 1000  # images of a card's row that is used
 # Images times steps of a part, which are a few minutes on two cores.
 _MOST = {"MNIST": 1_600_000, "CIFAR-10": 100_000}
 
@@ -50,7 +50,7 @@ def parts(cells, num_images, from_cards=True):
     Args:
         cells: `Cell`s.
         num_images: how many test images are attacked, from the first.
-        from_cards: whether a network's card may say the accuracy.
+        from_cards: whether to take accuracies from the networks' cards.
     """
     found = []
     for cell in cells:
@@ -78,7 +78,7 @@ def _num_parts(cell, num_images):
 
 
 def _num_passes(cell):
-    """The gradients that an image takes at most."""
+    """The largest number of gradients for an image."""
     if cell.row == NATURAL_IMAGES:
         return 0
     preset = cell.target.challenge.presets.get(cell.row, {**TARGETED_SETTINGS, "num_restarts": 1})
@@ -104,7 +104,7 @@ def _from_card(work, accuracy, num_examples):
 
 
 def accuracy(work, row, first=0, of=None):
-    """Computes a cell, or the part of it from the image `first` on: the numbers of its `Part`.
+    """Computes the numbers of a `Part`: a cell, or the part of it from the image `first` on.
 
     An example's random start is that of an evaluation of all images by eval.py.
 
@@ -165,11 +165,11 @@ def _config(work):
     return make_config(work.challenge, ("item", settings))
 
 
-_made = {}  # what was compiled, which takes longer than a small part
+_made = {}  # compiled attacks: compiling takes longer than a small part
 
 
 def _kept(key, model, make):
-    """What `make` returns for a `LoadedModel` and a key, made once while the model is there."""
+    """The result of `make` for a `LoadedModel` and a key, made once as long as the model lives."""
     key = (id(model), key)
     if key not in _made:
         _made[key] = model, make()  # an id is the model's alone as long as that lives
@@ -178,12 +178,12 @@ def _kept(key, model, make):
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """What is known of a cell.
+    """A cell's accuracy.
 
     Attributes:
         value: in percent.
         num_examples: of how many images.
-        is_from_card: whether the network's card says so.
+        is_from_card: whether it is from the network's card.
     """
 
     value: float

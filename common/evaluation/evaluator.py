@@ -24,27 +24,27 @@ class Evaluator:
 
     An example's random numbers do not depend on `batch_size`. The rounding of float32 may: it can
     flip the sign of a tiny gradient, and thereby change single pixels of single images. All batches
-    are computed in one size, so that an example's result does not depend on the examples beside it;
-    but those of an attack whose examples leave early shrink, unless `fixed_batches` is set.
+    have one size, so that an example's result does not depend on the others in its batch. Only
+    attacks that drop broken examples have shrinking batches, unless `fixed_batches` is set.
 
     Args:
         model: callable from float32 images to logits of any floating dtype.
-        trials: list of `Trial`, run in turn; an empty list leaves natural accuracy.
+        trials: list of `Trial`, run in turn; an empty list gives natural accuracy alone.
         to_pixels: function from uint8 images to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
         seed: int within int32, which decides the random numbers.
         spare_misclassified: an example whose natural image is misclassified counts as broken and
             is not attacked. Otherwise it is attacked, as in the original code, and counts as
             correct if all attacks happen to correct it.
-        each_alone: give every attack what the others broke, too. This changes only the time and
-            `TrialResult.accuracy_alone`.
-        fixed_batches: keep the batches of every attack in one size. It takes longer, and gives the
-            same bits for an example in any part of the examples.
+        each_alone: give every attack also the examples that others broke. This changes only the
+            time and `TrialResult.accuracy_alone`.
+        fixed_batches: keep the batches of every attack in one size. It takes longer; an example's
+            result is then the same, bit for bit, in any part of the examples.
         show_progress: show a bar with the remaining time on stderr.
 
     Raises:
-        InputError: batch_size or seed is not a whole number in its range; `each_alone` is asked for
-            beside a trial that takes a share of the examples.
+        InputError: batch_size or seed is not a whole number in its range; a trial takes a share of
+            the examples, and `each_alone` is set or `spare_misclassified` is not.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class Evaluator:
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
         partial = [trial.name for trial in self.trials if trial.share < 1]
-        if each_alone and partial:
+        if partial and (each_alone or not spare_misclassified):
+            what = "--each_alone" if each_alone else "spare_misclassified=False"
             raise InputError(
-                "--each_alone: expected attacks that are given every example, got "
+                f"{what}: expected attacks that are given every example, got "
                 f"{partial[0]}, which takes the closest alone"
             )
         self.fixed_batches = fixed_batches
@@ -80,7 +81,7 @@ class Evaluator:
         def classify(x, y):
             logits = as_logits(model(x), x)
             num_classes = tf.shape(logits)[1]
-            # Only once this has run is it known whether the labels are classes.
+            # The caller checks the labels once this has returned the number of classes.
             y = tf.minimum(y, num_classes - 1)
             correct = ~is_misclassified(logits, y)
             return correct, xent_loss(logits, y), margin(logits, y), num_classes
@@ -92,19 +93,19 @@ class Evaluator:
     def run(self, images, labels, state=None, report=None, examples=None):
         """Evaluates uint8 images (n, height, width, channels).
 
-        An example once broken is not attacked again. Batches stay full as long as enough examples
-        stand: the next restart begins in the batch in which one restart ends. This changes only the
-        time, since an example's random start depends on its number and its restart's number alone.
+        A broken example is not attacked again. Batches stay full as long as enough examples remain:
+        a batch may hold the end of one restart and the beginning of the next. This changes only the
+        time, since an example's random start depends only on its number and its restart's number.
 
-        With a `state`, Ctrl-C and SIGTERM end the evaluation after the batch in hand, and the next
-        call resumes there, to the same result as without a break.
+        With a `state`, Ctrl-C and SIGTERM end the evaluation after the current batch, and the next
+        call resumes there; the result is that of an uninterrupted call.
 
         Args:
             images: the examples.
             labels: their labels, as `common.attack.Attack.perturb` takes them.
             state: a `State`, or None to start anew and keep nothing.
-            report: function that is called with each attack's `TrialResult` when it is done; after
-                a break with the earlier ones again.
+            report: function that is called with each attack's `TrialResult` when it is done; a
+                resumed call begins with the earlier ones.
             examples: slice of the examples to evaluate, which keep their numbers; None for all.
 
         Returns:
@@ -130,7 +131,7 @@ class Evaluator:
         with contextlib.nullcontext() if state is None else Interruption() as interruption:
 
             def keep():
-                """Keeps what is found after a batch; ends the evaluation if that is asked for."""
+                """Updates the state after a batch; ends the evaluation if a signal has come."""
                 found.seconds = time.perf_counter() - begin
                 found.cpu_seconds = time.process_time() - cpu_begin
                 if state is not None:
@@ -165,7 +166,7 @@ class Evaluator:
             report: see `run`.
 
         Returns:
-            The `Result` of a single `run`; its seconds are the parts' together.
+            The `Result` of a single `run`; its seconds are the sum of the parts'.
         """
         found = _Found.joined(parts)
         results = [self._trial_result(found, number) for number in range(len(self.trials))]
@@ -174,6 +175,7 @@ class Evaluator:
         return self._result(found, results)
 
     def _result(self, found, results):
+        found.leave_alone()
         return Result(
             found.natural_correct,
             found.adversarial_correct,
@@ -190,7 +192,7 @@ class Evaluator:
         """Runs the attack `found.trial`, from `found.turn` on; calls `keep()` after each batch."""
         number, count = found.trial, len(images)
         trial, attack = self.trials[number], self.trials[number].attack
-        if not found.turn:  # later its own examples no longer stand as they did
+        if not found.turn:  # later the attack itself has changed which examples remain
             found.given[number] = self._closest(found, number)
         standing = found.given[number] & found.withstood[number]
         before = time.perf_counter() - found.trial_seconds[number]
@@ -225,7 +227,7 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _in_one_size(self, attack):
-        """Within its context batches of the attack are computed in one size, if they can be."""
+        """Within its context the attack's batches have one size, unless they are to shrink."""
         fixes = hasattr(attack, "fix_batch_size")
         fixes = fixes and (self.fixed_batches or not attack.leaves_early)
         if fixes:
@@ -237,7 +239,7 @@ class Evaluator:
                 attack.fix_batch_size(0)
 
     def _closest(self, found, number):
-        """Returns which examples a trial is given, bool (n,): its share of those that stand."""
+        """Returns which examples a trial is given, bool (n,): its share of those that remain."""
         standing = np.flatnonzero(self._standing_before(found, number))
         count = math.ceil(self.trials[number].share * len(standing))
         order = np.argsort(found.margins[standing], kind="stable")
@@ -246,7 +248,7 @@ class Evaluator:
         return given
 
     def _standing_before(self, found, number):
-        """Returns the examples that a trial's share is taken of, bool (n,)."""
+        """Returns the examples that remain before a trial, bool (n,)."""
         given = np.ones_like(found.natural_correct)
         if self.spare_misclassified:
             given &= found.natural_correct
@@ -258,7 +260,7 @@ class Evaluator:
         withstood, given = found.withstood[: number + 1], found.given[number]
         left_alone = self._standing_before(found, number) & ~given
         to_break = found.natural_correct if self.spare_misclassified else np.ones_like(given)
-        is_alone = number == 0 or self.each_alone
+        is_alone = self.trials[number].share == 1 and (number == 0 or self.each_alone)
         return TrialResult(
             name=self.trials[number].name,
             num_given=int(np.count_nonzero(given)),
@@ -280,7 +282,7 @@ class Evaluator:
         return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
 
     def _attack_batches(self, standing, num_restarts, first_turn=0):
-        """Yields batches as (examples, each one's restart), as long as examples stand.
+        """Yields batches as (examples, each one's restart), as long as examples remain.
 
         The turns are the examples of the first restart, then those of the second, and so on.
         """

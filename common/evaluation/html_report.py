@@ -1,7 +1,7 @@
-"""What an evaluation found, as one HTML page that a person looks at.
+"""The results of an evaluation as one HTML page.
 
-The page holds all that it shows: figures as SVG, images as PNG within it, no script, nothing from
-elsewhere. It follows the reader's light or dark setting, and reads in black and white.
+The page needs no other file: figures are SVG, images PNG within it, and there is no script. It
+follows the reader's light or dark setting, and is legible in black and white.
 """
 
 import base64
@@ -22,7 +22,7 @@ from common.evaluation.results import shown_interval
 from common.files import write_atomically
 
 NUM_SHOWN = 12  # images of each kind
-MOST_CLASSES = 20  # of a matrix; of more, the commonest mistakes are listed
+MOST_CLASSES = 20  # of a matrix; with more, only the commonest mistakes are listed
 NUM_MISTAKES = 20
 LONGEST_SIDE = 96  # pixels that an image is shown with at most
 LOWEST_LOSS = 1e-4  # the histogram's left end; lower losses count there
@@ -31,11 +31,11 @@ NUM_BINS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a model makes of images.
+    """A model's outputs for some images.
 
     Attributes:
         predictions: int (n,), the class of the largest logit.
-        margins: float32 (n,), z_y - max_{i != y} z_i: how far the image is from misclassified.
+        margins: float32 (n,), z_y - max_{i != y} z_i, negative if the image is misclassified.
         num_classes: int.
     """
 
@@ -212,7 +212,7 @@ def _accuracies(evaluation):
     several = (
         "Each bar is the worst case over its attack and those above it."
         if len(result.trials) > 1
-        else "Correct images of all, without and under the attack."
+        else "The share of correct images, without and under the attack."
     )
     axis = "".join(f'<span style="left:{tick}%">{tick}</span>' for tick in range(0, 101, 20))
     rows = "".join(
@@ -258,9 +258,9 @@ def _classes(evaluation):
     np.add.at(counts, (labels, predictions), 1)
     matrix = _matrix(evaluation, counts) if num_classes <= MOST_CLASSES else ""
     return (
-        '<section><h2>Which class becomes which</h2><p class="note">What the model takes the '
-        "attacked images for: for a broken image the one that broke it, for another the one with "
-        f'the highest loss.</p><div class="columns">{matrix}{_mistakes(evaluation, counts)}</div>'
+        '<section><h2>Which class becomes which</h2><p class="note">The predicted classes of the '
+        "attacked images: of a broken image the one that broke it, of any other the one with the "
+        f'highest loss.</p><div class="columns">{matrix}{_mistakes(evaluation, counts)}</div>'
         "</section>"
     )
 
@@ -277,7 +277,7 @@ def _matrix(evaluation, counts):
             kind = "right" if other == label else "wrong"
             depth = share if other == label else math.sqrt(share)  # few mistakes show, too
             is_dark = " strong" if depth > 0.65 else ""
-            title = f"{names[label]} taken for {names[other]}: {number:,} ({100 * share:.1f}%)"
+            title = f"{names[label]} classified as {names[other]}: {number:,} ({100 * share:.1f}%)"
             cells.append(
                 f'<td class="{kind}{is_dark}" style="--depth:{100 * depth:.0f}%" title="{title}">'
                 f"{f'{number:,}' if number else ''}</td>"
@@ -285,8 +285,8 @@ def _matrix(evaluation, counts):
         kept = f"{100 * row[label] / total:.0f}%" if row.sum() else ""
         rows.append(f"<tr><th scope=row>{names[label]}</th>{''.join(cells)}<td>{kept}</td></tr>")
     return (
-        '<div class="scroll"><p class="caption">Rows are the images\' classes, columns what they '
-        'become; the last column is the share that stays.</p><table class="matrix">'
+        '<div class="scroll"><p class="caption">Rows are the images\' classes, columns the '
+        'predicted ones; the last column is the share that stays.</p><table class="matrix">'
         f"<thead><tr><td></td>{head}<th>stays</th></tr></thead><tbody>{''.join(rows)}</tbody>"
         "</table></div>"
     )
@@ -308,7 +308,7 @@ def _mistakes(evaluation, counts):
                 f"<td>{share:.1f}%</td></tr>"
             )
     if not rows:
-        return '<p class="note">No attacked image is taken for another class.</p>'
+        return '<p class="note">No attacked image is misclassified.</p>'
     return (
         '<div class="scroll"><table class="numbers"><caption>The commonest mistakes</caption>'
         "<thead><tr><th>class becomes</th><th>images</th><th>of its class</th></tr></thead>"
@@ -368,7 +368,7 @@ def _losses(evaluation):
     return (
         '<section><h2>Losses</h2><p class="note">Cross-entropy of the images and of the attacked '
         f"images, in equal steps of its logarithm. Guessing among {evaluation.natural.num_classes} "
-        f"classes has {chance:.2f}.</p>"
+        f"classes gives {chance:.2f}.</p>"
         '<p class="legend"><span><i class="attacked"></i>attacked, mean '
         f'{np.mean(adversarial, dtype=np.float64):.4f}</span><span><i class="natural"></i>natural, '
         f"mean {np.mean(natural, dtype=np.float64):.4f}</span></p>"
@@ -385,7 +385,7 @@ def _losses(evaluation):
 
 
 def _broken(evaluation):
-    """Numbers of broken images: of each class in turn, those that are wrong by most first."""
+    """Numbers of broken images: of each class in turn, the one with the lowest margin first."""
     numbers = np.flatnonzero(evaluation.is_broken)
     numbers = numbers[np.argsort(evaluation.adversarial.margins[numbers], kind="stable")]
     seen, turns = {}, []
@@ -397,7 +397,7 @@ def _broken(evaluation):
 
 
 def _closest(evaluation):
-    """Numbers of the images that stand, those with the least margin under attack first."""
+    """Numbers of the unbroken images, those with the least margin under attack first."""
     numbers = np.flatnonzero(evaluation.result.adversarial_correct)
     return numbers[np.argsort(evaluation.adversarial.margins[numbers], kind="stable")][:NUM_SHOWN]
 
@@ -410,7 +410,7 @@ _WHICH = {
     ),
     "Closest to broken": (
         "Images that withstood every attack, those with the least lead of the right class first.",
-        "No image stands.",
+        "No image withstood the attacks.",
     ),
 }
 
@@ -421,8 +421,8 @@ def _gallery(evaluation, title, numbers):
         return f'<section><h2>{title}</h2><p class="note">{none}</p></section>'
     cards = "".join(_card(evaluation, int(number)) for number in numbers)
     return (
-        f'<section><h2>{title}</h2><p class="note">{words} The third image is what was added, '
-        "stretched to the full range of pixels: grey is no change.</p>"
+        f'<section><h2>{title}</h2><p class="note">{words} The third image is the perturbation, '
+        "scaled to the full range of pixels; grey means no change.</p>"
         f'<div class="cards">{cards}</div></section>'
     )
 

@@ -1,10 +1,10 @@
 """Warnings that an evaluation may find a model more robust than it is.
 
-An attack fails on a robust model, but also if it is too weak or cannot see through the model. Each
-function here looks for one sign of that, and returns a line of text, or None if all is well. The
+An attack fails on a robust model, but also if it is too weak or if the model masks its gradients.
+Each function here checks for one sign of that, and returns a line of text, or None without it. The
 signs are those of AutoAttack's documentation (https://github.com/fra31/auto-attack, flags_doc.md),
 of Athalye et al. 2018 (Sec. 3.1) and of Carlini et al. 2019 (arXiv 1902.06705, Sec. 5), except
-AutoAttack's check for models that optimise at inference, which needs to look into the model.
+AutoAttack's check for models that optimise at inference, which must inspect the model's code.
 
 Neither a warning nor its absence proves anything.
 """
@@ -18,7 +18,7 @@ from common.attack.gradient import as_logits, gradient_of, in_inference_mode, wi
 from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
 from common.attack.softmax import are_probabilities
 
-NUM_IMAGES = 200  # images that `before` looks at: a small part of any evaluation's time
+NUM_IMAGES = 200  # images that `before` checks, in little time
 RANDOM_DIFFERENCE = 1e-4  # AutoAttack's: distance of two normalised vectors of logits
 BLACK_BOX_SHARE = 0.002  # AutoAttack's, of all examples
 ZERO_GRADIENT_SHARE = 0.01  # of all images; AutoAttack warns at the first, after the DLR loss
@@ -29,7 +29,7 @@ LARGE_EPSILON_STEPS = 10  # enough for 0 on undefended networks
 def softmax_outputs(logits):
     """Whether the outputs are probabilities: within 0 and 1, with sum 1.
 
-    A probability saturates, and the gradient of every loss with it.
+    Where a probability saturates, the gradients of all losses vanish.
 
     Args:
         logits: float (n, classes), the model's outputs.
@@ -45,12 +45,13 @@ def softmax_outputs(logits):
 def randomised(first, second):
     """Whether two calls of the model on the same images differ.
 
-    Attacks that follow one draw's gradient overestimate such a model; they need its expectation.
+    Attacks that follow one draw's gradient overestimate such a model's robustness; they need the
+    expected gradient.
 
     Args:
         first, second: float (n, classes), the two calls' outputs.
     """
-    # A class that is ruled out in both calls makes no difference.
+    # A logit that is -inf in both calls is no difference.
     first, second = (
         np.nan_to_num(np.asarray(logits, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         for logits in (first, second)
@@ -153,13 +154,13 @@ def above_natural(natural_accuracy, adversarial_accuracy):
     if adversarial_accuracy > natural_accuracy:
         return (
             f"above natural: accuracy under attack, {adversarial_accuracy:.2f}%, is above the "
-            f"natural one, {natural_accuracy:.2f}%; the attack may give the class away"
+            f"natural one, {natural_accuracy:.2f}%; the attack may leak the label"
         )
     return None
 
 
 def large_epsilon(accuracy):
-    """Whether PGD leaves more than 5 % although any image is allowed.
+    """Whether more than 5 % withstand PGD although any image is allowed.
 
     Args:
         accuracy: accuracy under PGD with the whole pixel range as epsilon, in percent of the images
@@ -184,11 +185,11 @@ def undefined_gradients_in(result):
 
 
 def black_box_stronger(name, num_broken, num_examples):
-    """Whether an attack without gradients broke over 0.2 % that attacks by gradients had left.
+    """Whether an attack without gradients broke over 0.2 % that withstood those with gradients.
 
     Args:
         name: the attack's name.
-        num_broken: number of examples that it broke and the attacks by gradients had left.
+        num_broken: number of examples that it broke and that withstood attacks with gradients.
         num_examples: number of examples in the evaluation.
     """
     if num_broken > BLACK_BOX_SHARE * num_examples:
@@ -200,7 +201,7 @@ def black_box_stronger(name, num_broken, num_examples):
 
 
 def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):
-    """Returns what speaks against the evaluation of a model, before any attack.
+    """Returns warnings about the evaluation of a model, before any attack.
 
     Args:
         model: callable from float32 images to logits of any floating dtype.
@@ -276,12 +277,12 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
 
 
 def before(challenge, config, images, trials, attacked, large=False):
-    """Returns what speaks against an evaluation before it begins, as a list of lines.
+    """Returns warnings about an evaluation before it begins, as a list of lines.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         config: its config.
-        images: the `common.data.Split` to evaluate on; its first 200 images are looked at.
+        images: the `common.data.Split` to evaluate on; its first 200 images are used.
         trials: list of `Trial`, one or more.
         attacked: the `LoadedModel` that these attack.
         large: see `check_model`.
@@ -301,18 +302,18 @@ def before(challenge, config, images, trials, attacked, large=False):
 
 
 def after(result):
-    """Returns what speaks against the `Result` of one attack, as a list of lines."""
+    """Returns warnings about the `Result` of one attack, as a list of lines."""
     summary = result.summary()
     above = above_natural(summary["natural_accuracy"], summary["adversarial_accuracy"])
     return _given([above]) + undefined_gradients_in(result)
 
 
 def check_result(result, trials):
-    """Returns what speaks against an evaluation, after its attacks.
+    """Returns warnings about an evaluation, after its attacks.
 
     Args:
         result: a `common.evaluation.Result`.
-        trials: the list of `common.evaluation.Trial` that it is of.
+        trials: its list of `common.evaluation.Trial`.
 
     Returns:
         List of warnings, each a line.
@@ -320,7 +321,7 @@ def check_result(result, trials):
     warnings = []
     is_white_box = np.array([trial.attack.num_gradients > 0 for trial in trials], bool)
     for number, trial in enumerate(trials):
-        # Later attacks may not have been given what it broke.
+        # Only earlier ones: later attacks may not have been given what it broke.
         before = result.withstood[:number][is_white_box[:number]]
         if not is_white_box[number] and len(before):
             left = before.all(axis=0) & result.natural_correct

@@ -1,4 +1,4 @@
-"""A model under one of its challenge's presets: evaluated, resumed, kept once finished."""
+"""Evaluates a model under a preset of its challenge; resumes, and keeps finished rows."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def resumable(state, name):
         raise
     try:
         state.keep_last()
-    except InputError as error:  # the result can be shown all the same
+    except InputError as error:  # the result can still be shown
         print(f"note: {error}", file=sys.stderr, flush=True)
 
 
@@ -67,7 +67,7 @@ _FINISHED = {
 def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, record=None):
     """Returns a model's accuracy under a preset, from `state_dir` if it was finished before.
 
-    Ctrl-C ends it after the batch in hand, and the next call resumes there.
+    Ctrl-C ends it after the current batch, and the next call resumes there.
 
     Args:
         challenge: a `common.challenge.Challenge`.
@@ -77,8 +77,8 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         images: the `common.data.Split` to evaluate on.
         state_dir: a directory from `make_state_dir`.
         source: the `LoadedModel` whose examples are tried on `loaded`; None attacks `loaded`.
-        record: function that writes the row elsewhere; it is called with the row before what was
-            kept of it is removed. None keeps the finished row in `state_dir`.
+        record: function that writes the row elsewhere, called with the row before its state is
+            removed. None keeps the finished row in `state_dir`.
 
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds;
@@ -119,7 +119,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
             write_json(finished, {"key": key, "found": found})
     if record is not None:
         record(found)
-    # A run that ended between the two steps above and this one has left it.
+    # An earlier run may have ended just before this line.
     state.remove()
     return found
 

@@ -1,14 +1,14 @@
-"""What an evaluation found, as lines of text and as a dict for JSON."""
+"""The results of an evaluation as lines of text and as a dict for JSON."""
 
 import dataclasses
 import sys
 
 
 def line(trial):
-    """Returns what an attack did, in a line; `trial` is a `TrialResult`."""
+    """Returns the `TrialResult` of an attack as a line of text."""
     text = (
         f"{trial.name}: {trial.num_broken:,} of {trial.num_given:,} broken in "
-        f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% stand"
+        f"{trial.seconds:.0f} s, {trial.accuracy:.2f}% remain"
     )
     return text + (f"; {trial.num_left_alone:,} left alone" if trial.num_left_alone else "")
 
@@ -25,7 +25,7 @@ def describe_settings(settings):
 
 
 def describe(trials, result):
-    """Returns what an evaluation found, as a dict for JSON.
+    """Returns the results of an evaluation as a dict for JSON.
 
     Args:
         trials: list of `Trial`.
@@ -68,7 +68,7 @@ def table(trials, result, published=None):
 
 
 def left_alone(result):
-    """Returns how many examples late attacks of a `Result` left alone, as the end of a line."""
+    """Returns how many examples late attacks of a `Result` skipped, as the end of a line."""
     count = result.num_left_alone
     return f", of which late attacks left up to {count:,} alone" if count else ""
 
@@ -78,9 +78,8 @@ def table_lines(trials, result, published=None):
 
     Args:
         trials, result: see `describe`.
-        published: dicts of published accuracies in percent by where they stand, such as
-            {"paper": 93.2}, for the natural images and for each of `trials`; None for no columns
-            of them.
+        published: dicts of published accuracies in percent by source, such as {"paper": 93.2}, for
+            the natural images and for each of `trials`; None for no such columns.
     """
     found = describe(trials, result)
     published = published or [{}] * (1 + len(trials))

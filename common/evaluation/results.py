@@ -1,4 +1,4 @@
-"""What is evaluated and what is found: attacks as trials, their results, confidence intervals."""
+"""Attacks as trials, the results of an evaluation, and confidence intervals."""
 
 import dataclasses
 import math
@@ -21,14 +21,14 @@ class Trial:
         num_restarts: an example withstands the attack if the model is right in every restart.
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: the attack's name for people.
-        share: the share of the examples that still stand which the attack is given, above 0: those
-            closest to the boundary, by the least margin z_y - max_{i != y} z_i that the attacks
-            before have reached. A scale or shift of the logits does not change them.
+        share: the share of the remaining examples that the attack is given, above 0: those closest
+            to the boundary, by the least margin z_y - max_{i != y} z_i of their images and of what
+            earlier attacks have reached. Scaling or shifting the logits does not change the choice.
 
     Raises:
         InputError: num_restarts is not a whole number from 1 to 2**31 - 1; `share` is not a number
-            above 0 and up to 1; `eight_bits` is asked for in L2, but rounding stays in
-            L-infinity's ball alone.
+            above 0 and up to 1; `eight_bits` is set in L2, as rounding stays only in an
+            L-infinity ball.
     """
 
     attack: Any
@@ -49,7 +49,7 @@ class Trial:
     def settings(self):
         """Returns the attack's settings and how it is run, as a dict for JSON.
 
-        The arithmetic is among them if it is not float32, `share` if it is below 1.
+        They include `precision` if it is not float32, and `share` if it is below 1.
         """
         precision = getattr(self.attack, "precision", None)
         is_exact = precision is None or precision.name == "float32"
@@ -64,7 +64,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """What one attack of an evaluation did; accuracies in percent of all examples.
+    """The result of one attack of an evaluation; accuracies in percent of all examples.
 
     Attributes:
         name: the `Trial`'s name.
@@ -73,13 +73,12 @@ class TrialResult:
         accuracy: accuracy in the worst case over this attack and those before it.
         accuracy_alone: accuracy under this attack alone, or None if it was not given all examples.
         num_attacks: number of examples that it attacked, restarts counted.
-        num_gradients: number of gradients, of one example each, that this took.
-        num_queries: number of forward passes beside those.
+        num_gradients: number of gradients that it computed, counted by example.
+        num_queries: number of further forward passes, counted by example.
         seconds: the time that it took.
         num_undefined: number of attacked examples, restarts counted, with a gradient that was not
-            a number; such a gradient makes no step.
-        num_left_alone: number of examples that stood before it and that it was not given, see
-            `Trial.share`.
+            a number; the attack takes no step along such a gradient.
+        num_left_alone: number of remaining examples that it was not given, see `Trial.share`.
     """
 
     name: str
@@ -97,7 +96,7 @@ class TrialResult:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluation found; `n` examples in the data set's order.
+    """The result of an evaluation of n examples, in the data set's order.
 
     Attributes:
         natural_correct: bool (n,), whether the image itself is classified correctly.
@@ -105,7 +104,8 @@ class Result:
         natural_losses: float32 (n,), cross-entropy of the images.
         adversarial_losses: float32 (n,), cross-entropy of `x_adv`.
         x_adv: float32 (n, height, width, channels), each example's first image that fooled the
-            model, by attack and restart, else its image with the highest loss.
+            model, by attack and restart, else its image with the highest loss; the example itself
+            if no attack was given it.
         withstood: bool (attacks, n), False if the attack broke the example.
         trials: a `TrialResult` for each attack.
         seconds: the time that the evaluation took.
@@ -129,7 +129,7 @@ class Result:
 
     @property
     def num_left_alone(self):
-        """The most examples that stood before an attack and that it was not given."""
+        """The largest number of remaining examples that an attack was not given."""
         return max((trial.num_left_alone for trial in self.trials), default=0)
 
     @property
@@ -152,7 +152,7 @@ class Result:
 
 
 def shown_interval(num_correct, num_examples):
-    """Returns `wilson_interval` as a list, to the digits that records and pages have."""
+    """Returns `wilson_interval` as a list, rounded as in records and pages."""
     return [round(limit, 4) for limit in wilson_interval(num_correct, num_examples)]
 
 

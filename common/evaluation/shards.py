@@ -1,9 +1,9 @@
-"""An evaluation in shards: equal parts of the images, each by a process of its own, joined later.
+"""Shards of an evaluation: equal parts of the images, one for each process, whose results join.
 
-Every shard of an evaluation has a file in one directory, with all that was found and the key of
-what was evaluated: shard-03-of-16.unfinished.npz, from which the same command resumes, and
+Every shard of an evaluation has a file in one directory, with its results and the key of what was
+evaluated: shard-03-of-16.unfinished.npz, from which the same command resumes, and
 shard-03-of-16.npz once it is finished. An example keeps its number in the whole set, and with it
-its random numbers, so that the shards find together what a single run finds.
+its random numbers, so that the shards together give the result of a single run.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Shard:
 
     @property
     def name(self):
-        """The name of its file, without the ending."""
+        """The name of its file, without the suffix."""
         return f"shard-{self.number:0{len(str(self.count))}d}-of-{self.count}"
 
 
@@ -73,7 +73,7 @@ def check_trials(flag, trials):
 
 
 class Writer:
-    """Evaluates one shard and keeps it in a directory; a context in which no other process does.
+    """Evaluates one shard and writes it to a directory; within the context no other process does.
 
     Args:
         directory: path of the directory of all shards, which is made if there is none.
@@ -126,7 +126,7 @@ class Writer:
         return self.path.exists()
 
     def run(self, evaluator, report=None):
-        """Evaluates the shard, from where an interrupted run ended, and writes it.
+        """Evaluates the shard, or resumes it, and writes it.
 
         Args:
             evaluator: the whole evaluation's `Evaluator`.
@@ -163,7 +163,7 @@ class Shards:
 
 
 def read(directory, images, num_trials, key):
-    """Returns the `Shards` of an evaluation that lie in a directory.
+    """Returns the `Shards` of an evaluation in a directory.
 
     Args:
         directory: its path.

@@ -1,4 +1,4 @@
-"""A file that keeps what an evaluation has found so far, so that the same command resumes it."""
+"""A file that keeps the results of an evaluation so far, so that the same command resumes it."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ _LONGEST_TEXT = 1 << 20  # bytes
 
 @dataclasses.dataclass
 class _Found:
-    """What an evaluation has found so far, as in `Result`, and how far it is.
+    """The results of an evaluation so far, as in `Result`, and its position.
 
     Attributes:
         adversarial_correct: as in `Result`, under the attacks that have been run.
@@ -52,7 +52,7 @@ class _Found:
 
     @classmethod
     def nothing(cls, images, num_trials):
-        """Returns what is found before the first batch of uint8 `images`: nothing."""
+        """Returns the state before the first batch of uint8 `images`."""
         count = len(images)
         return cls(
             natural_correct=np.zeros(count, bool),
@@ -71,12 +71,12 @@ class _Found:
 
     @classmethod
     def joined(cls, parts):
-        """Returns what finished parts of one evaluation have found together, a list of `_Found`."""
+        """Joins the `_Found` of the finished parts of one evaluation."""
 
         one, two = (cls.nothing(np.zeros((count, 1, 1, 1)), 3) for count in (1, 2))
 
         def join(name):
-            """An array by example is joined along that axis, which is the one that grows."""
+            """Joins arrays along the axis of the examples, which differs in `one` and `two`."""
             values = [getattr(part, name) for part in parts]
             shapes = (np.shape(getattr(empty, name)) for empty in (one, two))
             grows = [size != larger for size, larger in zip(*shapes, strict=True)]
@@ -87,26 +87,25 @@ class _Found:
         return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
 
     def add_natural(self, batch, x, correct, losses, margins, counts_as_broken):
-        """Adds what the model makes of images themselves.
+        """Adds the model's results on natural images.
 
         Args:
             batch: int (size,), the examples' numbers.
             x: float32 (size, height, width, channels), their pixels.
             correct: bool (size,).
             losses, margins: float32 (size,).
-            counts_as_broken: whether a misclassified image is an adversarial one, too.
+            counts_as_broken: whether a misclassified image counts as an adversarial one.
         """
         self.natural_correct[batch], self.natural_losses[batch] = correct, losses
-        self.margins[batch] = margins
+        self.margins[batch], self.x_adv[batch] = margins, x
         if counts_as_broken:
             broken = batch[~correct]
             self.adversarial_correct[broken] = False
             self.adversarial_losses[broken] = self.natural_losses[broken]
-            self.x_adv[broken] = x.numpy()[~correct]
         self.num_natural += len(batch)
 
     def add_attacked(self, batch, x_adv, correct, losses, margins):
-        """Adds what the attack `trial` made of examples, as arrays with one entry for each."""
+        """Adds the results of the attack `trial`, as arrays with an entry for each example."""
         # An example that an earlier attack has broken keeps its image.
         worse = ~correct | (losses > self.adversarial_losses[batch])
         worse &= self.adversarial_correct[batch]
@@ -117,9 +116,15 @@ class _Found:
         self.withstood[self.trial, batch] = correct
         self.num_attacks[self.trial] += len(batch)
 
+    def leave_alone(self):
+        """Counts the examples that no attack was given as their images."""
+        alone = np.isneginf(self.adversarial_losses)
+        self.adversarial_correct[alone] = self.natural_correct[alone]
+        self.adversarial_losses[alone] = self.natural_losses[alone]
+
 
 class State:
-    """A file that keeps what an evaluation has found so far.
+    """A file that keeps the results of an evaluation so far.
 
     Args:
         path: the .npz file; it need not exist.
@@ -171,12 +176,12 @@ class State:
         """Returns what the file holds, by the names of `found`; raises any exception."""
         with zipfile.ZipFile(self.path) as file:
             text = np.asarray(self._key)
-            if self._array(file, "key", text.dtype, text.shape) != self._key:
+            if _array(file, "key", _has_form_of(text)) != self._key:
                 raise InputError("it is of another model, attack, seed or data")
             values = {}
             for name, empty in vars(found).items():
                 expected = np.asarray(empty)
-                value = self._array(file, name, expected.dtype, expected.shape)
+                value = _array(file, name, _has_form_of(expected))
                 if value is None:
                     raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
                 values[name] = value if value.shape else value.item()
@@ -204,7 +209,7 @@ class State:
             self.keep_last()
 
     def keep_last(self):
-        """Writes what `keep` was last given, so that it outlives a result that cannot be written.
+        """Writes what `keep` got last, in case the result cannot be written.
 
         Raises:
             InputError: as `keep`.
@@ -215,7 +220,7 @@ class State:
         self._last, self._is_written = time.monotonic(), True
 
     def finish(self, path, note):
-        """Writes what was found to the end to another file, then removes this one.
+        """Writes the finished evaluation to another file, then removes this one.
 
         Args:
             path: the other file, which `read_finished` of a `State` there takes.
@@ -243,25 +248,9 @@ class State:
         except OSError as error:
             raise InputError(f"cannot remove {self.path}: {reason_of(error)}") from error
 
-    @staticmethod
-    def _array(file, name, dtype, shape):
-        """Returns an array in a zip file, or None unless it has that type and shape.
-
-        The size that the file states is checked first, so that the array cannot fill the memory.
-        """
-        with file.open(f"{name}.npy") as member:
-            # Later versions only have longer headers.
-            if np.lib.format.read_magic(member) != (1, 0):
-                return None
-            found_shape, _, found_dtype = np.lib.format.read_array_header_1_0(member)
-        if (found_shape, found_dtype) != (shape, dtype):
-            return None
-        with file.open(f"{name}.npy") as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-
     def _unusable(self, reason):
         return InputError(
-            f"cannot resume from {self.path}: {one_line(reason)}; without it all begins anew"
+            f"cannot resume from {self.path}: {one_line(reason)}; remove it to start anew"
         )
 
 
@@ -271,17 +260,39 @@ def text_in(path, name):
     Raises:
         InputError: the file cannot be read, or holds no such text.
     """
+
+    def is_text(shape, dtype):
+        return not shape and dtype.kind == "U" and dtype.itemsize <= _LONGEST_TEXT
+
     try:
         with zipfile.ZipFile(path) as file:
-            with file.open(f"{name}.npy") as member:
-                np.lib.format.read_magic(member)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            if shape or dtype.kind != "U" or dtype.itemsize > _LONGEST_TEXT:
-                raise InputError(f"expected text as its {name}")
-            with file.open(f"{name}.npy") as member:
-                return json.loads(np.lib.format.read_array(member, allow_pickle=False).item())
+            text = _array(file, name, is_text)
+        if text is None:
+            raise InputError(f"expected text as its {name}")
+        return json.loads(text.item())
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"cannot read {path}: {reason_of(error)}") from error
+
+
+def _array(file, name, is_expected):
+    """Returns an array in a zip file, or None unless `is_expected(shape, dtype)`.
+
+    What the file states is checked first, so that the array cannot fill the memory.
+    """
+    with file.open(f"{name}.npy") as member:
+        # Later versions only have longer headers.
+        if np.lib.format.read_magic(member) != (1, 0):
+            return None
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if not is_expected(shape, dtype):
+        return None
+    with file.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _has_form_of(array):
+    """Returns the function of shape and dtype that says whether they are those of `array`."""
+    return lambda shape, dtype: (shape, dtype) == (array.shape, array.dtype)
 
 
 def digest_of(key):

@@ -1,4 +1,4 @@
-"""What is evaluated: the model and the images that a config names, and what identifies them."""
+"""The model and the images that a config names for an evaluation, and what identifies them."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from common.provenance import provenance
 def model_path(config, challenge):
     """Returns the configured model's path, or the shipped model's if there is nothing at config's.
 
-    The shipped model, which a printed line names, takes the place of config.json's model alone.
+    The shipped model replaces only config.json's own; a printed line says so.
     """
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / challenge.shipped
@@ -29,7 +29,7 @@ def load_test_images(config, challenge):
 
 
 def line_of(loaded):
-    """Returns the words for a `LoadedModel`: its path, and its step if it is a checkpoint."""
+    """Returns a `LoadedModel` in words: its path, and its step if it is a checkpoint."""
     return one_line(f"{loaded.path}" + ("" if loaded.step is None else f", step {loaded.step}"))
 
 

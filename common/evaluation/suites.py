@@ -1,7 +1,7 @@
-"""Attacks as trials: by name, by preset, and in suites that run in turn on what still stands.
+"""Attacks as trials: by name, by preset, and in suites, which run in turn on what remains.
 
-Robust accuracy is at most what the strongest attack leaves. Which attack that is depends on the
-network and on the example, and therefore the worst case over different attacks is what counts
+Robust accuracy is at most the accuracy under the strongest attack. Which attack is strongest
+depends on the network and on the example, so that the worst case over different attacks counts
 (Carlini et al. 2019; Croce and Hein 2020).
 """
 
@@ -25,7 +25,7 @@ class Stage:
     Attributes:
         name: its name for people.
         attack: the class, or function that makes it.
-        settings: dict of its arguments beside the model and those of every attack.
+        settings: dict of its own arguments, without those that all attacks share.
         num_restarts, share: see `Trial`.
     """
 
@@ -42,11 +42,11 @@ def odi_pgd(model, *, epsilon, **options):
     return PGD(model, epsilon=epsilon, step_size=epsilon / 10, num_steps=100, **margin, **options)
 
 
-# It aims at the worst case of "standard" in a small part of the time. What breaks most examples a
-# second comes first. What is left to break is on the examples closest to the boundary, and the late
-# attacks are given these alone, as in A3 (Liu et al. 2022, "Practical evaluation of adversarial
-# robustness via adaptive auto attack"). No loss changes with the scale of the logits. The numbers
-# were chosen on MNIST's adv_trained and CIFAR-10's simple_adv_trained.
+# Aims at the worst case of "standard" in a small part of the time. The attacks that break most
+# examples a second come first. The late attacks are given only the examples closest to the
+# boundary, as in A3 (Liu et al. 2022, "Practical evaluation of adversarial robustness via adaptive
+# auto attack"). No loss changes with the scale of the logits. The numbers were tuned on MNIST's
+# adv_trained and CIFAR-10's simple_adv_trained.
 FAST = (
     Stage("apgd_xent", APGD, {"loss_func": "scaled_xent", "num_steps": 50}),
     Stage("apgd_targeted", APGD, {"loss_func": "targeted_dlr", "num_steps": 30}, share=0.4),
@@ -60,8 +60,8 @@ FAST = (
     Stage("apgd_targeted_again", APGD, {"loss_func": "targeted_dlr"}, share=0.05),
     Stage("square", Square, {"schedule_queries": 10_000}, share=0.05),
 )
-# Stronger than "standard": its attacks with the same random numbers, and therefore all that these
-# break, but for rounding; more starts and targets, and four times the queries.
+# Stronger than "standard": it has its attacks with the same random numbers, and so breaks all that
+# they break up to rounding; more starts and targets, and four times the queries.
 STRONG = (
     Stage("apgd_xent", APGD, {"loss_func": "xent"}, num_restarts=10),
     Stage("apgd_scaled_xent", APGD, {"loss_func": "scaled_xent"}, num_restarts=10),
@@ -71,16 +71,15 @@ STRONG = (
     Stage("fab_targeted", FAB, {"num_search_steps": 0}),
 )
 STAGES = {"fast": FAST, "strong": STRONG}
-ANY_MODEL = ("standard", *STAGES)  # the suites that need no challenge
+ANY_MODEL = ("standard", *STAGES)  # the suites that do not depend on a challenge
 SUITES = ("paper", "leaderboard", *ANY_MODEL)
 
 
 def with_gradient(model):
-    """Returns the same logits, with a gradient of zeros if TensorFlow knows no gradient.
+    """Returns the same logits, with a gradient of zeros if TensorFlow has none.
 
-    TensorFlow has no gradient of rounding, for example, and an attack by gradients refuses such a
-    model. In an evaluation it finds nothing instead, with a warning, and the attacks without
-    gradients follow.
+    An attack with gradients refuses a model without them, such as one that rounds. In an evaluation
+    it fails with a warning instead, and the attacks without gradients follow.
 
     Args:
         model: see `common.attack.Attack`.
@@ -161,7 +160,7 @@ def suite_trials(suite, model, config, challenge, norm=None):
         model: see `common.attack.PGD`.
         config: the challenge's config.
         challenge: a `common.challenge.Challenge`.
-        norm: the norm of those, "linf" (also None) or "l2"; the presets are in L-infinity.
+        norm: the norm of `ANY_MODEL`, "linf" (also None) or "l2"; the presets are in L-infinity.
 
     Raises:
         InputError: as `Trial`.

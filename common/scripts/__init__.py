@@ -1,1 +1,1 @@
-"""What the scripts of the challenges call: flags, printed lines, exit codes."""
+"""The code behind the challenges' scripts: flags, printed lines, exit codes."""

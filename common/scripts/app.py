@@ -1,4 +1,4 @@
-"""Runs a script: parses its flags, and turns what it cannot do into one line and exit code 1."""
+"""Runs a script: parses its flags, and turns a failure into one line and exit code 1."""
 
 import contextlib
 import dataclasses
@@ -14,19 +14,19 @@ from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
 from common.scripts.flags import config_from_flags, define_flags, help_text
 
-# What a disk, the memory or a file may cause anywhere, beside what the scripts foresee.
+# Failures of disk, memory or files that the scripts do not handle where they occur.
 FAILURES = (OSError, MemoryError, RecursionError, tf.errors.OpError)
 
 
 def run(main, challenge, define_own_flags=None, uses=None):
-    """Calls `main(challenge, config, flag_values)` with what the command line says, then exits.
+    """Calls `main(challenge, config, flag_values)` as the command line says, then exits.
 
     Args:
         main: the script's work.
         challenge: a `common.challenge.Challenge`.
         define_own_flags: function (challenge, flag_values) that declares the script's further
             flags.
-        uses: which settings have a flag, see `flags.define_flags`.
+        uses: the kinds of work that the script does, see `flags.define_flags`.
     """
     define_flags(challenge, flags.FLAGS, uses)
     if define_own_flags is not None:
@@ -59,8 +59,8 @@ def _parser(challenge=None):
     """Returns absl's `flags_parser`, which ends what `common.startup` began.
 
     Args:
-        challenge: the `Challenge` whose config file may hold a setting that has no flag here, as it
-            is another script's; None for a script without settings.
+        challenge: the `Challenge` whose settings are known, also those without a flag in this
+            script; None for a script without settings.
     """
     app.define_help_flags()
     flags.DEFINE_flag(_Help())
@@ -88,7 +88,7 @@ def _parser(challenge=None):
 
 @contextlib.contextmanager
 def _failures_in_one_line():
-    """Turns what a script cannot do into one line and an exit code."""
+    """Turns a failure into one line and an exit code."""
     try:
         yield
     except InputError as error:
@@ -122,7 +122,7 @@ class _Help(flags.BooleanFlag):
 
 
 def _described(error):
-    """Returns what went wrong, as text that begins with the file, or else with the error's kind."""
+    """Returns an error as text that begins with the file, or else with the error's class."""
     what, reason = getattr(error, "filename", None), reason_of(error)
     if what is None:
         what = type(error).__name__

@@ -1,4 +1,4 @@
-"""pgd_attack.py and run_attack.py: attack files, written and scored."""
+"""pgd_attack.py and run_attack.py, which write and score attack files."""
 
 import dataclasses
 import io
@@ -37,9 +37,8 @@ def define_attack_file_flags(challenge, flag_values):
 def pgd_attack(challenge, config, flag_values):
     """pgd_attack.py: writes adversarial examples for every test image to an attack file.
 
-    Ctrl-C ends it after the batch in hand, and the same command resumes there. What is found is
-    kept beside the attack file until that is written. --shard attacks a part of the images, and
-    --merge writes the file of all.
+    Ctrl-C ends it after the current batch, and the same command resumes there, from a file beside
+    the attack file. --shard attacks a part of the images, and --merge writes the file of all.
 
     Raises:
         InputError: as `evaluate`; nothing is written then.
@@ -118,7 +117,7 @@ def run_attack(challenge, config, flag_values):
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """An attack file that obeys the rules, and what the model takes its images for.
+    """An attack file that obeys the rules, with the model's predictions.
 
     Attributes:
         predictions: int64 classes (n,), those of the largest logits.

@@ -118,7 +118,7 @@ def define_flags(challenge, flag_values):
 def compare(challenge, config, flag_values):
     """compare.py: a model under the leaderboard's own attacks, or an attack file on a model.
 
-    Ctrl-C ends it after the batch in hand, and the same command resumes there.
+    Ctrl-C ends it after the current batch, and the same command resumes there.
 
     Raises:
         InputError: there is no model, no data or no such row, or the attack file breaks a rule.
@@ -146,8 +146,8 @@ def choose_rows(challenge, names, long):
 
     Args:
         challenge: a `common.challenge.Challenge`.
-        names: names with commas between them, or None for all but the long rows.
-        long: whether None means the long rows, too.
+        names: comma-separated names, or None for all but the long rows.
+        long: whether None includes the long rows.
 
     Raises:
         InputError: there is no row of such a name.
@@ -208,7 +208,7 @@ def _rank_attack_file(challenge, config, flag_values):
     is_asked = flag_values["output_json"].present
     if is_asked:
         check_writable("--output_json", flag_values.output_json)
-    # The leaderboard's radius counts, whatever a --config says.
+    # The leaderboard's epsilon counts, whatever a --config says.
     config = dataclasses.replace(config, epsilon=config_lib.make_config(challenge).epsilon)
     scored = attack_file.score(challenge, config, flag_values.attack_file)
     accuracy, count = scored.accuracy, len(scored.predictions)
@@ -219,7 +219,7 @@ def _rank_attack_file(challenge, config, flag_values):
         print(text)
     model = one_line(scored.loaded.path)
     print(
-        f"The boards are of the original {challenge.name} challenge's secret network and count all "
+        f"These boards are for the original {challenge.name} challenge's secret network and all "
         f"{NUM_TEST_IMAGES:,} test images; this is {model} on {count:,}. An attack is "
         "black-box if it was made without access to the network."
     )
@@ -239,7 +239,7 @@ def _rank_attack_file(challenge, config, flag_values):
 
 
 def _print_own_boards(challenge, boards, scored, attack_file):
-    """Prints where a file stands on the model's own boards, and the row to hand in.
+    """Prints a file's place on the model's own boards, and the line to hand in.
 
     Returns:
         Dict from the boards' names to the places in words.
@@ -272,7 +272,7 @@ def _print_own_boards(challenge, boards, scored, attack_file):
 
 
 def _places(boards, texts, accuracy):
-    """Returns where an accuracy stands on boards, as a dict for JSON."""
+    """Returns an accuracy's places on boards, as a dict for JSON."""
     return {
         board: {"rank": rank(entries, accuracy), "of": len(entries) + 1, "text": texts[board]}
         for board, entries in boards.items()

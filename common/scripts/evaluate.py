@@ -77,9 +77,8 @@ def evaluate(challenge, config, flag_values):
 
     One attack is evaluated on every image, as in the original code; several, or a suite, on the
     images that the model classifies correctly. With --source they attack that model instead. Ctrl-C
-    ends it after the batch in hand, and the same command resumes there. The examples are written
-    if --store_adv_path asks for it, and a page to look at if --report does. --shard evaluates a
-    part of the images, and --merge joins all.
+    ends it after the current batch, and the same command resumes there. --store_adv_path writes the
+    examples, --report a web page. --shard evaluates a part of the images, and --merge joins all.
 
     Raises:
         InputError: there is no model, no data, no such suite or attack, or a setting is out of
@@ -238,7 +237,7 @@ def _load_source(challenge, name):
 
 
 def _preset_of(challenge, flag_values, trial):
-    """Returns the preset that a `Trial` is, or None; --preset before others of its settings."""
+    """Returns a `Trial`'s preset, or None; --preset goes before others with its settings."""
     preset = flag_values.preset
     if preset is not None and suites.is_preset(trial, challenge, preset):
         return preset
@@ -246,21 +245,21 @@ def _preset_of(challenge, flag_values, trial):
 
 
 def _print_attack(trial, preset):
-    """Prints the settings of the one attack, and the preset that they are, if any."""
+    """Prints the settings of the only attack, and its preset, if any."""
     if preset is not None:
         print(f"preset: {preset}")
     print(f"attack: {describe_settings(trial.settings())}")
 
 
 def _print_line(done):
-    """Prints what one of several attacks did, a `TrialResult`."""
+    """Prints the `TrialResult` of one of several attacks."""
     print(line(done), flush=True)
 
 
 def _published(challenge, images, presets, loaded, source=None):
     """Returns the published numbers as `table` takes them, for the images and for each preset.
 
-    They count the whole test set, and there are none beside the sample's.
+    They are of the whole test set, so that there are none for the sample.
     """
     if images.is_sample or not any(presets):
         return [{}] * (1 + len(presets))
@@ -331,7 +330,7 @@ def _print_models(loaded, source=None):
 
 
 def _write(flag_values, challenge, result, record, state=None):
-    """Writes what is asked for, and only then removes the state."""
+    """Writes the files that the flags ask for, and only then removes the state."""
     if flag_values.output_json:
         write_json(flag_values.output_json, record)
     if flag_values["store_adv_path"].present:

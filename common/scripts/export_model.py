@@ -1,4 +1,4 @@
-"""export_model.py: a training's SavedModel with its card, and further rows of a card."""
+"""export_model.py, which writes a training's SavedModel with its card, and adds rows to a card."""
 
 import contextlib
 import pathlib
@@ -58,9 +58,9 @@ def define_flags(challenge, flag_values):
 def export_model(challenge, config, flag_values):
     """export_model.py: writes a training's SavedModel, its card and README.
 
-    Without --output_dir, --model_dir is a model that has a card, which gets more rows. A row that
-    the card holds for as many images, or more, is not evaluated again. Ctrl-C ends an evaluation
-    after the batch in hand, and the same command resumes there.
+    Without --output_dir it adds rows to the card of --model_dir. A row that the card holds for as
+    many images, or more, is not evaluated again. Ctrl-C ends an evaluation after the current batch,
+    and the same command resumes there.
 
     Raises:
         InputError: there is no training, no card to add to, no data, no such row or source, or
@@ -84,7 +84,7 @@ def export_model(challenge, config, flag_values):
     output = pathlib.Path(flag_values.output_dir) if is_new else path
     if is_new:
         card = _export(challenge, path, loaded, output, flag_values.round_to_bfloat16)
-    # Taken before any row is written, which makes a clone differ from its commit.
+    # Before any row is written, as a written row makes the clone differ from its commit.
     record = record_of(config, loaded, images)
     names = ("data", "seed", "command", "commit", "hardware", "versions")
     of_all = {name: record[name] for name in names}
@@ -92,7 +92,7 @@ def export_model(challenge, config, flag_values):
     state_dir = make_state_dir(output / "rows", "--output_dir" if is_new else "--model_dir")
 
     def in_order(entry):
-        row = entry["row"]  # a row that is not known is another version's, and comes last
+        row = entry["row"]  # an unknown row is another version's, and comes last
         return entry["source"] or "", known.index(row) if row in known else len(known)
 
     tasks = [(row, None, None) for row in flag_values.rows]

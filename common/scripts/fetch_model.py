@@ -1,4 +1,4 @@
-"""fetch_model.py: the networks that the originals published."""
+"""fetch_model.py, which fetches the networks that the originals published."""
 
 import pathlib
 import sys

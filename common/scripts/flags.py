@@ -15,11 +15,11 @@ from common.config import GROUPS, make_config, path, path_or_null, read_json
 from common.errors import InputError
 
 MODEL, ATTACK, EVALUATION, TRAINING = GROUPS.values()  # for `define_path` and absl's module_name
-_OWN = "This script"  # what --help lists a script's other flags under
+_OWN = "This script"  # the heading of a script's other flags in --help
 
 
 def split(names):
-    """Returns the names in a text that has commas between them."""
+    """Returns the names in a text that separates them by commas."""
     return [name.strip() for name in names.split(",")]
 
 
@@ -57,7 +57,8 @@ def define_flags(challenge, flag_values, uses=None):
     Args:
         challenge: a `common.challenge.Challenge`.
         flag_values: absl's FlagValues.
-        uses: what the script does, as `common.config.key` has it; None declares every setting.
+        uses: the kinds of work that the script does, see `common.config.key`; None declares every
+            setting.
     """
     own = read_json(challenge.directory / "config.json")
     text = "config file, ours or an original's, which may hold the settings of every script"

@@ -54,7 +54,7 @@ def asked_shard(flag_values, outputs):
         outputs: names of the flags of the whole evaluation's output.
 
     Raises:
-        InputError: --shard is none, or stands beside a flag that does not go with it.
+        InputError: --shard is not valid, or cannot be combined with another flag.
     """
     merge, text = flag_values.merge, flag_values.shard
     if merge is not None:
@@ -89,7 +89,7 @@ def state_dir(flag_values, output):
 
 
 def run(shard, directory, images, key, evaluator, check, report=None):
-    """Evaluates one shard and keeps it; prints what it found.
+    """Evaluates one shard, writes it, and prints its result.
 
     Args:
         shard: a `Shard`.

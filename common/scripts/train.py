@@ -1,4 +1,4 @@
-"""train.py: a training, or the SavedModel of one."""
+"""train.py, which trains, or exports the SavedModel of a training."""
 
 import pathlib
 

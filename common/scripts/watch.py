@@ -15,13 +15,13 @@ POLL_SECONDS = 10
 
 
 def training_directory(challenge, model_dir):
-    """Returns the path of a training that may be yet to begin.
+    """Returns the path of a training, which may not have begun.
 
     Raises:
         InputError: `model_dir` is a finished model.
     """
     path = pathlib.Path(model_dir)
-    with contextlib.suppress(InputError):  # it may be yet to be made
+    with contextlib.suppress(InputError):  # it may not exist yet
         path = checkpoints.find_model(challenge, path)
     is_model = (path / "saved_model.pb").exists() or rounded_weights.are_in(path)
     if path.is_file() or is_model or is_original(path):
@@ -59,14 +59,14 @@ def write_events(directory, writer, step, summary):
 def wait_for_checkpoint(challenge, path, loaded, seen):
     """Waits for the next checkpoint of a training, and loads it.
 
-    It also waits for a directory that is gone and for a checkpoint that is not whole: somebody may
-    begin the training anew, and the files may be on another machine's disk.
+    It also waits if the directory is gone or a checkpoint is not whole: the training may begin
+    anew, and the files may be on another machine's disk.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         path: the training's directory, which need not exist yet.
         loaded: the `LoadedModel` of the last checkpoint, or None.
-        seen: set of the earlier checkpoints, which are not taken again; it is updated.
+        seen: set of the earlier checkpoints, which are not loaded again; it is updated.
 
     Returns:
         A `LoadedModel`: `loaded` with other weights, or a new one if the directory now holds
@@ -110,9 +110,9 @@ def _load_newest(challenge, path, loaded):
 
 
 def _checkpoints(path):
-    """Returns a directory's checkpoints as pairs: the step, and what tells it from another file."""
+    """Returns a directory's checkpoints as pairs: the step, and what identifies its file."""
     found = []
-    # A file may be removed meanwhile, and a disk be out of reach for a while.
+    # A file may be removed meanwhile, and a disk may be unavailable for a while.
     with contextlib.suppress(InputError, OSError):
         for step in checkpoint_files.steps_in(path):
             status = (path / f"checkpoint-{step}.index").stat()

@@ -1,4 +1,4 @@
-"""The paper's items, one file each, which ends with its `ITEM`; here is their order."""
+"""The paper's items, one file each, which ends with its `ITEM`, and their order."""
 
 import importlib
 

@@ -14,7 +14,7 @@ SOURCES = (figure_11, maxima, figure_4, table_1, table_2, table_5)
 
 
 def parts(settings):
-    """One part, which notes what the other items' results are; their numbers are read anew."""
+    """One part, which records the states of the other items; their numbers are read anew."""
     return [Part(name="other items", networks=(ROBUST,), compute=states)]
 
 
@@ -161,8 +161,8 @@ ITEM = Item(
     sample={},
     parts=parts,
     table=table,
-    rule="A claim holds if our number is on the paper's side of the paper's limit (45 % stands for "
-    "about 46 %, 63 % for 64 %); leaking means at most 1 % under PGD and 50 points more under "
-    "FGSM.",
+    rule="A claim holds if our number is on the paper's side of the paper's limit (45 % for its "
+    "about 46 %, 63 % for its 64 %); label leaking means at most 1 % under PGD and 50 points more "
+    "under FGSM.",
     verdict=verdict,
 )

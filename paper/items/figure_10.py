@@ -80,17 +80,16 @@ ITEM = Item(
     name="figure_10",
     title="Figure 10: biases by class of MNIST networks",
     question="RQ5",
-    claim="The last layer's biases are far from uniform in robust networks, and alike in two of "
-    "them; in the natural network they hardly moved.",
+    claim="The last layer's biases are far from uniform in robust networks, and similar in two of "
+    "them; in the natural network they hardly differ from their initial value.",
     minutes=0.1,
     settings={"seed": 0},
     sample={},
     parts=parts,
     draw=draw,
-    caption="The robust networks are the recipe of `adv_trained` with two seeds; the paper's are "
-    "its challenge's public and secret network.",
-    rule="The biases of each robust network deviate half as much as the paper's or more, also as a "
-    "multiple of the natural network's, and those of two robust networks correlate half as much or "
-    "more.",
+    caption="The robust networks are trained by the recipe of `adv_trained` from two seeds; the "
+    "paper's are its challenge's public and secret network.",
+    rule="The standard deviation of each robust network's biases, also as a multiple of the "
+    "natural network's, and the correlation of two robust networks are at least half the paper's.",
     verdict=verdict,
 )

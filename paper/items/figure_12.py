@@ -1,4 +1,4 @@
-"""Figure 12: digits that PGD in L2 changes until the robust network takes them for others."""
+"""Figure 12: digits that PGD in L2 changes until the robust network misclassifies them."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def parts(settings):
 
 
 def examples(work):
-    """The first images that the robust network gets right, and no more after the attack."""
+    """The first images that the robust network classifies correctly only before the attack."""
     settings, epsilon = work.settings, work.settings["epsilon"]
     robust, other, natural = work.models
     attack = PGD(
@@ -53,7 +53,7 @@ def examples(work):
 
 
 def draw(result):
-    """Above the digits, below what PGD made of them."""
+    """Above the digits, below their adversarial examples."""
     (numbers,), settings = result.numbers.values(), result.settings
     count = max(len(numbers["examples"]), 1)
     figure, axes = style.subplots(2, count, max(1.5 * count, 4), 3.4)
@@ -127,8 +127,8 @@ ITEM = Item(
     parts=parts,
     draw=draw,
     table=table,
-    caption="The first test images that the attack breaks, and what it makes of them. The paper "
-    "does not name the attack; this is PGD with the steps of Figure 6, of 2.5 epsilon together.",
+    caption="The first test images that the attack breaks, and their adversarial examples. The "
+    "paper does not name the attack; this is PGD with the steps of Figure 6, in total 2.5 epsilon.",
     rule="Five examples are found within the paper's distance, which PGD keeps by its projection, "
     "and over half of them also fool the natural network, which was not attacked. The paper has no "
     "number here, and the second limit is ours. What people see is for the reader to judge.",

@@ -66,7 +66,7 @@ def ends(work, width, rank, first, last):
 
 
 def merged(result, network, rank):
-    """What all starts of an image found, or None without any.
+    """The end losses of all starts of an image, or None without any.
 
     Returns:
         dict: "image", its number; "count" of starts; "bins", the lower edges in nats, and
@@ -229,11 +229,11 @@ ITEM = Item(
     parts=parts,
     draw=draw,
     table=table,
-    caption="Images and steps are chosen as for Figure 1. `--mnist_restarts=100000` is as many as "
-    "the paper has, and takes ten times as long. An outlier lies above the mean by over 6 standard "
+    caption="Images and steps are chosen as for Figure 1. `--mnist_restarts=100000`, the paper's "
+    "number, takes ten times as long. An outlier lies above the mean by over 6 standard "
     "deviations; at most ten are counted.",
-    rule="Each image's range is as narrow as the paper's widest, with a quarter to spare, as a "
+    rule="Each image's range is at most the paper's widest, with a tolerance of a quarter, as a "
     "share of the mode on natural networks and in nats on robust ones; there are no outliers; "
-    "every end on the natural network is above every one on the robust.",
+    "every end on the natural network is above every end on the robust one.",
     verdict=verdict,
 )

@@ -109,8 +109,8 @@ ITEM = Item(
     name="figure_5",
     title="Figure 5: loss along the training",
     question="RQ5",
-    claim="Training against PGD brings the loss on adversarial images down steadily, to small "
-    "values on the training set.",
+    claim="Training against PGD reduces the loss on adversarial images steadily, to small values "
+    "on the training set.",
     minutes=0.1,
     settings={"mnist_training": "", "cifar10_training": "", "seed": 0},
     sample={},
@@ -118,9 +118,9 @@ ITEM = Item(
     needs="the directory of a training with its TensorBoard events: `--mnist_training=PATH`, "
     "`--cifar10_training=PATH`",
     draw=draw,
-    caption="Loss of the training batches, as TensorBoard has it, and its moving average over as "
-    "many logged losses as the paper's. Recipes differ in steps, batch and attack.",
-    rule="The averaged loss falls by at least a tenth of the factor that the paper's falls by, and "
-    "ends at most at twice the paper's end.",
+    caption="Loss of the training batches, from TensorBoard's events, and its moving average over "
+    "as many logged losses as in the paper. Recipes differ in steps, batch and attack.",
+    rule="The averaged loss falls by at least a tenth of the paper's factor, and ends at most at "
+    "twice the paper's end.",
     verdict=verdict,
 )

@@ -19,7 +19,7 @@ def parts(settings):
 
 
 def filters(work):
-    """The first layer's filters, and those of the second that look at the strongest of them."""
+    """The first layer's filters, and those of the second layer for the strongest of them."""
     first, _, second, *_ = (np.asarray(weight) for weight in work.models[0].model.weights)
     size = np.abs(first).max((0, 1, 2))
     is_not_zero = np.abs(first[:, :, 0]) >= NON_ZERO * size.max()
@@ -70,7 +70,7 @@ def _width(numbers):
 
 
 def table(result):
-    """How many filters live, and with how many weights."""
+    """The numbers of live filters and of their weights."""
     paper = published("figure_9")
     lows_highs = paper["second layer, shown filters"]
     lines = [
@@ -123,9 +123,9 @@ ITEM = Item(
     name="figure_9",
     title="Figure 9: filters of MNIST networks",
     question="RQ5",
-    claim="Robust networks keep 3 of the 32 filters of the first layer, each with one non-zero "
-    "weight: they are thresholds, which small changes of a pixel do not pass. Their second layer's "
-    "weights are sparse and range wider.",
+    claim="In robust networks 3 of the 32 filters of the first layer are not zero, each with one "
+    "non-zero weight: they are thresholds, which small changes of a pixel do not pass. The weights "
+    "of the second layer are sparse and have a wider range.",
     minutes=0.1,
     settings={"seed": 0},
     sample={},
@@ -135,8 +135,8 @@ ITEM = Item(
     caption="All filters of the first layer; 32 of the second, for the first layer's filter with "
     "the largest weight. A weight counts as zero below a fifth of its layer's largest; the paper's "
     "are below a tenth or above two fifths.",
-    rule="At most twice the paper's number of filters live, their median has one weight, most of "
-    "the natural network's live, and the second layer is half as many times as wide as in the "
-    "paper or more.",
+    rule="In robust networks at most twice the paper's number of filters are live, with one weight "
+    "in the median, and the second layer's range grows by at least half the paper's factor; in the "
+    "natural network most filters are live.",
     verdict=verdict,
 )

@@ -235,9 +235,10 @@ ITEM = Item(
     },
     parts=parts,
     table=table,
-    rule="The paper's words, on every network, as means over images: distances 0.75 to 1.33 times "
-    "those of random points; angles 70 to 110 degrees; 90 % of the inner points of segments below "
-    "the line between their ends; random points at most half the middle's loss; some inner "
-    "products negative; a lower cosine with the gradient at epsilon than at an eighth of it.",
+    rule="The paper's statements, on every network, as means over images: distances are 0.75 to "
+    "1.33 times those of random points; angles are 70 to 110 degrees; 90 % of the inner points of "
+    "segments are below the line between their ends; random points have at most half the middle's "
+    "loss; some inner products are negative; the cosine with the gradient is lower at epsilon than "
+    "at an eighth of it.",
     verdict=verdict,
 )

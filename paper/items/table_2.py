@@ -126,6 +126,6 @@ ITEM = Item(
     table=table,
     rule="Every row of the wide network is within 2 points and two standard errors of the paper's. "
     "On each network the white-box attacks have the paper's order, and PGD from the natural "
-    "network takes at most a quarter more of the natural accuracy than in the paper (1.5 %).",
+    "network costs at most a quarter more of the natural accuracy than in the paper (1.5 %).",
     verdict=verdict,
 )

@@ -12,7 +12,7 @@ ITEM = Item(
     title="Table 3: transfer of FGSM between CIFAR-10 networks",
     question="RQ3",
     claim="Examples from wider networks, and from networks trained on natural images, hardly harm "
-    "robust networks; robust networks are harmed most by their like.",
+    "robust networks; examples from other robust networks harm them most.",
     minutes=15,
     settings={"num_images": 1000, "seed": 0},
     sample={"num_images": 2},

@@ -75,9 +75,9 @@ ITEM = Item(
     name="table_5",
     title="Table 5: CIFAR-10 networks, white box",
     question="RQ3",
-    claim="Networks trained on natural images or against FGSM have no accuracy left under PGD, the "
-    "latter although FGSM does not harm them at all: their training leaks labels. Those trained "
-    "against PGD withstand all.",
+    claim="Networks trained on natural images or against FGSM have no accuracy under PGD, although "
+    "FGSM does not harm the latter: their training leaks labels. Networks trained against PGD "
+    "withstand all attacks.",
     minutes=40,
     settings={"num_images": 1000, "seed": 0},
     sample={"num_images": 2},

@@ -105,7 +105,7 @@ def test_pixels_of_bytes_and_colours_are_taken(tmp_path):
     names = ["a", "b", "c", "&lt;d&gt;"]
     for label, other in zip(y, classes):
         number = np.count_nonzero((y == label) & (classes == other))
-        assert f"{names[label]} taken for {names[other]}: {number} (" in page
+        assert f"{names[label]} classified as {names[other]}: {number} (" in page
     with pytest.raises(InputError, match="^cannot write "):
         report.save_html(tmp_path / "no" / "r.html")
 

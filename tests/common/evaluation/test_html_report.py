@@ -106,8 +106,8 @@ def test_the_numbers_are_on_the_page():
     widths = re.findall(r"<b class=\w+ style='width:([\d.]+)%'>", page(shown))
     assert [float(width) for width in widths] == [95, 70, 45]
     # Of the 7 planes two stand, see by hand: 0 misclassified, 6, 12, 18 stand; 3, 9, 15 broken.
-    assert "plane taken for plane: 3 (42.9%)" in page(shown)
-    assert "plane taken for ship: 4 (57.1%)" in page(shown)
+    assert "plane classified as plane: 3 (42.9%)" in page(shown)
+    assert "plane classified as ship: 4 (57.1%)" in page(shown)
     assert "mean 0.0100" in parsed.text
     assert f"mean {np.mean(shown.result.adversarial_losses):.4f}" in parsed.text
     assert "Warnings" not in parsed.text
@@ -178,7 +178,7 @@ def test_all_or_nothing_broken_and_losses_without_end():
         dataclasses.replace(shown.result, adversarial_correct=np.full(20, value))
         for value in (False, True)
     )
-    assert "No image stands." in page(dataclasses.replace(shown, result=everything))
+    assert "No image withstood the attacks." in page(dataclasses.replace(shown, result=everything))
     nothing = dataclasses.replace(nothing, natural_correct=np.zeros(20, bool))
     assert "No image is broken." in page(dataclasses.replace(shown, result=nothing))
     losses = np.float32([np.inf, np.nan, 0.0, *np.ones(17)])
@@ -187,7 +187,8 @@ def test_all_or_nothing_broken_and_losses_without_end():
     )
     Parsed(page(dataclasses.replace(shown, result=endless)))
     right = dataclasses.replace(shown.adversarial, predictions=shown.labels)
-    assert "No attacked image is taken" in page(dataclasses.replace(shown, adversarial=right))
+    text = page(dataclasses.replace(shown, adversarial=right))
+    assert "No attacked image is misclassified." in text
 
 
 def test_outputs_are_those_of_the_model():
