@@ -43,8 +43,8 @@ class Evaluator:
         show_progress: show a bar with the remaining time on stderr.
 
     Raises:
-        InputError: batch_size or seed is not a whole number in its range; `each_alone` is combined
-            with a trial that takes a share of the examples.
+        InputError: batch_size or seed is not a whole number in its range; a trial takes a share of
+            the examples, and `each_alone` is set or `spare_misclassified` is not.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class Evaluator:
         self.spare_misclassified = spare_misclassified
         self.each_alone = each_alone
         partial = [trial.name for trial in self.trials if trial.share < 1]
-        if each_alone and partial:
+        if partial and (each_alone or not spare_misclassified):
+            what = "--each_alone" if each_alone else "spare_misclassified=False"
             raise InputError(
-                "--each_alone: expected attacks that are given every example, got "
+                f"{what}: expected attacks that are given every example, got "
                 f"{partial[0]}, which takes the closest alone"
             )
         self.fixed_batches = fixed_batches
@@ -174,6 +175,7 @@ class Evaluator:
         return self._result(found, results)
 
     def _result(self, found, results):
+        found.leave_alone()
         return Result(
             found.natural_correct,
             found.adversarial_correct,
@@ -258,7 +260,7 @@ class Evaluator:
         withstood, given = found.withstood[: number + 1], found.given[number]
         left_alone = self._standing_before(found, number) & ~given
         to_break = found.natural_correct if self.spare_misclassified else np.ones_like(given)
-        is_alone = number == 0 or self.each_alone
+        is_alone = self.trials[number].share == 1 and (number == 0 or self.each_alone)
         return TrialResult(
             name=self.trials[number].name,
             num_given=int(np.count_nonzero(given)),

@@ -22,8 +22,8 @@ class Trial:
         eight_bits: round the adversarial images to 256 levels, within the ball.
         name: the attack's name for people.
         share: the share of the remaining examples that the attack is given, above 0: those closest
-            to the boundary, by the least margin z_y - max_{i != y} z_i that earlier attacks have
-            reached. Scaling or shifting the logits does not change the choice.
+            to the boundary, by the least margin z_y - max_{i != y} z_i of their images and of what
+            earlier attacks have reached. Scaling or shifting the logits does not change the choice.
 
     Raises:
         InputError: num_restarts is not a whole number from 1 to 2**31 - 1; `share` is not a number
@@ -104,7 +104,8 @@ class Result:
         natural_losses: float32 (n,), cross-entropy of the images.
         adversarial_losses: float32 (n,), cross-entropy of `x_adv`.
         x_adv: float32 (n, height, width, channels), each example's first image that fooled the
-            model, by attack and restart, else its image with the highest loss.
+            model, by attack and restart, else its image with the highest loss; the example itself
+            if no attack was given it.
         withstood: bool (attacks, n), False if the attack broke the example.
         trials: a `TrialResult` for each attack.
         seconds: the time that the evaluation took.

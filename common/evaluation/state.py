@@ -97,12 +97,11 @@ class _Found:
             counts_as_broken: whether a misclassified image counts as an adversarial one.
         """
         self.natural_correct[batch], self.natural_losses[batch] = correct, losses
-        self.margins[batch] = margins
+        self.margins[batch], self.x_adv[batch] = margins, x
         if counts_as_broken:
             broken = batch[~correct]
             self.adversarial_correct[broken] = False
             self.adversarial_losses[broken] = self.natural_losses[broken]
-            self.x_adv[broken] = x.numpy()[~correct]
         self.num_natural += len(batch)
 
     def add_attacked(self, batch, x_adv, correct, losses, margins):
@@ -116,6 +115,12 @@ class _Found:
         self.margins[batch] = np.minimum(self.margins[batch], margins)
         self.withstood[self.trial, batch] = correct
         self.num_attacks[self.trial] += len(batch)
+
+    def leave_alone(self):
+        """Counts the examples that no attack was given as their images."""
+        alone = np.isneginf(self.adversarial_losses)
+        self.adversarial_correct[alone] = self.natural_correct[alone]
+        self.adversarial_losses[alone] = self.natural_losses[alone]
 
 
 class State:
@@ -171,12 +176,12 @@ class State:
         """Returns what the file holds, by the names of `found`; raises any exception."""
         with zipfile.ZipFile(self.path) as file:
             text = np.asarray(self._key)
-            if self._array(file, "key", text.dtype, text.shape) != self._key:
+            if _array(file, "key", _has_form_of(text)) != self._key:
                 raise InputError("it is of another model, attack, seed or data")
             values = {}
             for name, empty in vars(found).items():
                 expected = np.asarray(empty)
-                value = self._array(file, name, expected.dtype, expected.shape)
+                value = _array(file, name, _has_form_of(expected))
                 if value is None:
                     raise InputError(f"expected {name} of {expected.dtype} {expected.shape}")
                 values[name] = value if value.shape else value.item()
@@ -243,22 +248,6 @@ class State:
         except OSError as error:
             raise InputError(f"cannot remove {self.path}: {reason_of(error)}") from error
 
-    @staticmethod
-    def _array(file, name, dtype, shape):
-        """Returns an array in a zip file, or None unless it has that type and shape.
-
-        The size that the file states is checked first, so that the array cannot fill the memory.
-        """
-        with file.open(f"{name}.npy") as member:
-            # Later versions only have longer headers.
-            if np.lib.format.read_magic(member) != (1, 0):
-                return None
-            found_shape, _, found_dtype = np.lib.format.read_array_header_1_0(member)
-        if (found_shape, found_dtype) != (shape, dtype):
-            return None
-        with file.open(f"{name}.npy") as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-
     def _unusable(self, reason):
         return InputError(
             f"cannot resume from {self.path}: {one_line(reason)}; remove it to start anew"
@@ -271,17 +260,39 @@ def text_in(path, name):
     Raises:
         InputError: the file cannot be read, or holds no such text.
     """
+
+    def is_text(shape, dtype):
+        return not shape and dtype.kind == "U" and dtype.itemsize <= _LONGEST_TEXT
+
     try:
         with zipfile.ZipFile(path) as file:
-            with file.open(f"{name}.npy") as member:
-                np.lib.format.read_magic(member)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            if shape or dtype.kind != "U" or dtype.itemsize > _LONGEST_TEXT:
-                raise InputError(f"expected text as its {name}")
-            with file.open(f"{name}.npy") as member:
-                return json.loads(np.lib.format.read_array(member, allow_pickle=False).item())
+            text = _array(file, name, is_text)
+        if text is None:
+            raise InputError(f"expected text as its {name}")
+        return json.loads(text.item())
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"cannot read {path}: {reason_of(error)}") from error
+
+
+def _array(file, name, is_expected):
+    """Returns an array in a zip file, or None unless `is_expected(shape, dtype)`.
+
+    What the file states is checked first, so that the array cannot fill the memory.
+    """
+    with file.open(f"{name}.npy") as member:
+        # Later versions only have longer headers.
+        if np.lib.format.read_magic(member) != (1, 0):
+            return None
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if not is_expected(shape, dtype):
+        return None
+    with file.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _has_form_of(array):
+    """Returns the function of shape and dtype that says whether they are those of `array`."""
+    return lambda shape, dtype: (shape, dtype) == (array.shape, array.dtype)
 
 
 def digest_of(key):

@@ -54,8 +54,10 @@ class AdversarialModel(keras.Model):
     `fit` reports the loss, the metrics and robust_accuracy of the batches' adversarial images, from
     before their updates. `evaluate`, and `fit` with validation_data, report cross-entropy and
     metrics of the natural images, and as robust_accuracy the share that is classified correctly
-    both unattacked and attacked. `save`, `export`, `save_weights` and `load_weights` are the inner
-    model's.
+    both unattacked and attacked. `save` and `export` are the inner model's. So is a file of
+    `save_weights`, which also holds the optimizer's and the dropouts' state: `load_weights`
+    restores both. With `keras.callbacks.BackupAndRestore` an interrupted `fit` resumes to the same
+    weights if its data come in the same order.
 
     Made and compiled in the scope of a `tf.distribute.Strategy`, together with the inner model, it
     trains on several devices. A step is that of one device up to rounding and batch norm, which
@@ -133,6 +135,7 @@ class AdversarialModel(keras.Model):
 
     def fit(self, *args, **kwargs):
         """Trains the inner model; see `keras.Model.fit`."""
+        self.built = self.built or self.model.built  # callbacks ask before the first batch
         with _as_lines():
             return super().fit(*args, **kwargs)
 
@@ -187,12 +190,34 @@ class AdversarialModel(keras.Model):
         return self.model.export(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs):
-        """Saves the inner model's weights; see `keras.Model.save_weights`."""
-        return self.model.save_weights(*args, **kwargs)
+        """Saves weights and the training's state; see `keras.Model.save_weights`."""
+        with self._held_by_model():
+            return self.model.save_weights(*args, **kwargs)
 
     def load_weights(self, *args, **kwargs):
-        """Loads the inner model's weights; see `keras.Model.load_weights`."""
-        return self.model.load_weights(*args, **kwargs)
+        """Loads weights, and the state if it is there; see `keras.Model.load_weights`."""
+        with self._held_by_model():
+            return self.model.load_weights(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _held_by_model(self):
+        """Within it the inner model holds the training's state, for Keras to save or load it."""
+        held = {"random_states": _RandomStates(self.model)}
+        if self.compiled:
+            held["optimizer"] = self.optimizer
+            if self.model.built and not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.model.trainable_variables)
+        own = {name: getattr(self.model, name) for name in held if hasattr(self.model, name)}
+        for name, part in held.items():
+            setattr(self.model, name, part)
+        try:
+            yield
+        finally:
+            for name in held:
+                delattr(self.model, name)
+            for name, part in own.items():
+                setattr(self.model, name, part)
 
     def _target_of(self, x):
         """The `_Target`, made on the first batch, whose shape the model needs."""
@@ -223,6 +248,23 @@ class AdversarialModel(keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=count)
         self._robust_accuracy.update_state(tf.cast(correct, tf.float32))
         return self.compute_metrics(x, y, outputs, sample_weight=weights)
+
+
+class _RandomStates(keras.Operation):
+    """The states of a model's random layers, such as dropout, which Keras leaves out of files."""
+
+    def __init__(self, model):
+        super().__init__(name="random_states")
+        self._states = [v for v in model.variables if v.name == "seed_generator_state"]
+
+    def save_own_variables(self, store):
+        for number, state in enumerate(self._states):
+            store[str(number)] = state.numpy()
+
+    def load_own_variables(self, store):
+        if len(store.keys()) == len(self._states):  # a file of the model itself has none
+            for number, state in enumerate(self._states):
+                state.assign(store[str(number)])
 
 
 def _batch_of(x, y, target):

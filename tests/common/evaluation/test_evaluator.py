@@ -392,10 +392,43 @@ def test_a_share_is_the_same_after_a_break_within_it(batch_size, tmp_path):
     assert 0 < whole.trials[1].num_broken < 12 == whole.trials[1].num_given
 
 
-def test_a_share_and_each_alone_are_refused_together():
+def test_the_first_attack_may_take_a_share_by_the_natural_margin(tmp_path):
+    trials = [Trial(TowardsTheBoundary(0.6), name=name, share=0.25) for name in ("one", "two")]
+    labels = np.zeros(len(GREY), int)
+    labels[LEVELS > 97] = 1  # two that are misclassified
+    options = {"spare_misclassified": True, "state": State(tmp_path / "state.npz", {})}
+    result = evaluate_trials(trials, darkness(1.0), GREY, labels, **options)
+    order = np.argsort(LEVELS)
+    # A quarter of 38; then of the 34 that stand the six of them and three more.
+    given, left, wrong = order[:13], order[13:38], order[38:]
+    broken = order[LEVELS[order] * 0.4 < 25.5]
+    assert [done.num_given for done in result.trials] == [10, 9] and len(broken) == 4
+    assert result.num_left_alone == 28 and result.trials[0].accuracy_alone is None
+    assert set(np.flatnonzero(~result.adversarial_correct)) == {*broken, *wrong}
+    assert result.trials[-1].accuracy == result.summary()["adversarial_accuracy"] == 85
+    # What no attack was given stays as it is.
+    for rows in (left, wrong):
+        np.testing.assert_array_equal(result.x_adv[rows], data.mnist_pixels(GREY[rows]))
+        np.testing.assert_array_equal(result.adversarial_losses[rows], result.natural_losses[rows])
+    assert np.all(result.x_adv[given] < data.mnist_pixels(GREY[given]))
+
+
+def test_without_an_attack_the_images_are_what_counts():
+    result = evaluate_trials([])
+    correct, losses = correct_and_losses(data.mnist_pixels(IMAGES), LABELS)
+    np.testing.assert_array_equal(result.adversarial_correct, correct)
+    np.testing.assert_allclose(result.adversarial_losses, losses, rtol=1e-5)
+    np.testing.assert_array_equal(result.x_adv, data.mnist_pixels(IMAGES))
+
+
+def test_a_share_is_refused_where_every_example_is_to_be_attacked():
     trials = [Trial(NoAttack(), name="late", share=0.5)]
-    with pytest.raises(InputError, match="--each_alone: expected attacks that are given every"):
-        Evaluator(darkness(1.0), trials, to_pixels=None, batch_size=1, each_alone=True)
+    for option, words in (
+        ({"each_alone": True}, "--each_alone"),
+        ({}, "spare_misclassified=False"),
+    ):
+        with pytest.raises(InputError, match=f"^{words}: expected attacks that are given every"):
+            Evaluator(darkness(1.0), trials, to_pixels=None, batch_size=1, **option)
     for share in (0.0, 1.1, "half"):
         with pytest.raises(InputError, match="share: expected"):
             Trial(NoAttack(), share=share)

@@ -67,6 +67,10 @@ def test_evaluate_tells_natural_and_robust_accuracy(trained):
     assert found["robust_accuracy"] == pytest.approx(both.mean())
     assert found["loss"] == pytest.approx(float(np.mean(xent) + trained.losses[0]), rel=1e-4)
     assert 0 < both.mean() < natural.mean()
+    weights = np.linspace(0, 2, 40)
+    found = trainer.evaluate(x, y, 40, sample_weight=weights, return_dict=True, verbose=0)
+    expected = float(np.mean(weights * xent) + trained.losses[0])
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(trainer.predict(x, verbose=0), tf.nn.softmax(logits), atol=1e-5)
 
 
@@ -127,6 +131,83 @@ def test_files_are_the_inner_models(tmp_path):
     trainer.export(tmp_path / "exported", verbose=False)
     exported = tf.saved_model.load(str(tmp_path / "exported"))
     np.testing.assert_allclose(exported.serve(x), model(x), atol=1e-5)
+    # A file of the inner model itself, which has its own optimizer, is taken too.
+    other.compile("sgd")
+    other.save_weights(tmp_path / "another.weights.h5")
+    trainer.load_weights(tmp_path / "another.weights.h5")
+    assert isinstance(other.optimizer, keras.optimizers.SGD) and not hasattr(model, "optimizer")
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ctrl-C in the second batch of the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._epoch and batch:
+            raise KeyboardInterrupt
+
+
+def check_that_a_fit_resumes(directory, policy="float32", **modes):
+    """Compares fits of three epochs, without a break and with one."""
+    x, y = examples(24)
+    weights, found = np.linspace(0.5, 2, 24), []
+    backup = keras.callbacks.BackupAndRestore(directory)
+    for seed, callbacks in ((1, []), (1, [backup, Interrupt()]), (2, [backup])):
+        keras.utils.set_random_seed(seed)
+        layers = [L.Flatten(), L.Dropout(0.3, seed=seed), L.Dense(4, dtype=policy)]
+        model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
+        model.dtype_policy = keras.dtype_policies.DTypePolicy(policy)
+        attack = functools.partial(ATTACK, num_steps=1)
+        trainer = AdversarialModel(model, attack, epsilon_warmup_steps=9, seed=4)
+        trainer.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"], **modes)
+        options = {"epochs": 3, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+        try:
+            history = trainer.fit(x, y, 8, sample_weight=weights, **options).history
+        except KeyboardInterrupt:
+            assert (directory / "latest.weights.h5").exists()
+            continue
+        assert len(history["loss"]) == (3 if seed == 1 else 2)
+        found.append([*model.variables, *trainer.optimizer.variables])
+    for variable, its in zip(*found, strict=True):
+        np.testing.assert_array_equal(variable, its, err_msg=variable.path)
+
+
+def test_an_interrupted_fit_resumes_bit_for_bit(tmp_path):
+    check_that_a_fit_resumes(tmp_path / "backup", run_eagerly=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "modes",
+    [
+        {},
+        {"steps_per_execution": 3},
+        {"jit_compile": True},
+        {"policy": "mixed_float16"},
+        {"policy": "mixed_bfloat16"},
+    ],
+    ids=str,
+)
+def test_a_compiled_fit_resumes_bit_for_bit(tmp_path, modes):
+    check_that_a_fit_resumes(tmp_path / "backup", **modes)
+
+
+@pytest.mark.slow
+def test_weights_and_optimizer_come_back_before_the_first_batch(tmp_path):
+    x, y = examples(8)
+    trainers = [AdversarialModel(network(seed=seed), ATTACK) for seed in (1, 2)]
+    for trainer in trainers:
+        trainer.compile(keras.optimizers.Adam(0.01))
+    trainers[0].train_on_batch(x, y)
+    trainers[0].save_weights(tmp_path / "its.weights.h5")
+    trainers[1].load_weights(tmp_path / "its.weights.h5")
+    for trainer in trainers:
+        trainer.train_on_batch(x, y)
+    both = [[*t.model.weights, *t.optimizer.variables] for t in trainers]
+    for variable, its in zip(*both, strict=True):
+        np.testing.assert_array_equal(variable, its)
 
 
 def test_the_attack_may_run_batch_norm_on_the_batch():
