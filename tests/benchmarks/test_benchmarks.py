@@ -42,7 +42,7 @@ def test_attack_throughput(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_door_leads_to_the_same_accuracy(tmp_path):
+def test_every_implementation_gives_the_same_accuracy(tmp_path):
     pytest.importorskip("foolbox")  # the other peers are taken as far as they are installed
     target = tmp_path / "result.json"
     flags = ["--num_images=50", "--num_steps=10", "--step_size=0.05", f"--output_json={target}"]
@@ -56,7 +56,7 @@ def test_every_door_leads_to_the_same_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("agreement_*.json")))
-def test_all_doors_were_measured_to_agree_within_half_a_point(path):
+def test_recorded_accuracies_of_all_implementations_agree_within_half_a_point(path):
     result = json.loads(path.read_text())
     accuracies = [entry["accuracy"] for entry in result["doors"].values()]
     assert result["num_examples"] == 500 and len(accuracies) == 6
@@ -160,7 +160,7 @@ def test_a_network_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize("scale", [2, 16])
-def test_the_shipped_network_is_taken_where_it_has_the_size(scale):
+def test_the_shipped_network_is_used_if_it_has_the_size(scale):
     model = attack_throughput._network(MNIST, {"scale": scale})
     assert MNIST.size_of([tuple(weight.shape) for weight in model.weights]) == {"scale": scale}
     x, y = digits(100)

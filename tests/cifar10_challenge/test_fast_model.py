@@ -67,7 +67,7 @@ def test_float32_gives_the_logits_to_rounding(width, count, num_units, monkeypat
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_what_follows_a_convolution_is_joined_to_it():
+def test_ops_after_a_convolution_are_fused_with_it():
     function = compiled(network("simple"))
     context.enable_run_metadata()
     try:

@@ -41,7 +41,7 @@ def test_a_card_is_of_the_weights_beside_it(challenge, directory):
 
 
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
-def test_a_card_tells_how_every_number_came_about(challenge, directory):
+def test_a_card_has_the_origin_of_every_number(challenge, directory):
     card = card_of(directory)
     boards = cards.find_boards(directory)
     assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
@@ -238,7 +238,7 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, data_di
     assert card_of(output)["results"] == card["results"]
 
 
-def test_a_damaged_card_is_said_and_kept_aside(training, data_dir, tmp_path):
+def test_a_damaged_card_is_reported_and_renamed(training, data_dir, tmp_path):
     output, few = tmp_path / "mine", ("--num_eval_examples=50", "--rows=natural")
     export(training, output, data_dir, *few)
     card, path = card_of(output), output / "card.json"

@@ -443,7 +443,7 @@ def test_saving_what_cannot_be_saved_changes_nothing(tmp_path):
 # Refusing.
 
 
-def test_all_that_is_wrong_with_a_checkpoint_is_said_at_once(tmp_path):
+def test_all_faults_of_a_checkpoint_are_in_one_message(tmp_path):
     shapes = {**MNIST_SHAPES, "Variable_5": (1000,), "Variable_7": (10, 1)}
     del shapes["Variable_3"], shapes["Variable_6"]
     # A slot belongs to a variable of the network, found or not.

@@ -223,7 +223,7 @@ def not_a_number(x):
         ({"norm": "l1"}, "norm: expected one of linf, l2"),
     ],
 )
-def test_what_cannot_be_attacked_is_one_line(trained, change, message):
+def test_a_model_that_cannot_be_attacked_is_one_line(trained, change, message):
     x, y = examples()
     arguments = {"model": trained, "x": x, "y": y, **OPTIONS, **change}
     with pytest.raises(InputError, match=message) as raised:
@@ -242,14 +242,14 @@ def test_nan_pixels_and_endless_data_are_refused(trained):
 
 
 @pytest.mark.slow
-def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
+def test_the_lines_of_the_docstring_run_as_written(tmp_path, monkeypatch, capsys):
     x, y = examples(20, classes=4, shape=(6, 5, 3))
     network(shape=(6, 5, 3), activation="softmax").save(tmp_path / "mine.keras")
     np.save(tmp_path / "images.npy", x)
     np.save(tmp_path / "labels.npy", y)
     monkeypatch.chdir(tmp_path)
     text = robust.__doc__
-    block = text[text.index("    import numpy") : text.index("An attack is given")]
+    block = text[text.index("    import numpy") : text.index("An attack is a function")]
     found = {}
     exec(textwrap.dedent(block).replace("epochs=10", "epochs=2"), found)
     assert "robust accuracy" in capsys.readouterr().out

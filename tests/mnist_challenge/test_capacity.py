@@ -62,7 +62,7 @@ def tiny(network):
     )
 
 
-def test_what_is_done_is_skipped_and_what_was_broken_off_is_resumed(tmp_path, capsys):
+def test_finished_networks_are_skipped_and_interrupted_ones_resume(tmp_path, capsys):
     networks = [
         tiny(network)
         for network in capacity.family(

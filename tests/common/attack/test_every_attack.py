@@ -131,7 +131,7 @@ def test_a_fast_model_in_padded_halves_gives_the_same(name):
 
 
 @the_new
-def test_the_misclassified_come_back_as_they_are(name):
+def test_misclassified_images_are_returned_unchanged(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=4)
     wrong = (y + 1) % 5
@@ -208,7 +208,7 @@ def test_xla_finds_the_same(name):
 
 
 @the_new
-def test_an_empty_batch_is_none(name):
+def test_an_empty_batch_returns_an_empty_batch(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=2)
     assert make(name, model, "linf").perturb(x_nat[:0], y[:0]).shape == (0, 6, 6, 2)

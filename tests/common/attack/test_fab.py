@@ -112,7 +112,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_restarts_begin_elsewhere_but_for_the_first(norm):
+def test_all_restarts_but_the_first_begin_elsewhere(norm):
     _, _, linear = linear_model()
 
     def model(x):  # curved, so that the way depends on where it begins
@@ -140,7 +140,7 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
     assert moved.max() > 0.15
 
 
-def test_what_has_no_other_class_is_infinitely_far():
+def test_an_image_without_another_class_is_infinitely_far():
     attack = FAB(lambda x: x[:, 0, 0, :] * 1e-3 + [9.0, 0, 0], epsilon=0.3, num_steps=5)
     x_nat = np.full((2, 1, 1, 3), 0.5, np.float32)
     x, distances = attack.closest(x_nat, [0, 1])  # the second is misclassified as it is

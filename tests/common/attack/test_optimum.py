@@ -117,7 +117,7 @@ def test_fgsm_takes_one_step_in_either_norm():
 
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", EPSILON)
-def test_fab_breaks_what_is_within_reach(norm, random_start):
+def test_fab_breaks_examples_whose_boundary_is_within_epsilon(norm, random_start):
     highest, lowest = score(worst(norm)), score(IMAGE)
     options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     threshold = tf.Variable(0.0)

@@ -287,7 +287,9 @@ def short(monkeypatch):
     return stages
 
 
-def test_the_fast_suite_says_what_it_left_alone(evaluate, tmp_path, monkeypatch, short):
+def test_the_fast_suite_reports_the_examples_that_it_left_alone(
+    evaluate, tmp_path, monkeypatch, short
+):
     short = {"fast": (short["fast"][0], short["fast"][-1])}  # each takes a second to compile
     monkeypatch.setattr(suites, "STAGES", short)
     command = ("--suite=fast", "--epsilon=0.01", *FEW)
@@ -372,7 +374,7 @@ def test_the_fast_suite_does_not_change_with_the_scale_of_the_logits(short):
     "challenge, name, result",
     [(MNIST, "adv_trained", "mnist"), (CIFAR10, "simple_adv_trained", "cifar_simple")],
 )
-def test_the_fast_suite_finds_nearly_all_that_the_standard_one_does(
+def test_the_fast_suite_breaks_nearly_all_that_the_standard_one_does(
     challenge, name, result, tfds_dir
 ):
     """The standard suite's verdicts are those that benchmarks/autoattack.py has written."""
@@ -477,7 +479,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
     assert json.loads((tmp_path / "a.npy.json").read_text())["num_undefined"] == 32
 
 
-def test_published_numbers_stand_beside_those_of_the_test_set(evaluate, tfds_dir):
+def test_published_numbers_are_shown_beside_those_of_the_test_set(evaluate, tfds_dir):
     command = ("--model_dir=adv_trained", "--num_eval_examples=10")
     lines = evaluate(*command, f"--data_dir={tfds_dir}").out.splitlines()
     number, _, published = lines[-4].removeprefix("natural: ").partition("% ")

@@ -162,7 +162,7 @@ def test_saved_config_reproduces_the_run(tmp_path):
     assert len(json.loads((tmp_path / "run" / "runs.json").read_text())) == len(starts) + 1
 
 
-def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
+def test_averaged_weights_are_evaluated_and_exported(tmp_path, monkeypatch):
     seen, make_update = [], steps.make_update
 
     def recorded(config, model, *args):
@@ -258,7 +258,7 @@ def change_of_processor(directory):
     ],
     ids=["MNIST", "CIFAR-10"],
 )
-def test_a_training_from_before_keeps_its_arithmetic(challenge, old, now, tmp_path):
+def test_an_earlier_training_keeps_its_arithmetic(challenge, old, now, tmp_path):
     size = {"scale": 1} if challenge is MNIST else {"width": "simple"}
     config = make_config(challenge, ("test", {**size, "model_dir": str(tmp_path)}))
     settings = json.loads(config.to_json())
