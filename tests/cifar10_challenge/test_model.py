@@ -66,7 +66,7 @@ def wide():
 
 @pytest.fixture
 def simple():
-    """The simple network with batch norms and biases that do something."""
+    """The simple network with batch norms and biases that are not the identity."""
     model = build_model("simple", seed=2)
     random = np.random.default_rng(3)
     for weight in model.weights:

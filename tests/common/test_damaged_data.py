@@ -1,4 +1,4 @@
-"""Data that are damaged, elsewhere or out of reach: one line that names the file, and no more."""
+"""Data that are damaged, elsewhere or not readable: one line that names the file."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Cards, kept rows, leaderboards and results that are damaged: said in one line, and not lost."""
+"""Damaged cards, kept rows, leaderboards and results are reported in one line, and not lost."""
 
 import copy
 import dataclasses
@@ -89,7 +89,7 @@ def test_numbers_by_kind():
 
 @pytest.fixture(scope="module")
 def card():
-    """A shipped card of which the lists are short."""
+    """A shipped card with shortened lists."""
     card = cards.read(MNIST, "adv_trained")
     own = [entry for entry in card["results"] if entry["source"] is None][:3]
     other = [entry for entry in card["results"] if entry["source"] is not None][:1]

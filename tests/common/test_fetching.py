@@ -429,7 +429,7 @@ def test_another_process_is_left_alone_until_it_is_killed(server, original, arch
     assert len(before) == 2 and ".adv_trained.lock" in before
     held = f"not in use, got {models_dir}/adv_trained, which process {process.pid} on "
     refused(held, fetch, server, models_dir)
-    # Another model is no matter of its.
+    # It leaves another model's files alone.
     source = source_of(server)
     fetching.fetch(MNIST, "other", source, models_dir, file)
     assert names_in(models_dir) == [*before, "other"]

@@ -299,7 +299,7 @@ def test_pgd_finds_the_originals_examples(trained):
     assert np.mean(trained.x_adv != x) > 0.2
     assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.001
 
-    # In float32 the sign of a gradient that is nearly zero hangs on rounding, and with it on the
+    # In float32 the sign of a gradient that is nearly zero depends on rounding, and so on the
     # number of cores, and each sign that differs changes all the later ones: losses are compared.
     def losses(x):
         return xent_loss(loaded.model(x, training=False), y).numpy()

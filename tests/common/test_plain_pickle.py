@@ -1,4 +1,4 @@
-"""The reader of CIFAR-10's pickles: the originals' form, and whatever else a file may hold."""
+"""The reader of CIFAR-10's pickles, on the originals' form and on any other content."""
 
 import codecs
 import contextlib

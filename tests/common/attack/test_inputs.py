@@ -1,6 +1,6 @@
-"""What attacks and evaluations are given: taken if it is unambiguous, else refused in one line.
+"""Arguments of attacks and evaluations are accepted if unambiguous, else refused in one line.
 
-No argument may make a network look robust in silence.
+No argument may silently make a network look robust.
 """
 
 import collections
@@ -349,7 +349,7 @@ def test_rounding_may_exceed_the_pixel_range():
 
 @functools.cache
 def in_unit_range(norm):
-    """What PGD finds where pixels are in [0, 1]."""
+    """PGD's result for pixels in [0, 1]."""
     attack = pgd(epsilon=16 / 510, step_size=16 / 510 / 4, num_steps=8, norm=norm)
     return attack.perturb(X, Y).numpy()
 
@@ -661,7 +661,7 @@ def test_undefined_gradients_are_counted_over_an_evaluation_and_warned_of(tmp_pa
             return super().perturb(*arguments, **options)
 
     state = State(tmp_path / "state.npz", {})
-    state._last = -np.inf  # it is time to write
+    state._last = -np.inf  # so that a write is due
     keep = state.keep
     state.keep = lambda found, at_once: keep(found, at_once=True)
     with pytest.raises(KeyboardInterrupt):
@@ -718,7 +718,7 @@ def test_cross_entropy_is_that_of_the_other_classes():
 def test_a_class_that_is_ruled_out_is_not_a_target(target):
     y = np.argmax(ruling_out(X), axis=1)
     x = pgd(ruling_out, target=target, epsilon=0.5, step_size=0.2, num_steps=8).perturb(X, y)
-    # Towards a class that is ruled out it would end in any of the others.
+    # Towards a class that is ruled out, it could end in any other class.
     lowest = np.argmin(np.where(np.isinf(ruling_out(X)), np.inf, ruling_out(X)), axis=1)
     found = np.argmax(ruling_out(x), axis=1)
     if target == "least_likely":
@@ -734,7 +734,7 @@ def test_evaluations_and_pitfalls_count_it_as_a_prediction():
     assert np.isfinite(result.natural_losses).all()
     options = {"epsilon": 0.02, "bounds": (0.0, 1.0), "batch_size": 12}
     assert pitfalls.check_model(ruling_out, X, y, **options) == []
-    # The class itself is no prediction if it is ruled out, and neither is a NaN.
+    # A class that is ruled out is not a prediction, nor is a NaN.
     wrong = evaluate(pgd(ruling_out), ruling_out, np.where(np.arange(12) < 6, 1, 3))
     assert not wrong.natural_correct.any()
     assert not evaluate(pgd(), lambda x: MODEL(x) * np.nan).natural_correct.any()

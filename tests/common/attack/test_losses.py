@@ -1,4 +1,4 @@
-"""Losses, on numbers done in the head."""
+"""Losses, on numbers that can be checked in the head."""
 
 import numpy as np
 import pytest

@@ -15,7 +15,7 @@ from tests.common.attack.attack_cases import worst_point
 IMAGE = np.float32([0.5, 0.45, 0.95, 0.1, 0.6, 0.5, 0.02, 0.5, 0.5]).reshape(1, 3, 3, 1)
 DIRECTION = np.float32([1, -2, 3, -0.5, 2, 1.5, -3, 0, 0.5]).reshape(1, 3, 3, 1)
 EPSILON = {"linf": 0.1, "l2": 0.25}
-FAR = -10.0  # the logits of classes that never come into play
+FAR = -10.0  # the logits of classes that are never predicted
 
 ATTACKS = {
     "pgd": PGD,
@@ -34,7 +34,7 @@ ATTACKS = {
 def make(name, norm, threshold, **options):
     options |= {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     if not name.startswith("apgd"):
-        # In L2 what leads a pixel out of the range is lost to the others, and a step turns the way
+        # In L2 the part of a step that leaves the pixel range is lost, and a step turns the way
         # from the image by a hundredth at most.
         options |= {"step_size": EPSILON[norm] / 100, "num_steps": 1000}
     return ATTACKS[name](model(threshold), **options)

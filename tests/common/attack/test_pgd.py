@@ -1,4 +1,4 @@
-"""PGD, on numbers done in the head and against the original's loop."""
+"""PGD, on numbers that can be checked in the head, and against the original's loop."""
 
 import keras
 import numpy as np

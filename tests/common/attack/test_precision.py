@@ -1,4 +1,4 @@
-"""Attacks in bfloat16: what computes in it, and that float32 has the last word."""
+"""Attacks in bfloat16: which layers compute in it, and float32's decision."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ class Overflowing(keras.layers.Layer):
 
 
 def taken_for(model, x_nat=None, **options):
-    """The arithmetic that an attack takes for a model, once it has run."""
+    """The arithmetic of an attack on a model, after a run."""
     x_nat = images(4) if x_nat is None else x_nat
     attack = PGD(model, epsilon=0.1, step_size=0.05, num_steps=1, **options)
     attack.perturb(x_nat, np.zeros(len(x_nat), "i4"))
@@ -292,7 +292,7 @@ def test_examples_that_float32_does_not_confirm_stay_under_attack(name):
 
     attack, x, expected, found = attacked(name, rounded)
     assert found.sum() >= expected.sum() - 1
-    # Who stands has been attacked to the end.
+    # The remaining examples have been attacked to the end.
     standing = x[~found][:1]
     if len(standing):
         attack.perturb(standing, np.argmax(linear_model()[2](standing), axis=1), seed=1)

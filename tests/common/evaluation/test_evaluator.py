@@ -283,7 +283,7 @@ def test_an_attack_is_not_given_what_an_earlier_one_broke():
     labels = np.tile([0, 1], 5)  # the model is right about the even ones
 
     class FoolsOnTheFirstHalf(NoAttack):
-        """Makes black what it is to fool."""
+        """Blackens the images that it attacks."""
 
         def perturb(self, x_nat, y, seed, index):
             x = super().perturb(x_nat, y, seed, index)
@@ -313,13 +313,13 @@ def test_an_attack_is_not_given_what_an_earlier_one_broke():
     assert [trial.accuracy_alone for trial in result.trials] == [20, 50]
     assert (result.x_adv[:5:2] == 0).all()  # of the attack that broke them
 
-    # Without it the misclassified ones are attacked too, as the original code does.
+    # Without it misclassified images are attacked too, as in the original code.
     (first, second), result = calls()
     assert {i for _, i in first} == set(range(10)) and {i for _, i in second} == {6, 8}
 
 
 class TowardsTheBoundary(NoAttack):
-    """Moves a share of the way to the image that the model takes for another class."""
+    """Moves a share of the way to an image of another predicted class."""
 
     name, norm, epsilon, bounds = "towards", "linf", 1.0, (0.0, 1.0)
 
@@ -406,7 +406,7 @@ def test_the_first_attack_may_take_a_share_by_the_natural_margin(tmp_path):
     assert result.num_left_alone == 28 and result.trials[0].accuracy_alone is None
     assert set(np.flatnonzero(~result.adversarial_correct)) == {*broken, *wrong}
     assert result.trials[-1].accuracy == result.summary()["adversarial_accuracy"] == 85
-    # What no attack was given stays as it is.
+    # Examples that no attack was given are unchanged.
     for rows in (left, wrong):
         np.testing.assert_array_equal(result.x_adv[rows], data.mnist_pixels(GREY[rows]))
         np.testing.assert_array_equal(result.adversarial_losses[rows], result.natural_losses[rows])
@@ -453,7 +453,7 @@ def test_wilson_interval_on_known_counts(num_correct, num_examples, expected):
     np.testing.assert_allclose(wilson_interval(num_correct, num_examples), expected, atol=2e-3)
 
 
-# Going on after a break.
+# Resuming after an interruption.
 
 
 class Interrupted(PGD):

@@ -1,4 +1,4 @@
-"""Each check fires on a model that is made for it, and none on a network that deserves none."""
+"""Each check warns of a model made for it, and none warns of a sound network."""
 
 import types
 

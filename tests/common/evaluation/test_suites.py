@@ -194,7 +194,7 @@ def test_an_interrupted_suite_resumes_to_the_same_result(evaluate, tmp_path, mon
     assert timeless(tmp_path / "parts.json") == timeless(tmp_path / "whole.json")
     np.testing.assert_array_equal(np.load("a.npy"), examples)
     assert not state.exists()
-    # An attack that nothing was left to break would prove nothing.
+    # An attack without remaining examples would prove nothing.
     assert timeless(tmp_path / "whole.json")["attacks"][1]["num_given"] > 4
 
 
@@ -597,7 +597,7 @@ def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
     assert transferred["model"] == own["model"]
     assert transferred["source"] == "mnist_challenge/models/adv_trained"
     assert transferred["source_digest"] != transferred["model_digest"] == own["model_digest"]
-    # What the examples made on it do to it is what is counted.
+    # The accuracy of this model on the other's examples is counted.
     source = load_model(MNIST, "adv_trained").logits
     few = MNIST.load("sample").head(FEW_IMAGES)
     x_nat, settings = MNIST.to_pixels(few.images), config.make_config(MNIST, ("", {"num_steps": 5}))

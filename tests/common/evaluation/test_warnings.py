@@ -1,4 +1,4 @@
-"""What speaks against trusting an evaluation is said in each, of one attack or of several."""
+"""Every evaluation, of one attack or of several, prints its warnings."""
 
 import json
 

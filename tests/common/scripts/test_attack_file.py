@@ -1,4 +1,4 @@
-"""pgd_attack.py and eval.py as they are interrupted, and as their files cannot be written."""
+"""pgd_attack.py and eval.py with interruptions, and with files that cannot be written."""
 
 import errno
 import json

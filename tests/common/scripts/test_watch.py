@@ -32,7 +32,7 @@ class Training:
             config = config_lib.make_config(MNIST, ("test", {"scale": scale}))
             self._models[scale] = config, MNIST.build_model(config)
         config, model = self._models[scale]
-        model.weights[0].assign_add(tf.ones_like(model.weights[0]))  # so that it is another
+        model.weights[0].assign_add(tf.ones_like(model.weights[0]))  # another network
         self.directory.mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(config.to_json())
         TrainingRun(self.directory, model).save(step)
@@ -80,7 +80,7 @@ def test_watch_waits_for_a_directory_that_vanishes(training, at_each_poll, capsy
     training.save(300)
     loaded = wait(training, None, seen)
     assert loaded.step == 300
-    # It comes again as it was, which is no news; then it is begun anew, with lower steps.
+    # It returns unchanged, without a new checkpoint; then it begins again, with lower steps.
     copy = training.directory.with_name("copy")
 
     def go():

@@ -1,4 +1,4 @@
-"""Trainings on several devices equal those of one, and outlive their faults."""
+"""Trainings on several devices equal those on one, and survive faults."""
 
 import json
 import pathlib

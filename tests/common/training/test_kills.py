@@ -1,4 +1,4 @@
-"""Trainings that are cut off between any two operations on their files, and resumed."""
+"""Trainings that are killed between any two operations on their files, and resumed."""
 
 import contextlib
 import multiprocessing
@@ -135,7 +135,7 @@ def test_every_state_of_the_directory_resumes_at_a_checkpoint_of_the_training(
         assert not [name for name in names if checkpoint_files.is_left_over(name)]
         if step is not None:
             reached.add(step)
-            # The same at each state: that these are the training's own is the next test's.
+            # The same at each state; the next test checks that these are the training's own.
             for ours, first in zip(found, weights.setdefault(step, found)):
                 np.testing.assert_array_equal(ours, first)
         shutil.rmtree(tmp_path / str(number))

@@ -154,7 +154,7 @@ def test_the_natural_share_is_trained_on_unattacked(linear):
     np.testing.assert_array_equal(x[:3], images[:3])
     assert np.all(np.max(np.abs(x[3:] - images[3:]), axis=(1, 2, 3)) > 0.2)
 
-    # The update learns from all ten, and tells of the seven that were attacked.
+    # The update learns from all ten, and reports the seven that were attacked.
     model = mnist_challenge.model.build_model(scale=1, seed=5)
     y = digits(10)[1]
     x = np.concatenate([np.zeros((3, 28, 28, 1), "f4"), digits(10)[0][3:]])
