@@ -42,7 +42,7 @@ def no_network():
 
 @pytest.fixture(autouse=True)
 def float32_unless_asked(monkeypatch):
-    """Lets precision "auto" mean float32 on every machine, within the tests' own process."""
+    """Precision "auto" is float32 on every machine, within the tests' own process."""
     monkeypatch.setattr(precision, "bfloat16_unit", lambda: None)
 
 

@@ -24,7 +24,7 @@ _server = None
 
 
 def heed_signals():
-    """Undoes what background jobs, such as these tests may be, pass on: they ignore signals."""
+    """Restores signals, which background jobs, such as these tests may be, ignore."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -133,7 +133,7 @@ def _serve(channel):
 
 
 def _become(command, cwd, environment, handles):
-    """Makes this process what Python would be as it starts the script."""
+    """Makes this process like a new Python that starts the script."""
     for number, handle in enumerate(handles, start=1):
         os.dup2(handle, number)
         os.close(handle)

@@ -1,4 +1,4 @@
-"""What several tests need: scripts run as users run them, tiny trainings, images, gradients."""
+"""Helpers of several tests: scripts run as users run them, tiny trainings, images, gradients."""
 
 import gzip
 import os

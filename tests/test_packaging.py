@@ -1,4 +1,4 @@
-"""What an installation without -e holds."""
+"""The contents of an installation without -e."""
 
 import pathlib
 import shutil

@@ -83,7 +83,7 @@ def test_ctrl_c_during_start_up_is_one_line(tmp_path):
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
-def test_eval_in_bfloat16_says_and_records_it(mnist_dir, data_dir, tmp_path):
+def test_eval_prints_and_records_bfloat16(mnist_dir, data_dir, tmp_path):
     script = ROOT / "mnist_challenge" / "eval.py"
     flags = ("--num_eval_examples=60", "--num_steps=3", f"--model_dir={mnist_dir / 'run'}")
     for precision in ("bfloat16", "float32"):

@@ -1,4 +1,4 @@
-"""Auto-PGD: steps that shrink by themselves, with momentum and a memory of the best point.
+"""Auto-PGD: PGD with adaptive step sizes, momentum and a memory of the best point.
 
 Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
 parameter-free attacks", Sec. 3 and 4.
@@ -32,12 +32,12 @@ LEAST_INCREASES = 0.75  # the paper's rho
 # In bfloat16 a point is proposed as misclassified once a wrong class leads by this share of the
 # largest logit, about twice of what rounding moves it by. Float32 then decides.
 LEAST_LEAD_IN_BFLOAT16 = 0.01
-# Most of what breaks does so within the first steps, and leaves after these, too.
+# Most examples that break do so within the first steps; they may leave after these steps, too.
 EARLY = (3, 10)
 
 
 def halving_steps(num_steps):
-    """The steps after which the step size may be halved: ceil(p_j num_steps), from 0 on.
+    """The steps after which the step size may be halved: ceil(p_j num_steps), beginning with 0.
 
     p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
 
@@ -53,11 +53,11 @@ def halving_steps(num_steps):
 
 
 def segments(num_steps):
-    """What a climb runs at a time: between `halving_steps`, and between those of `EARLY` before.
+    """The segments of a climb: they end at the `halving_steps`, and before these at `EARLY`.
 
     Returns:
         List of (first, last, num_since): steps `first` to below `last`; if `first` is one of
-        `halving_steps` after 0, `num_since` is the number of steps since the one before, else 0.
+        `halving_steps` after 0, `num_since` is the number of steps since the last one, else 0.
     """
     found = halving_steps(num_steps)
     num_since = {last: last - first for first, last in itertools.pairwise(found)}
@@ -84,10 +84,10 @@ class APGD(StagedAttack):
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
         num_steps: number of steps of each climb, one gradient each.
-        loss_func: "xent"; "scaled_xent", of logits times the `scale_of` those of the image; "dlr";
-            or "targeted_dlr", which climbs `targeted_dlr_loss` towards the likeliest wrong classes
-            in turn, each from a random start of its own.
-        num_targets: how many classes "targeted_dlr" takes.
+        loss_func: "xent"; "scaled_xent", with logits multiplied by `scale_of` the image's logits;
+            "dlr"; or "targeted_dlr", which ascends `targeted_dlr_loss` towards the likeliest wrong
+            classes in turn, each from a random start of its own.
+        num_targets: number of classes for "targeted_dlr".
         random_start: True starts at a uniform point of the ball, False at the image.
 
     Raises:
@@ -194,7 +194,7 @@ class APGD(StagedAttack):
             state = self._evaluated(state, loss, gradient)
             undefined = state["undefined"] | (undefined & ~state["broken"])
             state = {**state, "undefined": undefined}
-            # The first step prepares for the next of `halving_steps`, and halves nothing.
+            # The first step only records values for the next of `halving_steps`.
             halves = (i == first) & (num_since > 0)
             state, gradient = self._halved(state, gradient, halves, num_since)
             state = where(
@@ -268,7 +268,7 @@ class APGD(StagedAttack):
         x, x_nat = state["x"], state["x_nat"]
         step_size = per_image(state["step_size"], x)
         z = step(x, gradient, x_nat, self.epsilon, step_size, self.bounds, self.norm)
-        # Of a sum of three terms TensorFlow chooses the order, and not the same one in both halves.
+        # The subtraction fixes the order: TensorFlow may add three terms differently in each half.
         moved = x + momentum * (z - x) - (1.0 - momentum) * (state["x_previous"] - x)
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
         return {**state, "x": moved, "x_previous": x}

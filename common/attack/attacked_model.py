@@ -1,4 +1,4 @@
-"""A model as attacks run it: to float32 logits, compiled, in batches of few sizes."""
+"""The model of an attack: float32 logits, compiled, in batches of few sizes."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from common.attack.sizes import Sizes
 
 
 class AttackedModel:
-    """The model of an attack, and how functions and loops that call it are compiled.
+    """The model of an attack; it compiles the functions and loops that call it.
 
     Args:
         model: see `Attack`.
@@ -60,7 +60,7 @@ class AttackedModel:
         self.decide_precision(shape[1:] if is_known else None)
 
     def decide_precision(self, image_shape=None):
-        """Decides in which arithmetic gradients and queries are computed, once it can be.
+        """Decides the arithmetic of gradients and queries, if it can be decided.
 
         Args:
             image_shape: see `precision_of`.
@@ -110,7 +110,7 @@ class AttackedModel:
         return logits, logits if self.is_exact else self.prepare(exact=True)
 
     def logits(self, x):
-        """The exact logits of images, in a batch of a size that is compiled for."""
+        """The exact logits of images, in a batch of one of the compiled sizes."""
         rows = self.padded(np.arange(len(x)))
         return self.logits_of_padded(x if len(rows) == len(x) else tf.gather(x, rows))[: len(x)]
 
@@ -127,13 +127,13 @@ class AttackedModel:
     def compile(self, function, uses_xla=True, any_size=False):
         """`function` as a tf.function.
 
-        AutoGraph would convert nothing of an attack in twice the time. A model may need it: see
-        `_as_run`.
+        Without AutoGraph, which attacks do not need and which doubles the time of tracing. A model
+        may need it, see `_as_run`.
 
         Args:
             function: a function of tensors, or of dicts of tensors.
-            uses_xla: False for a function that draws random numbers, as XLA draws others.
-            any_size: whether it is compiled for batches of unknown size in any case.
+            uses_xla: False for a function that draws random numbers, as XLA's are different.
+            any_size: whether it is always compiled for batches of unknown size.
         """
         return tf.function(
             function,
@@ -145,8 +145,8 @@ class AttackedModel:
     def compile_stage(self, function, any_size=False, **options):
         """`compile`, for a function of a state, tensors (batch, ...) by name, and further tensors.
 
-        It is traced for batches of any size at once, unless it is compiled for few sizes: it would
-        be traced twice, as the batch shrinks.
+        It is traced at once for batches of any size, unless it is compiled for few sizes; otherwise
+        it would be traced again as the batch shrinks.
         """
         compiled = self.compile(function, any_size=any_size, **options)
         is_traced = self._needs_batch_size and not any_size
@@ -170,12 +170,12 @@ class AttackedModel:
         It is called within a tf.function.
 
         Args:
-            step: function of an int tensor and a state to a state; examples do not meet in it.
+            step: function of an int tensor and a state to a state; examples are independent in it.
             state: dict of tensors (batch, ...).
             first, last: ints or int tensors.
             is_done: the name of a bool entry of `state`; the loop ends once all are True.
-            passes: how many gradients and further forward passes a step takes for an example, until
-                it is done.
+            passes: numbers of gradients and of further forward passes of a step for an example that
+                is not done.
         """
         counts = "passes" in state
         names = list(state)
@@ -203,8 +203,8 @@ class AttackedModel:
         return state
 
     def padded(self, rows):
-        """`rows`, the first repeated if a batch of that size would be compiled anew."""
-        # With batch statistics the images of a batch meet, and copies would change them.
+        """`rows`, padded by the first one if a batch of that size would be compiled anew."""
+        # Batch statistics are of all images of a batch, and copies would change them.
         pads = (self._needs_batch_size or self._sizes.fixed) and not self._batch_statistics
         return self._sizes.rows(rows) if pads else rows
 
@@ -215,7 +215,7 @@ class AttackedModel:
         return tf.TensorSpec((size, *tensor.shape[1:]), tensor.dtype)
 
     def _as_run(self, precision):
-        """The model in inference mode, or with batch statistics, in the form that is run."""
+        """The model in inference mode, or with batch statistics, in the fastest form."""
         if self._is_fast:
             return self._model.prepare(precision)
         if precision == "bfloat16":
@@ -232,7 +232,7 @@ class AttackedModel:
     def _halves(self, tensor):
         """A tensor (batch, ...) as a list of its halves for a `FastModel`, else of itself.
 
-        Two halves of the batch side by side keep the cores busy: while one waits for memory or for
+        Two halves of the batch in parallel keep the cores busy: while one waits for memory or for
         an op of a single thread, the other one computes.
         """
         count = tensor.shape[0] or 0  # None if it is not known
@@ -242,7 +242,7 @@ class AttackedModel:
 
 
 def compiled(method=None, **options):
-    """Decorates a method of an attack: each attack has it as a tf.function of its own.
+    """Decorates a method of an attack, which becomes a tf.function of each attack.
 
     Args:
         method: method whose `self._model` is an `AttackedModel`.

@@ -1,7 +1,7 @@
 """The balls that attacks stay in: projection, random start, direction of a step, radius.
 
 L-infinity: max|delta| <= epsilon. L2: the root of the sum of delta**2 over an image's pixels and
-channels <= epsilon. Both end at the pixel range, in which the images lie.
+channels <= epsilon. Both are intersected with the pixel range, which contains the images.
 """
 
 import numpy as np
@@ -102,7 +102,7 @@ def uniform_start(
 ):
     """A uniform point of the ball around each image, clipped to the pixel range.
 
-    An example's noise depends on its own seed and entry of `index` alone, and not on its batch.
+    An example's noise depends only on its seed and its entry of `index`, not on its batch.
 
     Args:
         x_nat: float32 images (batch, height, width, channels).
@@ -123,7 +123,7 @@ def uniform_start(
         noise = draw(tf.reduce_prod(shape[1:])[None] + 2, seed, index, stream, is_normal=True)
         noise = tf.math.l2_normalize(noise, axis=1)[:, :-2]
     # The original code clips the start to the pixel range since 2019, after the published numbers;
-    # that moves them by less than 0.1 points.
+    # this changes them by less than 0.1 points.
     x = x_nat + epsilon * tf.reshape(noise, shape)
     return tf.clip_by_value(x, bounds[0], bounds[1])
 
@@ -135,10 +135,10 @@ def draw(shape, seed, index, stream=None, is_normal=False, side_by_side=False):
         shape: int tensor, the shape of one example's numbers.
         seed: int tensor (2,), or (batch, 2), one for each example.
         index: int tensor (batch,), the number of each example.
-        stream: int that tells one attack's draws apart, or None for an attack with one draw.
+        stream: int that distinguishes the draws of an attack, or None for an attack with one draw.
         is_normal: whether the numbers are normal.
-        side_by_side: how uniform numbers are computed: for one example after the other, by
-            TensorFlow's ops, or for all at once, for a GPU and XLA. They are the same to the bit.
+        side_by_side: True computes uniform numbers for all examples at once, for a GPU and XLA;
+            False for one example after another, by TensorFlow's ops. Both are the same bit for bit.
 
     Returns:
         float32 (batch, *shape).

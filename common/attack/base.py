@@ -12,9 +12,9 @@ from common.errors import InputError
 class Attack:
     """An attack that is bound to a model, a ball and its hyperparameters.
 
-    Subclasses implement `perturb`; those of `StagedAttack`, which does, implement its stages. All
-    are compiled in one way: AutoGraph converts the model, if it is not a Keras layer, and nothing
-    else, so that `if` and `for` over tensors work in any function.
+    Subclasses implement `perturb`; subclasses of `StagedAttack` implement its stages. AutoGraph
+    converts only the model, if it is not a Keras layer, so that `if` and `for` over tensors work in
+    any function.
 
     Args:
         model: callable from float32 images to logits (batch, classes) of any floating dtype, in
@@ -27,9 +27,9 @@ class Attack:
         jit_compile: whether XLA compiles the attack: True, False or "auto", see
             `compiles_with_xla`.
         precision: the arithmetic of gradients and queries: "float32", "bfloat16", or "auto", which
-            is bfloat16 if this machine multiplies it fast and the model can run so, see
-            `precision_of`. Weights, pixels and steps stay float32, and so does the model that says
-            what is misclassified.
+            is bfloat16 if this machine multiplies it fast and the model can run in it, see
+            `precision_of`. Weights, pixels and steps stay float32, and the float32 model decides
+            which examples are misclassified.
         step_size: length of a step, in the units of `bounds`, if the attack has steps of one.
         **options: further arguments of `AttackedModel`.
 
@@ -40,8 +40,8 @@ class Attack:
         depends_on_batch: whether an example's result depends on the others of its batch, by more
             than rounding.
         leaves_early: whether batches shrink as examples are broken.
-        num_gradients: how many gradients a call takes for an example, at most; see `passes`.
-        num_queries: how many forward passes it takes beside those and that of the image, at most.
+        num_gradients: the largest number of gradients of a call for an example; see `passes`.
+        num_queries: the largest number of further forward passes, without that of the image.
 
     Raises:
         InputError: a number is out of range; the message says what was expected and what came.
@@ -92,36 +92,36 @@ class Attack:
                 `seed` decides its random numbers; by default 0, 1, 2, ...; within int32.
 
         Returns:
-            float32 tensor, the shape of `x_nat`, finite, in the ball and within `bounds`, which
-            `x_nat` is clipped to first, as rounding may have led it out.
+            float32 tensor, the shape of `x_nat`, finite, in the ball and within `bounds`, to which
+            `x_nat` is clipped first, as it may exceed them by rounding.
 
         Raises:
-            InputError: images are outside `bounds` by more than that, or not finite; labels are not
-                classes of the model, one for each image; seed or index is not as above; the model
-                does not return logits, or has no gradient that the attack could follow. In a
-                tf.function values raise tf.errors.InvalidArgumentError instead, as it runs.
+            InputError: images are outside `bounds` by more than rounding, or not finite; labels are
+                not classes of the model, one for each image; seed or index is not as above; the
+                model does not return logits, or has no gradient for the attack. In a tf.function
+                wrong values raise tf.errors.InvalidArgumentError instead, when it runs.
         """
         raise NotImplementedError
 
     @property
     def precision(self):
-        """The arithmetic that was taken, a `Precision`; None if the first call is to decide."""
+        """The arithmetic, a `Precision`; None before the first call if that decides it."""
         return self._model.precision
 
     @property
     def num_undefined(self):
-        """At how many images of the last call a gradient was not a number, at some step.
+        """The number of images of the last call with a gradient that was not a number, at any step.
 
-        The attack takes no step along such a gradient, and did not try all it could. Calls within a
-        tf.function do not count.
+        The attack takes no step along such a gradient, and may have missed adversarial examples.
+        Calls within a tf.function do not count.
         """
         return int(np.count_nonzero(self._undefined))
 
     def fix_batch_size(self, count):
-        """Computes every batch of up to `count` images in the size `count` from now on.
+        """Pads every batch of up to `count` images to the size `count` from now on.
 
         Rounding depends on a batch's size. With one size an image's result does not depend on the
-        images beside it. An example that is broken no longer makes its batch smaller.
+        other images of its batch. Broken examples no longer make a batch smaller.
 
         Args:
             count: int; 0 undoes it.
@@ -129,7 +129,7 @@ class Attack:
         self._model.fix_batch_size(count)
 
     def passes(self, num_examples):
-        """What the last call of `perturb` took: less if it was done with examples early.
+        """The passes of the last call of `perturb`: fewer if examples were broken early.
 
         An example counts until it is broken, in a batch of any size.
 
@@ -137,8 +137,8 @@ class Attack:
             num_examples: how many examples that call had.
 
         Returns:
-            int64 (2,): gradients of one example each, and forward passes beside those and those of
-            the images themselves.
+            int64 (2,): numbers of gradients, counted by example, and of further forward passes,
+            without those of the images themselves.
         """
         if self._passes is None:
             return num_examples * np.array([self.num_gradients, self.num_queries])
@@ -168,5 +168,5 @@ class Attack:
         return x_nat, tf.convert_to_tensor(y), seed, index
 
     def _trace(self, x_nat, seed, index):
-        """Traces the model for such a batch as it is to be run on, to find its classes."""
+        """Traces the model for such a batch, to find its classes."""
         self._model.logits_of_padded.get_concrete_function(self._model.spec(x_nat))

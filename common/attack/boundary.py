@@ -1,4 +1,4 @@
-"""Boundary attack: a random walk along the decision boundary towards the image, on classes alone.
+"""Boundary attack: a random walk along the decision boundary towards the image, by classes only.
 
 Brendel et al. 2018, "Decision-based adversarial attacks: reliable attacks against black-box machine
 learning models", in Foolbox's implementation (https://github.com/bethgelab/foolbox).
@@ -23,10 +23,9 @@ START_TRIES = 20
 class Boundary(Attack):
     """Boundary attack (Brendel et al. 2018), L2: no gradient and no logit, only the class.
 
-    It starts at uniform noise that the model takes for another class, of `START_TRIES`, else at an
-    image of the batch that it takes for another one, and walks from there towards the image, by
-    steps that stay on the other side of the boundary. An image whose batch has no such start is
-    returned unchanged.
+    It starts at uniform noise of another class, within `START_TRIES` draws, or else at an image of
+    the batch with another predicted class, and walks from there towards the image by steps that
+    stay misclassified. An image without such a start is returned unchanged.
 
     Its walk depends on the seed and number of the batch's first example, and on the batch; it sets
     TensorFlow's global seed.

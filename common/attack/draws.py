@@ -1,4 +1,4 @@
-"""Uniform random numbers of many seeds at once, bit for bit as TensorFlow draws them of one."""
+"""Uniform random numbers for many seeds at once, bit for bit as TensorFlow draws them for one."""
 
 import tensorflow as tf
 
@@ -8,13 +8,13 @@ _MANTISSA = 23  # bits of a word that make a float32 in [0, 1)
 
 
 def uniform(seeds, count):
-    """What tf.random.stateless_uniform([count], seed, alg="philox") draws, for each seed.
+    """The numbers of tf.random.stateless_uniform([count], seed, alg="philox"), for each seed.
 
-    The same numbers within XLA too, whose own ops draw others.
+    They are the same within XLA, whose own ops draw other numbers.
 
     Args:
         seeds: int tensor (batch, 2).
-        count: int or int tensor, how many numbers a seed gives.
+        count: int or int tensor, the number of random numbers for each seed.
 
     Returns:
         float32 (batch, count) in [0, 1).
@@ -27,7 +27,7 @@ def uniform(seeds, count):
 
 
 def fold_in(seeds, data):
-    """What tf.random.fold_in(seed, data, alg="philox") makes, for each seed.
+    """The result of tf.random.fold_in(seed, data, alg="philox"), for each seed.
 
     Args:
         seeds: int tensor (batch, 2).

@@ -16,10 +16,10 @@ from common.attack.losses import is_misclassified, leads_by, margin, targeted_ma
 from common.attack.staged import StagedAttack, where
 
 SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the steps after which broken examples leave
-# The search ends on the boundary, where a model in another formulation may round the other way:
-# what it finds has to be misclassified by this share of its largest logit.
+# The search ends on the boundary, where another form of the model may round the other way: a point
+# that it finds must be misclassified by this share of its largest logit.
 LEAST_LEAD = 1e-5
-SHARE_OF_WAY = 0.99  # how far the search goes of the way to where it expects the boundary
+SHARE_OF_WAY = 0.99  # the share of the way to the expected boundary that the search goes
 
 
 def step_to_hyperplane(x, normal, change, bounds, norm):
@@ -27,9 +27,9 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
 
     With s the signs of change * normal and r the way from x to the pixel range's end in direction
     s, it is s * min(t m, r); m is 1 in L-infinity and |normal| in L2 (Croce & Hein 2020, Sec. 2.2
-    and A). The change grows with t along a concave line with a corner where a pixel meets the end
-    of the range, so that Newton's method from t = 0 finds the t exactly, in fewer passes over the
-    pixels than a sort of them takes.
+    and A). The change is a concave, piecewise linear function of t, with a corner where a pixel
+    meets the end of the range, so that Newton's method from t = 0 finds the t exactly, with fewer
+    passes over the pixels than sorting.
 
     Args:
         x: float32 images (batch, height, width, channels), pixels in `bounds`.
@@ -58,7 +58,7 @@ def step_to_hyperplane(x, normal, change, bounds, norm):
         moving = is_moving(t)
         at_end = tf.reduce_sum(tf.where(moving, 0.0, whole), axis=1)
         slope = tf.reduce_sum(tf.where(moving, rate, 0.0), axis=1)
-        # If nothing moves any more, the change is out of reach.
+        # If no pixel can change any more, the change cannot be reached.
         t = tf.maximum(t, tf.math.divide_no_nan(change - at_end, slope))
         return t, tf.math.count_nonzero(moving, axis=1), num_moving
 
@@ -86,8 +86,8 @@ class FAB(StagedAttack):
 
     An example is returned as the first misclassified point within epsilon, else as the image.
 
-    In bfloat16 float32 still says which points are misclassified, as they lie close to the
-    boundary; the linearisation is bfloat16's.
+    In bfloat16 float32 still decides which points are misclassified, as they are close to the
+    boundary; only the linearisation is in bfloat16.
 
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
@@ -161,7 +161,7 @@ class FAB(StagedAttack):
         return x, tf.where(broken, distance, np.inf)
 
     def _closest(self, x_nat, y, seed, index, radius):
-        """The closest points; an example leaves once its own is within `radius`."""
+        """The closest points; an example leaves once its closest point is within `radius`."""
         return self._run(x_nat, y, seed, index, radius=tf.fill(tf.shape(y), radius))
 
     def _begin(self, state, logits):

@@ -1,4 +1,4 @@
-"""The form of a model that attacks run fastest, and when XLA compiles instead."""
+"""The fastest form of a model for attacks, and the choice of XLA instead."""
 
 import dataclasses
 import math
@@ -17,12 +17,12 @@ class FastModel:
     Attributes:
         model: callable from float32 images to float32 logits.
         prepare: function from "float32" or "bfloat16" to such a callable, which agrees with `model`
-            to the rounding of that arithmetic, gradients for the images included. An attack calls
-            it once before a loop, so that what depends on the weights alone is computed once.
+            up to the rounding of that arithmetic, as do the gradients for the images. An attack
+            calls it once before a loop, so that it prepares the weights only once.
         bounds: (lowest, highest) pixel value of the images for which the two agree; attacks on
             wider ranges run `model`.
-        network: keras.Model that computes the same, Sequential or functional, for bfloat16 where
-            `prepare` is not run: with XLA, and on wider ranges. Without it `model` runs there.
+        network: a Sequential or functional keras.Model of the same function, for bfloat16 without
+            `prepare`: with XLA, and on wider ranges. If it is None, `model` runs then.
     """
 
     model: Callable
@@ -53,7 +53,7 @@ def compiles_with_xla(jit_compile):
 def fused(function):
     """Compiles a function of tensors to one kernel that its callers' graphs contain.
 
-    For elementwise arithmetic and pooling, which TensorFlow otherwise runs op by op. Convolutions
-    and matrix products belong outside: on a CPU TensorFlow's own are four times as fast as XLA's.
+    It is for elementwise arithmetic and pooling, which TensorFlow otherwise runs op by op. Keep
+    convolutions and matrix products outside: on a CPU TensorFlow's are four times as fast as XLA's.
     """
     return tf.function(function, jit_compile=True, autograph=False)

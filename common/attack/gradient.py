@@ -10,17 +10,17 @@ from common.errors import InputError, one_line
 
 
 def in_inference_mode(model):
-    """A model as a function of images; Keras's layers that augment would do so if nothing is said.
+    """A model as a function of images in inference mode, in which augmenting layers do nothing.
 
     Args:
-        model: a keras layer or model, which is told that it is not trained; or any function.
+        model: a keras layer or model, which is called with training=False; or any function.
     """
     is_layer = isinstance(model, keras.layers.Layer)
     return functools.partial(model, training=False) if is_layer else model
 
 
 def keras_model_of(model):
-    """The keras.Model of which `in_inference_mode` made a function; any other model as it is."""
+    """The keras.Model behind a function of `in_inference_mode`; any other model unchanged."""
     is_such = isinstance(model, functools.partial) and isinstance(model.func, keras.Model)
     if is_such and not model.args and model.keywords == {"training": False}:
         return model.func
@@ -74,8 +74,8 @@ def value_and_gradient(loss, logits, x):
         x: float32 images (batch, height, width, channels).
 
     Returns:
-        float32 logits (batch, classes); losses (batch,); gradient of the shape of `x`, with
-        0 for what is not a number; bool (batch,), whether that was so at some pixel.
+        float32 logits (batch, classes); losses (batch,); gradient of the shape of `x`, with 0 in
+        place of NaN; bool (batch,), whether it had a NaN.
 
     Raises:
         InputError: the logits do not depend on the images, or not by a gradient.
@@ -104,16 +104,16 @@ def gradient_of(tape, total, x, **options):
 
 
 def without_nan(gradient):
-    """A gradient with 0 for what is not a number.
+    """A gradient with 0 in place of NaN.
 
-    The gradient of a norm at zero, for one, is not a number, and a step along it would destroy the
-    image.
+    The gradient of a norm at zero, for example, is NaN, and a step along it would make the image
+    NaN.
 
     Args:
         gradient: float32 images (batch, height, width, channels).
 
     Returns:
-        The gradient, and bool (batch,), whether it was not a number at some pixel.
+        The gradient, and bool (batch,), whether it had a NaN.
     """
     is_nan = tf.math.is_nan(gradient)
     axes = list(range(1, gradient.shape.rank))

@@ -1,4 +1,4 @@
-"""The arguments of attacks: images, labels, seeds and numbers, taken if unambiguous, else refused.
+"""The arguments of attacks: images, labels, seeds and numbers, which are refused if ambiguous.
 
 NumPy arrays, lists and eager tensors that cannot be used raise `InputError`. In a tf.function wrong
 shapes and dtypes raise it as the function is traced, and assertion ops refuse wrong values as it
@@ -14,9 +14,9 @@ import tensorflow as tf
 from common.errors import InputError, one_line
 
 INT32 = np.iinfo(np.int32)
-# float32 can square such numbers, add them up over the pixels of an image and tell them from 0.
+# float32 can square such numbers and add them up over an image's pixels without overflow or 0.
 LARGEST, SMALLEST = 1e15, float(np.finfo(np.float32).tiny)
-TOLERANCE = 1e-4  # how far rounding leads out of the pixel range, as a share of it, or of 1 if less
+TOLERANCE = 1e-4  # of rounding beyond the pixel range, as a share of it, or of 1 if that is less
 
 
 def whole_number(name, value, least, most=int(INT32.max)):
@@ -232,7 +232,7 @@ def to_scale(scale, most):
 
 @contextlib.contextmanager
 def as_raised():
-    """Lets an `InputError` out as it was raised; AutoGraph makes a report of many lines of it."""
+    """Raises the original `InputError`, which AutoGraph replaces by a report of many lines."""
     try:
         yield
     except Exception as error:

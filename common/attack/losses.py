@@ -25,8 +25,8 @@ def cw_loss(logits, y, kappa=50.0):
 
     It grows as the best wrong logit overtakes the correct one and stops at a lead of `kappa`.
     kappa=50 is the original code's `cw` and the paper's CW+; kappa=0 is the paper's CW, whose
-    gradient vanishes once an example is misclassified. The correct class is masked out of the
-    maximum, so that it holds when all other logits are negative.
+    gradient vanishes once an example is misclassified. The correct class is excluded from the
+    maximum, also if all other logits are negative.
 
     Args:
         logits: float32 (batch, classes).
@@ -40,7 +40,7 @@ def cw_loss(logits, y, kappa=50.0):
 
 
 def margin(logits, y):
-    """How far the correct logit is ahead of the best wrong one: z_y - max_{i != y} z_i.
+    """The lead of the correct logit over the best wrong one: z_y - max_{i != y} z_i.
 
     Args:
         logits: float32 (batch, classes).
@@ -57,7 +57,7 @@ def dlr_loss(logits, y):
 
         -(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3)        pi sorts the logits, largest first
 
-    Unlike cross-entropy it changes neither with a shift nor with a positive scale of the logits.
+    Unlike cross-entropy it does not change if the logits are shifted or scaled.
 
     Args:
         logits: float32 (batch, classes), 3 classes or more.
@@ -74,8 +74,8 @@ def dlr_loss(logits, y):
 def scale_of(logits):
     """The factor that makes the largest logit of each example 10 larger than the third largest.
 
-    Cross-entropy is flat where all logits are far apart, and so is its gradient; of logits times
-    this factor it is alike for any scale of the logits.
+    If logits are far apart, cross-entropy saturates and its gradient vanishes. With logits times
+    this factor it does not depend on their scale.
 
     Args:
         logits: float32 (batch, classes), 2 classes or more; of two the lower one counts as third.
@@ -119,7 +119,7 @@ def targeted_xent_loss(logits, y, target):
 
 
 def targeted_margin_loss(logits, y, target):
-    """How far the logit of `target` is ahead of the correct one: z_target - z_y.
+    """The lead of the logit of `target` over the correct one: z_target - z_y.
 
     Args:
         logits: float32 (batch, classes).
@@ -144,8 +144,8 @@ TARGETED_LOSSES = {
 def is_misclassified(logits, y):
     """Whether the prediction is another class than `y`, or there is no prediction.
 
-    The prediction is the class of the largest logit. Minus infinity rules its class out alone;
-    there is no prediction if a logit is NaN or plus infinity, or if that of `y` is not finite.
+    The prediction is the class of the largest logit. Minus infinity only excludes its class; there
+    is no prediction if a logit is NaN or plus infinity, or if that of `y` is not finite.
 
     Args:
         logits: floating (batch, classes).
@@ -187,7 +187,7 @@ def likely_wrong_classes(logits, y, count):
         count: number of classes to return, less than all.
 
     Returns:
-        int32 (batch, count); in place of those that are ruled out come the others once more.
+        int32 (batch, count); the others are repeated in place of those that are ruled out.
     """
     above = tf.maximum(logits, tf.float32.min / 2.0)  # that of `y`
     order = tf.math.top_k(_wrong_logits(above, y), count).indices
@@ -208,7 +208,7 @@ def least_likely_wrong_class(logits, y):
         int32 (batch,).
     """
     order = likely_wrong_classes(logits, y, _num_classes(logits) - 1)
-    # The last of the lowest ones, as where they are sorted.
+    # Of equal ones the last, as if they were sorted.
     lowest = tf.gather(logits, order, batch_dims=1)[:, ::-1]
     place = tf.argmin(lowest, axis=1, output_type=tf.int32)
     return tf.gather(order[:, ::-1], place, batch_dims=1)
@@ -240,8 +240,8 @@ def wrong_class_at(share, logits, y):
 def finite_logits(z):
     """Logits in which a class that is ruled out, at minus infinity, has a finite one.
 
-    It is below all others of its row, so far that its probability is 0 as before, and has no
-    gradient. A row that rules out every class becomes NaN.
+    It is so far below all others of its row that its probability is still 0, and has no gradient. A
+    row that rules out every class becomes NaN.
 
     Args:
         z: float32 (batch, classes).

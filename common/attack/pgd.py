@@ -40,8 +40,8 @@ class PGD(Attack):
 
     The direction is the sign of the gradient, or in L2 the gradient over its norm.
 
-    As in the paper the last point is returned. If the loss fell again, that point is not the worst
-    one, and may be classified correctly although the image is not; APGD returns its best.
+    As in the paper the last point is returned. It is not always the one with the highest loss, and
+    may be classified correctly even if the image is not; APGD returns its best point.
 
     Args:
         model: see `Attack`.
@@ -52,18 +52,18 @@ class PGD(Attack):
         loss_func: "xent", or "cw" with confidence `kappa`.
         kappa: see `cw_loss`.
         odi_steps: number of steps of Output Diversified Initialisation before the others (Tashiro
-            et al. 2020, who take 2), of size epsilon, up a random combination of the logits with
-            weights uniform in [-1, 1].
-        target: None ascends the loss of the label. A class descends that class's own: the steps
-            then ascend `targeted_xent_loss`, or for "cw" `targeted_margin_loss`, and images of the
-            class are returned unchanged. "random" takes a wrong class for each example,
-            "least_likely" the wrong class of its lowest logit, "next" the class after its label;
-            the first class follows the last.
+            et al. 2020, who take 2): they have size epsilon and ascend a random combination of the
+            logits with weights uniform in [-1, 1].
+        target: None ascends the loss of the label. With a class the steps ascend
+            `targeted_xent_loss`, or for "cw" `targeted_margin_loss`, and images of the class are
+            returned unchanged. "random" chooses a wrong class for each example, "least_likely" the
+            wrong class of its lowest logit, "next" the class after its label; the first class
+            follows the last.
         batch_statistics: False attacks the model in inference mode. True calls it with
             training=True, as the original CIFAR-10 training does: batch norm then uses the
             statistics of the batch under attack (which couples its images) and every step
-            moves the stored averages. The published networks were trained this way, for the
-            convenience of one graph; it is meant for training only.
+            updates the stored averages. The published networks were trained this way; it is for
+            training only.
         **kwargs: bounds, norm, jit_compile and precision, see `Attack`.
 
     Raises:
@@ -147,7 +147,7 @@ class PGD(Attack):
         return x
 
     def start(self, x_nat, y, seed=0, index=None, scale=1.0):
-        """The state that the steps begin with, for a caller that makes their loop (see `ascend`).
+        """The state before the first step, for a caller with its own loop (see `ascend`).
 
         Args:
             x_nat, y, seed, index, scale: see `perturb`; classes as int32 (batch,).
@@ -182,7 +182,7 @@ class PGD(Attack):
 
     @compiled(uses_xla=False)
     def _attack(self, x_nat, y, seed, index, scale):
-        """The end points, and bool (batch,), at which images a gradient was not a number."""
+        """The end points, and bool (batch,), which images had a gradient with NaN."""
         epsilon, step_size = scale * self.epsilon, scale * self.step_size
         state = self._start(x_nat, y, seed, index, epsilon)
         state |= self._options(x_nat, y, seed, index)
@@ -210,7 +210,7 @@ class PGD(Attack):
         return state["x"], state["undefined"]
 
     def _climber(self, logits, loss_of, epsilon, step_size):
-        """A step up a loss, as function (number, state) to state."""
+        """A step of gradient ascent on a loss, as function (number, state) to state."""
 
         def climb(_, state):
             loss, x = loss_of(state), state["x"]
@@ -299,8 +299,8 @@ def FGSM(model, *, epsilon, random_start=False, **kwargs):
 
     Args:
         model, epsilon: see `PGD`.
-        random_start: True steps from a uniform point of the ball, and projects. Wong et al. 2020
-            train this way with steps of 1.25 epsilon; here the step is epsilon.
+        random_start: True steps from a uniform point of the ball, and projects, as Wong et al. 2020
+            do in training; their step is 1.25 epsilon, here it is epsilon.
         **kwargs: the other arguments of `PGD` but step_size and num_steps.
     """
     return PGD(

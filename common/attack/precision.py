@@ -1,7 +1,8 @@
 """The arithmetic in which attacks compute gradients and queries: float32 or bfloat16.
 
 bfloat16 has float32's range and 8 significant bits. Matrix units multiply it 2 to 8 times as fast,
-and add up in float32. Weights, pixels, steps and every verdict stay float32.
+and add up in float32. Weights, pixels, steps and the decision whether an example is misclassified
+stay float32.
 """
 
 import contextlib
@@ -22,19 +23,19 @@ from common.errors import InputError, one_line
 PRECISIONS = ("auto", "float32", "bfloat16")
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _CPU_UNITS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
-_FIRST_GPU = (8, 0)  # the compute capability from which on a GPU multiplies bfloat16 fast
-# More than rounding does to logits, as a share of the largest; less than an unfit model does.
+_FIRST_GPU = (8, 0)  # the lowest compute capability with fast bfloat16
+# Between the effect of rounding on logits, as a share of the largest, and that of an unfit model.
 _MOST_ROUNDING = 0.1
 _NUM_CHECKED = 2  # images
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The arithmetic that an attack takes.
+    """The arithmetic of an attack.
 
     Attributes:
         name: "float32" or "bfloat16".
-        reason: why, in words.
+        reason: the reason for it, in words.
         logits: in bfloat16, a keras.Model's logits in it, a function of float32 images; else None.
     """
 
@@ -54,9 +55,9 @@ def check_precision(precision):
 
 @contextlib.contextmanager
 def without_tf32():
-    """Within its context float32 products are exact on a GPU too.
+    """Within its context a GPU multiplies in float32.
 
-    There TensorFlow rounds their factors to TF32's 11 significant bits otherwise.
+    Otherwise TensorFlow rounds the factors to TF32's 11 significant bits there.
     """
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -68,7 +69,7 @@ def without_tf32():
 
 @functools.cache
 def bfloat16_unit():
-    """What multiplies bfloat16 fast here: a GPU, a TPU or a unit of the processor; None if none."""
+    """The name of this machine's unit for fast bfloat16: GPU, TPU, or of the processor; or None."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         details = tf.config.experimental.get_device_details(gpu)
@@ -87,11 +88,11 @@ def bfloat16_unit():
 
 
 def precision_of(asked, model, image_shape, bounds):
-    """Decides in which arithmetic a model is attacked.
+    """Decides the arithmetic of attacks on a model.
 
     Args:
-        asked: one of `PRECISIONS`; "auto" is bfloat16 if this machine multiplies it fast.
-            A model that cannot run so is attacked in float32 in any case.
+        asked: one of `PRECISIONS`; "auto" is bfloat16 if this machine multiplies it fast. A model
+            that cannot run in bfloat16 is always attacked in float32.
         model: see `Attack`.
         image_shape: (height, width, channels), or None, which is enough for a function.
         bounds: (lowest, highest) pixel value.
@@ -152,10 +153,10 @@ def _tried(model, image_shape, bounds):
 def in_bfloat16(model):
     """The logits of a keras.Model with its own float32 weights, computed in bfloat16.
 
-    A copy of the model computes them, with the weights that the model has as it is called. In the
-    copy, the layers between the first and the last with a kernel have Keras's policy
-    mixed_bfloat16. The first and what is before it are copied unchanged, since 8 bits are few for
-    pixels, and the last, since it makes the logits; so do layers of another policy than float32.
+    A copy of the model computes them, with the model's current weights. In the copy, the layers
+    between the first and the last layer with a kernel have Keras's policy mixed_bfloat16. The first
+    one and the layers before it stay unchanged, since 8 bits are few for pixels, and so do the last
+    one, which computes the logits, and layers of another policy than float32.
 
     Args:
         model: keras.Model, Sequential or functional, built; or one of these `WithoutSoftmax`.

@@ -17,11 +17,11 @@ _STEPS = ("step_size", "num_steps", "random_start")
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """How a config makes an attack.
+    """The arguments that an attack takes from a config.
 
     Attributes:
         attack: the class, or function that makes it.
-        settings: names of the config's settings that it takes beside epsilon, jit_compile and
+        settings: names of the config's settings that it takes, without epsilon, jit_compile and
             precision.
         fixed: dict of further arguments.
         takes_batch_statistics: whether it takes the argument of that name, see `PGD`.
@@ -95,8 +95,7 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
     """The attack that a config describes.
 
     Args:
-        name: one of `ATTACKS`; all that it does not take from the config is as in the attack's
-            paper.
+        name: one of `ATTACKS`; its other arguments are those of the attack's paper.
         model: see `Attack`.
         config: a `common.config.Config`.
         bounds: (lowest, highest) pixel value.
@@ -124,15 +123,15 @@ def make_attack(name, model, config, bounds, batch_statistics=False, norm=None):
 def fitting(settings, num_classes):
     """The settings of an attack for a model of few classes.
 
-    The targeted DLR loss needs four. For three classes the plain one takes its place, and for two
-    none does.
+    The targeted DLR loss needs four. For three classes the plain DLR loss replaces it, and for two
+    nothing does.
 
     Args:
         settings: dict of arguments of an attack.
         num_classes: the model's number of classes.
 
     Returns:
-        `settings`, those of the attack that takes its place, or None.
+        `settings`, those of the replacement, or None.
     """
     if settings.get("loss_func") != "targeted_dlr" or num_classes >= 4:
         return settings
@@ -154,7 +153,7 @@ def standard_suite(
         num_classes: see `fitting`.
 
     Returns:
-        List of (name, attack), in the order in which they run, each on what those before left.
+        List of (name, attack), in their order; each attacks the examples that remain.
     """
     options = {
         "epsilon": epsilon,

@@ -1,18 +1,18 @@
-"""The few sizes of batches that an attack is compiled for."""
+"""The batch sizes that an attack is compiled for."""
 
 import numpy as np
 
 
 class Sizes:
-    """Pads batches of any sizes to few sizes, for attacks that each size would compile anew.
+    """Pads batches to few sizes, since an attack is compiled for each size.
 
-    The first size is kept, as a training or an evaluation has batches of one. A larger batch makes
-    the largest size at least twice as large. A smaller one takes a size that has been used, or the
-    next half of the largest: 1 to 30 in turn are padded to 1, 2, 4, 8, 16, 32.
+    The first size is kept, as trainings and evaluations have batches of one size. A larger batch
+    makes the largest size at least twice as large. A smaller one takes a size that has been used,
+    or the next half of the largest: 1 to 30 in turn are padded to 1, 2, 4, 8, 16, 32.
 
     Args:
-        num_parts: once a batch has filled the largest size, smaller ones take the next multiple of
-            this share of it instead, for batches that shrink as their examples leave.
+        num_parts: once a batch has filled the largest size, smaller ones are padded to the next
+            multiple of 1 / `num_parts` of it, for batches that shrink as examples leave.
     """
 
     def __init__(self, num_parts=None):

@@ -1,4 +1,4 @@
-"""A keras.Model as attacks take it: its logits, without the softmax at its end if it has one."""
+"""The logits of a keras.Model, without the softmax at its end if it has one."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import tensorflow as tf
 from common.attack.gradient import as_logits, in_inference_mode
 from common.errors import InputError, one_line
 
-NUM_PROBED = 8  # images that tell whether a model returns logits
+NUM_PROBED = 8  # images for checking whether a model returns logits
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
 ROUNDED_TOLERANCE = 2e-2  # for outputs of float16 and bfloat16
 _ROUNDED = {tf.float16, tf.bfloat16, "float16", "bfloat16"}
@@ -25,11 +25,11 @@ def are_probabilities(outputs, tolerance=PROBABILITY_TOLERANCE):
 
 
 def logits_of(model, images):
-    """A model as attacks take it: without the softmax at its end, if there is one.
+    """A model that returns logits: without the softmax at its end, if there is one.
 
     Args:
         model: keras.Model, or any function from float32 images to logits.
-        images: float32 (n, height, width, channels), some that the model takes.
+        images: float32 (n, height, width, channels), to check the outputs.
 
     Returns:
         `model` itself, if it returns logits; else a keras.Model of the same weights that does.
@@ -89,7 +89,7 @@ class WithoutSoftmax(keras.Model):
 
 
 def last_operation(model):
-    """The layer or op that makes a model's output; in a subclassed model the last one it holds."""
+    """The layer or op of a model's output; in a subclassed model its last layer."""
     while isinstance(model, keras.Model):
         layers = model.layers
         if isinstance(model, keras.Sequential) or not getattr(model, "outputs", None):
@@ -126,7 +126,7 @@ def without_softmax(operation):
 
 
 def _first_line(error):
-    """What an exception says first, without Keras's preamble and colours."""
+    """The first line of an exception, without Keras's preamble and colours."""
     lines = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()
     told = [line for line in lines if line.strip() and not line.startswith("Exception encountered")]
     return one_line(told[0] if told else "no reason")
@@ -148,7 +148,7 @@ def check_attack(attack):
 
 
 def attack_on(attack, model, logits):
-    """An attack, or what a function from logits to one makes of `logits`.
+    """Returns an attack, or the result of a function from logits to one.
 
     Args:
         attack: a `common.attack.Attack`, or a function from logits to one.

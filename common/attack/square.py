@@ -16,10 +16,10 @@ from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
 from common.attack.staged import StagedAttack, where
 
-# The queries, out of 10,000, from which the share of pixels is halved. The paper's text has no 500;
-# its code, which made its numbers, has.
+# The queries, out of 10,000, after which the share of pixels is halved. 500 is in the paper's code,
+# which made its numbers, and not in its text.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-BLOCK = 250  # the most queries whose random numbers are drawn at once
+BLOCK = 250  # largest number of queries whose random numbers are drawn at once
 INITIAL_TILES = 5  # the L2 attack starts with 5 x 5 tiles
 
 
@@ -61,21 +61,20 @@ def bump(size):
 
 
 class Square(StagedAttack):
-    """Square Attack (Andriushchenko et al. 2020): forward passes only, no gradient to mask.
+    """Square Attack (Andriushchenko et al. 2020): forward passes only, no gradient.
 
     Each query changes a square at a random place, and the change is kept if it lowers the margin
     z_y - max_{i != y} z_i. In L-infinity it sets the square to the ball's corner, a random sign
-    for each channel, and starts with vertical stripes of such colours. In L2 it moves the change of
-    another square there (paper, Algorithm 3) and starts with tiles.
+    for each channel, and starts with vertical stripes of such colours. In L2 it moves the
+    perturbation of another square there (paper, Algorithm 3) and starts with tiles.
 
     An example is returned as the first misclassified point, else as that of the least margin.
 
     Args:
         model, epsilon, bounds, norm, jit_compile, precision: see `Attack`.
-        num_queries: number of squares that are tried; the start counts as the first.
+        num_queries: number of tried squares; the start counts as the first.
         p_init: the share of pixels that the first squares cover.
-        schedule_queries: number of queries that the schedule of p is made for, by default
-            `num_queries`.
+        schedule_queries: number of queries of the schedule of p, by default `num_queries`.
     """
 
     name = "square"

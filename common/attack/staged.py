@@ -1,4 +1,4 @@
-"""What the attacks share whose examples leave as soon as they are broken."""
+"""The base class of attacks whose examples leave the batch once they are broken."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +17,8 @@ class StagedAttack(Attack):
     one after another, and `_begin`, which adds to the first state what they need. An image that is
     misclassified itself is returned unchanged.
 
-    `broken` is float32's verdict. What bfloat16 takes for broken stays under attack until float32
-    confirms it.
+    Float32 decides `broken`. An example that is misclassified in bfloat16 stays under attack until
+    float32 confirms it.
 
     The state is a dict of tensors (batch, ...), of which every attack has:
 

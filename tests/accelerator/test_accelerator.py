@@ -1,6 +1,6 @@
 """Trainings of accelerator/ against those of train.py.
 
-What needs JAX is skipped without it; JAX_PYTHON names a Python that has it, if it is another one.
+Tests that need JAX are skipped without it; JAX_PYTHON may name another Python that has it.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ CIFAR10_RECIPE = {
     "max_num_training_steps": 2,
     "training_batch_size": 4,
     "attack_schedule": [[0, 1, 8], [1, 2, 5]],
-    # The first step alone moves the weights: at first so deep a network makes much of a rounded
+    # Only the first step updates the weights: at first such a deep network amplifies a rounded
     # sum, and from the second attack on any two implementations differ.
     "step_size_schedule": [[0, 0.01], [1, 0]],
     "step_size_interpolation": "linear",
@@ -168,7 +168,7 @@ def test_a_program_is_stablehlo_alone_and_names_every_variable(tmp_path, small):
         assert "mhlo.copy" not in program["module"] and "loc(" not in program["module"]
         assert "stablehlo.convolution" in program["module"]
         updated = {name for _, name in program["updates"]}
-        # A training moves all that it has, an evaluation nothing.
+        # A training updates all its variables, an evaluation none.
         assert updated == (set(job["initial"]) if "train" in name else set())
         assert set(program["variables"]) <= set(job["initial"])
     assert job["result"] == [
@@ -214,7 +214,7 @@ def test_initial_kernels_are_drawn_again_from_their_seeds(tmp_path):
     for name, value in values.items():
         assert drawn[name].dtype == value.dtype
         np.testing.assert_allclose(drawn[name], value, atol=1e-6)
-    # Another seed's kernels are not these, and are kept.
+    # Another seed's kernels differ, and are stored.
     others = initial.describe(values, SEED + 1, tmp_path)
     assert sum("normal" in entry for entry in others.values()) == 0
     np.testing.assert_array_equal(
@@ -281,7 +281,7 @@ def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resum
             np.testing.assert_array_equal(weight, expected)
         (entry,) = runs.read(tmp_path / name)
         assert entry["versions"] == {"tensorflow": "2", "jax": "0"} and entry["commit"] == "c"
-        # The same settings resume it; others do not.
+        # Only the same settings resume it.
         check(tmp_path / name, dataclasses.replace(config, model_dir="."), MNIST)
         with pytest.raises(InputError, match="other training_batch_size"):
             check(tmp_path / name, dataclasses.replace(config, training_batch_size=3), MNIST)
@@ -352,7 +352,7 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
         entries = runs.read(tmp_path / name)
         assert [entry["last_step"] for entry in entries][-1] == total
         assert {"tensorflow", "jax"} <= set(entries[0]["versions"])
-    # What the program counts, TensorFlow counts.
+    # The program counts the same as TensorFlow.
     test = small[challenge]["test"]
     x = export.CHALLENGES[challenge][0].to_pixels(test.images)
     correct = np.argmax(model(x), axis=1) == test.labels

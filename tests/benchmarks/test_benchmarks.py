@@ -1,4 +1,4 @@
-"""The benchmarks run, and all that they time attacks the same network."""
+"""The benchmarks run, and all implementations attack the same network."""
 
 import json
 
@@ -42,8 +42,8 @@ def test_attack_throughput(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_door_leads_to_the_same_accuracy(tmp_path):
-    pytest.importorskip("foolbox")  # the other peers are taken as far as they are installed
+def test_every_implementation_gives_the_same_accuracy(tmp_path):
+    pytest.importorskip("foolbox")  # other peers are used if they are installed
     target = tmp_path / "result.json"
     flags = ["--num_images=50", "--num_steps=10", "--step_size=0.05", f"--output_json={target}"]
     run(ROOT / "benchmarks" / "agreement.py", *flags, cwd=tmp_path, afresh=True)
@@ -56,7 +56,7 @@ def test_every_door_leads_to_the_same_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("agreement_*.json")))
-def test_all_doors_were_measured_to_agree_within_half_a_point(path):
+def test_recorded_accuracies_of_all_implementations_agree_within_half_a_point(path):
     result = json.loads(path.read_text())
     accuracies = [entry["accuracy"] for entry in result["doors"].values()]
     assert result["num_examples"] == 500 and len(accuracies) == 6
@@ -66,7 +66,7 @@ def test_all_doors_were_measured_to_agree_within_half_a_point(path):
 
 def test_training_throughput(tmp_path):
     target = tmp_path / "result.json"
-    # Each has a process of its own, which tells the memory.
+    # Each has a process of its own, for its memory.
     names = ["ours", "plain tf.function"]
     flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
     flags.append(f"--implementations={','.join(names)}")
@@ -160,7 +160,7 @@ def test_a_network_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize("scale", [2, 16])
-def test_the_shipped_network_is_taken_where_it_has_the_size(scale):
+def test_the_shipped_network_is_used_if_it_has_the_size(scale):
     model = attack_throughput._network(MNIST, {"scale": scale})
     assert MNIST.size_of([tuple(weight.shape) for weight in model.weights]) == {"scale": scale}
     x, y = digits(100)
@@ -340,7 +340,7 @@ def test_ours_and_autoattacks_on_the_same_network():
         assert found["num_misclassified"] == {"keras": 5, "fast": 5, "torch": 5}
     assert entry["ratio"] == entry["seconds"]["theirs"] / entry["seconds"]["ours"]
 
-    # What is claimed and is not so does not count.
+    # A false claim does not count.
     x = MNIST.to_pixels(images)
     counts, withstood = comparison._verified(1 - x, comparison.natural_correct)
     assert counts["num_outside"] == 5 and withstood.sum() == 5

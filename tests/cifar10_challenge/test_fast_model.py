@@ -16,7 +16,7 @@ from tests.helpers import input_gradient, pictures
 
 
 def network(width, dtype="float32"):
-    """A network with batch norms that do something, some with negative factors."""
+    """A network with batch norms that are not the identity, some with negative factors."""
     model = build_model(width, seed=2, dtype=dtype)
     random = np.random.default_rng(3)
     for weight in model.weights:
@@ -48,7 +48,7 @@ def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
     np.testing.assert_allclose(actual, expected, atol=1e-10 * np.abs(expected).max())
 
 
-# Two units in each group are every kind of unit; the fifth is the second once more.
+# Two units in each group cover every kind of unit; the other units repeat the second.
 @pytest.mark.parametrize(
     "width, count, num_units",
     [
@@ -67,7 +67,7 @@ def test_float32_gives_the_logits_to_rounding(width, count, num_units, monkeypat
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_what_follows_a_convolution_is_joined_to_it():
+def test_ops_after_a_convolution_are_fused_with_it():
     function = compiled(network("simple"))
     context.enable_run_metadata()
     try:

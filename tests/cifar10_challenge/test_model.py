@@ -66,7 +66,7 @@ def wide():
 
 @pytest.fixture
 def simple():
-    """The simple network with batch norms and biases that do something."""
+    """The simple network with batch norms and biases that are not the identity."""
     model = build_model("simple", seed=2)
     random = np.random.default_rng(3)
     for weight in model.weights:
@@ -125,7 +125,7 @@ def test_weights_of_another_network_have_no_width(last):
     assert CIFAR10.size_of([]) is None
 
 
-def test_initial_convolutions_are_normals_that_are_not_cut():
+def test_initial_convolutions_are_normals_without_truncation():
     standard = []
     for path, kernel in kernels_of(build_model("simple", seed=4)).items():
         if path != "logits/kernel":

@@ -302,7 +302,7 @@ def test_the_own_network_of_a_fixed_batch_has_its_fast_form(tmp_path):
     assert isinstance(loaded.logits, FastModel)
 
 
-def test_a_foreign_network_with_many_filters_is_not_taken_for_the_own(tmp_path):
+def test_another_network_with_many_filters_is_not_taken_for_the_challenges_own(tmp_path):
     """Nor is one of that size built to find out."""
     image = keras.Input((28, 28, 1))
     x = keras.layers.Conv2D(1200, 3, strides=9)(image)
@@ -327,7 +327,7 @@ class OwnClass(keras.Model):
         return {**super().get_config(), "num_classes": self.num_classes}
 
 
-def test_a_keras_model_of_an_own_class_is_taken(tmp_path):
+def test_a_subclassed_keras_model_is_loaded(tmp_path):
     model = OwnClass()
     x, _ = images_of(MNIST)
     expected = model(x)["logits"]
@@ -337,7 +337,7 @@ def test_a_keras_model_of_an_own_class_is_taken(tmp_path):
     assert_attackable(loaded, MNIST)
 
 
-def test_what_a_model_was_compiled_with_is_not_needed(tmp_path):
+def test_a_model_loads_without_the_loss_that_it_was_compiled_with(tmp_path):
     model = small(MNIST)
     model.compile(loss=lambda y, z: z)  # Keras cannot read that again
     model.save(tmp_path / "m.keras")

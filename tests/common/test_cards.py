@@ -1,4 +1,4 @@
-"""The shipped models' cards say what is so; export_model.py makes them."""
+"""The shipped models' cards are true; export_model.py makes them."""
 
 import json
 import pathlib
@@ -41,7 +41,7 @@ def test_a_card_is_of_the_weights_beside_it(challenge, directory):
 
 
 @pytest.mark.parametrize("challenge, directory", SHIPPED)
-def test_a_card_tells_how_every_number_came_about(challenge, directory):
+def test_a_card_has_the_origin_of_every_number(challenge, directory):
     card = card_of(directory)
     boards = cards.find_boards(directory)
     assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
@@ -166,7 +166,7 @@ def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     assert "natural images:" not in out and out.count("FGSM") == 1
     *own, transfer = card_of(output)["results"]
     assert own == card["results"]
-    # Its own examples, as a transfer from itself, fool it as much.
+    # As a transfer from itself, its own examples break as many.
     assert transfer["source"] == "mine" and transfer["accuracy"] == fgsm["accuracy"]
 
 
@@ -198,7 +198,7 @@ def test_a_network_rounded_to_bfloat16_is_shipped_and_evaluated_as_such(
     exec(code.replace('"mine"), "saved_model")', names), {})
     assert checkpoints.load_model(MNIST, tmp_path / "saved").digest() == loaded.digest()
 
-    # It takes no other network's place, and gets rows as a SavedModel does.
+    # It does not replace another network, and gets rows like a SavedModel.
     assert "got another model" in export(training, output, data_dir, *few[:2], code=1)
     export(output, None, data_dir, "--num_eval_examples=100", "--rows=paper_fgsm")
     assert [entry["row"] for entry in card_of(output)["results"]] == ["natural", "paper_fgsm"]
@@ -213,7 +213,7 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, data_di
     (output / "rows").mkdir()
     (output / "rows" / "interrupted.npz").touch()  # of a row that is still to be finished
 
-    # Of the three only CW is not there for as many images.
+    # Of the three only CW lacks a row of as many images.
     few = "--num_eval_examples=100"
     out = export(output, None, data_dir, few, "--rows=natural,paper_fgsm,paper_cw")
     assert out.count("%") == out.count("CW") == 1
@@ -238,7 +238,7 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, data_di
     assert card_of(output)["results"] == card["results"]
 
 
-def test_a_damaged_card_is_said_and_kept_aside(training, data_dir, tmp_path):
+def test_a_damaged_card_is_reported_and_renamed(training, data_dir, tmp_path):
     output, few = tmp_path / "mine", ("--num_eval_examples=50", "--rows=natural")
     export(training, output, data_dir, *few)
     card, path = card_of(output), output / "card.json"
@@ -278,7 +278,7 @@ def test_the_shipped_robust_network_is_the_fast_recipes(challenge):
     recipe = json.loads(make_config(challenge, (path, read_json(path))).to_json())
     trained = cards.read(challenge, challenge.shipped)["training"]
     others = {"model_dir", "data_dir", "precision"}  # the machine decides the last of them
-    # A setting that came after the training is not in its config.
+    # Settings from after the training are not in its config.
     settings = parsed(challenge, trained["config"])
     for name in trained["config"].keys() - others:
         assert json.loads(json.dumps(settings[name])) == recipe[name], name

@@ -280,7 +280,7 @@ def test_two_spellings_of_a_value_are_equal_once_parsed(name, spellings):
     assert first == {name: getattr(made, name)}
 
 
-def test_what_cannot_be_parsed_stays_as_it_is():
+def test_values_that_cannot_be_parsed_stay_unchanged():
     values = {"epsilon": "wide", "num_steps": -1, "store_adv_path": "", "other": [1]}
     assert config.parsed(MNIST, values) == values
 
@@ -316,7 +316,7 @@ def test_a_fraction_is_of_the_pixel_range(challenge, epsilon):
 
 
 @BOTH
-def test_model_dir_is_relative_to_where_it_was_named(challenge, write):
+def test_model_dir_is_relative_to_its_config_file_or_the_working_directory(challenge, write):
     own = str(challenge.directory / "models" / "a_very_robust_model")
     file = write({"model_dir": "models/mine"})
     mine = str(file.parent / "models" / "mine")
@@ -402,7 +402,7 @@ def test_unknown_names_are_refused(write):
         ("[1]", "expected a JSON object in .*given.json, got list"),
     ],
 )
-def test_what_is_no_config_file_is_refused(tmp_path, write, content, expected):
+def test_a_file_that_is_not_a_config_is_refused(tmp_path, write, content, expected):
     path = tmp_path / "missing.json" if content is None else write(content)
     with pytest.raises(InputError, match=f"^{expected}"):
         parse(MNIST, f"--config={path}")
@@ -556,7 +556,7 @@ def test_a_leading_tilde_is_the_home_directory_in_every_flag(define, name, home)
         flag_values(["script.py", f"--{name}="])
 
 
-def test_no_flag_of_a_path_is_mere_text():
+def test_every_flag_of_a_path_is_parsed_as_a_path():
     """Whoever adds one shall declare it with `config.define_path`."""
     words = r"DEFINE_string\(\s*\"\w*(_dir|_json|_path|_file|output|source|config)\""
     scripts = [
@@ -571,7 +571,7 @@ def test_no_flag_of_a_path_is_mere_text():
 
 @pytest.mark.parametrize("name", ["model_dir", "store_adv_path"])
 @pytest.mark.parametrize("value", ["", "a\0b", "\ud800", "\udcff"], ids=ascii)
-def test_text_that_cannot_be_a_path_is_one_line(name, value, write):
+def test_text_that_cannot_be_a_path_is_refused_in_one_line(name, value, write):
     with pytest.raises(InputError, match=f"given.json: {name}: expected a path, got '") as error:
         parse(MNIST, f"--config={write({name: value})}")
     assert str(error.value).isprintable()

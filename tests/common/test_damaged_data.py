@@ -1,4 +1,4 @@
-"""Data that are damaged, elsewhere or out of reach: one line that names the file, and no more."""
+"""Data that are damaged, elsewhere or not readable: one line that names the file."""
 
 import functools
 import json
@@ -65,7 +65,7 @@ def test_a_damaged_description_is_named(prepared, name, content):
         assert str(directory / name) in message
 
 
-def test_no_module_is_imported_that_features_name(prepared, tmp_path, monkeypatch):
+def test_modules_that_features_name_are_not_imported(prepared, tmp_path, monkeypatch):
     directory, load = prepared
     (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,7 +101,7 @@ def test_damaged_records_are_named(prepared, damage):
     assert f"TFDS directory {directory} cannot be read: " in refusal(load)
 
 
-def test_another_dataset_in_its_place_is_refused(tfds_dir, tmp_path):
+def test_another_dataset_in_the_directory_is_refused(tfds_dir, tmp_path):
     (tmp_path / "mnist").mkdir()
     source = pathlib.Path(tfds_dir) / "cifar10" / "3.0.2"
     (tmp_path / "mnist" / "3.0.1").symlink_to(source)
@@ -116,7 +116,7 @@ def test_a_description_that_is_a_directory_is_named(nothing_at_hand):  # noqa: F
     assert message == f"cannot read {path}: Is a directory"
 
 
-def test_a_directory_in_an_original_files_place_is_named(nothing_at_hand):  # noqa: F811
+def test_a_directory_instead_of_an_original_file_is_named(nothing_at_hand):  # noqa: F811
     write_mnist(nothing_at_hand, np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.uint8))
     path = nothing_at_hand / "t10k-images-idx3-ubyte.gz"
     path.unlink()
@@ -128,7 +128,7 @@ def test_a_directory_in_an_original_files_place_is_named(nothing_at_hand):  # no
     assert f"{nothing_at_hand / 'test_batch'} cannot be read: IsADirectoryError" in message
 
 
-def test_what_may_not_be_looked_into_is_named(nothing_at_hand, monkeypatch):  # noqa: F811
+def test_a_directory_that_cannot_be_read_is_named(nothing_at_hand, monkeypatch):  # noqa: F811
     stat, denied = pathlib.Path.stat, nothing_at_hand / "mnist" / "3.0.1" / "dataset_info.json"
 
     def guarded(path, **kwargs):
@@ -184,7 +184,7 @@ def test_a_sample_cut_anywhere_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "place", ["file", "file/below", "none", "x" * 300, "nul\0", "~nobody-here/x"]
 )
-def test_a_data_dir_that_is_none_is_one_line(tmp_path, place):
+def test_a_data_dir_that_does_not_exist_is_one_line(tmp_path, place):
     (tmp_path / "file").write_text("")
     place = place if place.startswith("~") else str(tmp_path / place)
     message = refusal(data.load_mnist, "test", data_dir=place, allow_sample=True)
@@ -229,7 +229,11 @@ def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["file", "full"])
-def test_a_place_that_takes_no_download_is_said_before_it(nothing_at_hand, monkeypatch, fault):  # noqa: F811
+def test_an_unwritable_directory_is_reported_before_the_download(
+    nothing_at_hand,  # noqa: F811
+    monkeypatch,
+    fault,
+):
     monkeypatch.setattr(data, "_reachable", lambda url: True)
     monkeypatch.setattr(data, "_download", lambda dataset, root: pytest.fail("downloads"))
     if fault == "file":

@@ -1,4 +1,4 @@
-"""Cards, kept rows, leaderboards and results that are damaged: said in one line, and not lost."""
+"""Damaged cards, kept rows, leaderboards and results are reported in one line, and not lost."""
 
 import copy
 import dataclasses
@@ -89,7 +89,7 @@ def test_numbers_by_kind():
 
 @pytest.fixture(scope="module")
 def card():
-    """A shipped card of which the lists are short."""
+    """A shipped card with shortened lists."""
     card = cards.read(MNIST, "adv_trained")
     own = [entry for entry in card["results"] if entry["source"] is None][:3]
     other = [entry for entry in card["results"] if entry["source"] is not None][:1]
@@ -119,7 +119,7 @@ def places_in(value, place=()):
         yield from places_in(part, (*place, key))
 
 
-def test_any_part_of_a_card_may_be_something_else(card, tmp_path):
+def test_any_part_of_a_card_may_have_another_type(card, tmp_path):
     """It is refused, or the README can be written, and nothing in it passes for another line."""
     num_refused = num_taken = 0
     lines = cards.readme(MNIST, card).splitlines()
@@ -176,7 +176,7 @@ FEW = ("--rows=natural", "--num_eval_examples=5", "--output_json=r.json", "--sta
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_what_is_damaged_is_kept_aside(content, tmp_path, capsys):
+def test_damaged_files_are_renamed(content, tmp_path, capsys):
     path, aside = tmp_path / "f.json", tmp_path / "f.json.damaged"
     path.write_bytes(content)
     assert json_shapes.read_or_keep_aside(path, SHAPE, "all is new") is None
@@ -188,7 +188,7 @@ def test_what_is_damaged_is_kept_aside(content, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_damaged_kept_row_is_said_kept_aside_and_evaluated_anew(tmp_path, compare):  # noqa: F811
+def test_a_damaged_row_is_reported_renamed_and_evaluated_again(tmp_path, compare):  # noqa: F811
     compare(*FEW)
     expected = rows_of(tmp_path / "r.json")
     (kept,) = (tmp_path / "kept").glob("natural-*.json")

@@ -213,12 +213,12 @@ def test_the_samples_are_the_images_at_index(mnist_validation, cifar10_test):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_no_sample_stands_in_for_training_images(nothing_at_hand, split):
+def test_the_sample_does_not_replace_training_images(nothing_at_hand, split):
     with pytest.raises(InputError, match="no MNIST in .* and no network.*--data_dir"):
         data.load_mnist(split, data_dir=nothing_at_hand, allow_sample=True)
 
 
-def test_no_sample_unless_allowed(nothing_at_hand, monkeypatch):
+def test_the_sample_is_used_only_if_allowed(nothing_at_hand, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(nothing_at_hand / "unset"))
     with pytest.raises(InputError, match="no CIFAR-10 in .*unset and no network.*test_batch"):
         data.load_cifar10("test")
@@ -232,7 +232,7 @@ def test_a_failed_download_is_the_reason_given(nothing_at_hand, monkeypatch):
 
 
 @pytest.mark.parametrize("load", [data.load_mnist, data.load_cifar10])
-def test_the_sample_can_be_asked_for_wherever_the_data_are(load, nothing_at_hand):
+def test_the_sample_can_be_loaded_without_the_data(load, nothing_at_hand):
     sample = load("sample")
     stand_in = load("test", data_dir=nothing_at_hand, allow_sample=True)
     assert sample.is_sample and sample.name == stand_in.name
@@ -249,7 +249,7 @@ def test_wrong_use_is_an_error_in_one_line(tmp_path):
         data.load_cifar10("validation")
 
 
-def test_an_unanswered_look_at_the_network_ends(monkeypatch):
+def test_a_server_that_does_not_answer_counts_as_unreachable(monkeypatch):
     release = threading.Event()
 
     def unanswered(request, timeout):
@@ -333,7 +333,7 @@ def test_a_resumed_stream_is_the_unbroken_one_to_the_bit(start_step, augment):
         np.testing.assert_array_equal(y, y_unbroken)
 
 
-def test_seeds_tell_streams_apart():
+def test_streams_have_different_numbers():
     assert (stream_of_labels() == stream_of_labels()).all()
     assert (stream_of_labels() != stream_of_labels(seed=1)).any()
 

@@ -230,7 +230,7 @@ def test_the_true_data_file_beside_another_checkpoint_does_not_pass(server, orig
     refused("expected the published sha256", fetch, server, tmp_path, sha256=digest)
 
 
-def test_what_is_no_model_is_not_replaced(server, tmp_path):
+def test_a_directory_that_is_not_a_model_is_not_replaced(server, tmp_path):
     (tmp_path / "adv_trained").mkdir()
     (tmp_path / "adv_trained" / "notes").write_text("mine")
     refused("expected a fetched model or nothing in", fetch, server, tmp_path)
@@ -283,27 +283,27 @@ def test_a_later_call_resumes_where_the_tries_ended(server, original, archive, t
     assert is_whole(tmp_path, original)
 
 
-def test_a_server_without_ranges_begins_anew(server, original, tmp_path):
+def test_a_download_without_ranges_starts_again(server, original, tmp_path):
     server.ranges, server.faults = False, ["cut"]
     fetch(server, tmp_path)
     assert len(server.asked) == 2 and server.asked[1] is not None
     assert is_whole(tmp_path, original)
 
 
-def test_a_server_that_does_not_say_how_much_comes(server, original, tmp_path):
+def test_a_server_that_does_not_state_the_size(server, original, tmp_path):
     server.faults = ["no length"]
     fetch(server, tmp_path)
     assert is_whole(tmp_path, original)
 
 
-def test_a_part_that_lacks_nothing_is_taken(server, original, archive, tmp_path):
+def test_a_complete_part_is_used(server, original, archive, tmp_path):
     (tmp_path / "adv_trained.zip.part").write_bytes(archive)
     fetch(server, tmp_path)
     assert server.asked == [f"bytes={len(archive)}-"]
     assert is_whole(tmp_path, original)
 
 
-def test_a_part_of_a_longer_file_is_thrown_away(server, original, archive, tmp_path):
+def test_a_part_longer_than_the_file_is_discarded(server, original, archive, tmp_path):
     (tmp_path / "adv_trained.zip.part").write_bytes(archive + b"more")
     fetch(server, tmp_path)
     assert server.asked == [f"bytes={len(archive) + 4}-", None]
@@ -348,7 +348,9 @@ def test_without_a_network(server, tmp_path, monkeypatch):
     refused("cannot download", fetch, server, tmp_path, url="http://there.is.none.invalid/a.zip")
 
 
-def test_a_disk_that_takes_no_more_is_not_the_networks_fault(server, original, archive, tmp_path):
+def test_a_full_disk_is_not_reported_as_an_error_of_the_network(
+    server, original, archive, tmp_path
+):
     """It is said at once, without another try, and what came is resumed."""
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
@@ -362,7 +364,7 @@ def test_a_disk_that_takes_no_more_is_not_the_networks_fault(server, original, a
     assert server.asked[1:] == ["bytes=100-"] and is_whole(tmp_path, original)
 
 
-def test_a_directory_in_the_parts_place(server, tmp_path):
+def test_a_directory_instead_of_the_part_is_refused(server, tmp_path):
     (tmp_path / "adv_trained.zip.part").mkdir()
     message = refused("cannot write", fetch, server, tmp_path)
     assert message.endswith("adv_trained.zip.part: Is a directory")
@@ -427,7 +429,7 @@ def test_another_process_is_left_alone_until_it_is_killed(server, original, arch
     assert len(before) == 2 and ".adv_trained.lock" in before
     held = f"not in use, got {models_dir}/adv_trained, which process {process.pid} on "
     refused(held, fetch, server, models_dir)
-    # Another model is no matter of its.
+    # It leaves another model's files alone.
     source = source_of(server)
     fetching.fetch(MNIST, "other", source, models_dir, file)
     assert names_in(models_dir) == [*before, "other"]
@@ -494,7 +496,7 @@ def test_malicious_archives_are_refused(server, original, tmp_path, bad, expecte
     assert names_in(tmp_path) == ["models", "outside"]
 
 
-def test_a_bomb_that_hides_its_size_writes_no_more_than_it_says(tmp_path):
+def test_a_zip_bomb_writes_no_more_than_its_stated_size(tmp_path):
     """The file's headers say 1 byte, and what is packed is 20 million."""
     data = pack([("bomb", bytes(20_000_000))])
     size = (20_000_000).to_bytes(4, "little")
@@ -562,7 +564,7 @@ def test_from_file_by_its_name_and_evaluation(archive, original, tmp_path):
     assert "\nadversarial: " in out
 
 
-def test_a_file_at_hand_is_checked_too(archive, tmp_path):
+def test_a_file_given_by_from_file_is_checked_too(archive, tmp_path):
     file, models_dir = tmp_path / "secret.zip", tmp_path / "models"
     file.write_bytes(archive)
     secret = mnist_challenge.fetch_model.PUBLISHED["secret"]
@@ -585,7 +587,7 @@ def test_a_file_at_hand_is_checked_too(archive, tmp_path):
         (("--from_file=a.zip", "--all"), "--from_file: expected one model, got more"),
     ],
 )
-def test_names_that_are_none(words, expected):
+def test_wrong_names_of_models_are_refused(words, expected):
     flags = dict(word.removeprefix("--").split("=") for word in words if word.startswith("--f"))
     names = [word for word in words if not word.startswith("--")]
     arguments = (names, mnist_challenge.fetch_model.PUBLISHED, "--all" in words)

@@ -20,7 +20,7 @@ def test_write_atomically(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_the_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write_atomically(path, b"old")
 
@@ -76,7 +76,7 @@ def test_what_is_not_json_is_one_line(tmp_path, content, message):
         files.read_json(tmp_path / "f.json")
 
 
-def test_a_damaged_file_is_kept_aside_under_a_name_of_its_own(tmp_path):
+def test_a_damaged_file_is_renamed_to_a_new_name(tmp_path):
     names = []
     for content in ("first", "second"):
         (tmp_path / "f.json").write_text(content)
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_kept_aside_under_a_name_of_its_own(tmp_path):
     assert not (tmp_path / "f.json").exists()
 
 
-def test_text_of_others_becomes_one_line_that_a_terminal_shows_as_it_stands():
+def test_text_of_others_becomes_one_line_that_a_terminal_shows_unchanged():
     assert one_line("a\nerror:  all is\r\nwell\n") == "a error: all is well"
     assert one_line("\x1b[2Jgone\x00\u202e\x85x") == "\\x1b[2Jgone\\x00\\u202e x"
     assert one_line("caf\u00e9 \udcff") == "caf\u00e9 \\udcff"

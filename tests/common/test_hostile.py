@@ -1,4 +1,4 @@
-"""Command lines and files that somebody means ill with, or mistypes: one line each, exit code 1."""
+"""Hostile or mistyped command lines and files give one line each, and exit code 1."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_a_note_of_control_codes_cannot_pass_for_the_programs_lines(tmp_path):
     assert "note: these examples were made on another model, x natural: 100.00% error" in out
 
 
-# What reaches the last net.
+# Failures that only the last handler catches.
 
 FAILURES = {
     "disk": (OSError(28, "No space left on device", "a\nb"), "a b: No space left on device"),

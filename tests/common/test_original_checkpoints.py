@@ -299,7 +299,7 @@ def test_pgd_finds_the_originals_examples(trained):
     assert np.mean(trained.x_adv != x) > 0.2
     assert np.mean(np.abs(x_adv - trained.x_adv) > 1e-4) < 0.001
 
-    # In float32 the sign of a gradient that is nearly zero hangs on rounding, and with it on the
+    # In float32 the sign of a gradient that is nearly zero depends on rounding, and so on the
     # number of cores, and each sign that differs changes all the later ones: losses are compared.
     def losses(x):
         return xent_loss(loaded.model(x, training=False), y).numpy()
@@ -443,7 +443,7 @@ def test_saving_what_cannot_be_saved_changes_nothing(tmp_path):
 # Refusing.
 
 
-def test_all_that_is_wrong_with_a_checkpoint_is_said_at_once(tmp_path):
+def test_all_faults_of_a_checkpoint_are_in_one_message(tmp_path):
     shapes = {**MNIST_SHAPES, "Variable_5": (1000,), "Variable_7": (10, 1)}
     del shapes["Variable_3"], shapes["Variable_6"]
     # A slot belongs to a variable of the network, found or not.

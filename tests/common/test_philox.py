@@ -26,7 +26,7 @@ def test_words_are_those_of_tensorflows_whole_numbers(seed):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_draws_side_by_side_are_tensorflows_of_one_seed_after_the_other_to_the_bit(jit_compile):
+def test_draws_for_many_seeds_at_once_are_tensorflows_for_each_seed_bit_for_bit(jit_compile):
     seeds = tf.constant([[3, 5], [-1, 2**31 - 1], [0, 0]])
     uniform = tf.function(lambda seeds: draws.uniform(seeds, 6), jit_compile=jit_compile)
     expected = [tf.random.stateless_uniform([6], seed, alg="philox") for seed in seeds]

@@ -1,4 +1,4 @@
-"""The reader of CIFAR-10's pickles: the originals' form, and whatever else a file may hold."""
+"""The reader of CIFAR-10's pickles, on the originals' form and on any other content."""
 
 import codecs
 import contextlib
@@ -208,7 +208,7 @@ def test_what_the_originals_do_not_hold_is_refused(content, expected, tmp_path):
     assert re.search(expected, refusal(content, tmp_path / "test_batch"))
 
 
-def test_one_text_is_not_made_bytes_again_and_again(tmp_path):
+def test_a_repeated_text_cannot_fill_the_memory(tmp_path):
     """A small file would fill the memory."""
     text = "\u00e9" * 100_000
     content = b"\x80\x04" + b"X" + struct.pack("<I", 200_000) + text.encode() + b"q\x00"
@@ -221,7 +221,7 @@ def test_a_file_far_larger_than_the_originals_is_refused(tmp_path, monkeypatch):
     assert "more than 1,000 bytes" in refusal(bytes(1001), tmp_path / "test_batch")
 
 
-def test_a_directory_in_a_batchs_place_is_named(tmp_path):
+def test_a_directory_instead_of_a_batch_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path} cannot be read: IsADirectoryError"):
         data._read_cifar10_batch(tmp_path)
 

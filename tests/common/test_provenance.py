@@ -1,4 +1,4 @@
-"""What a result was computed by can be told in any working directory, with or without git."""
+"""A result's origin is recorded in any working directory, with or without git."""
 
 import os
 import subprocess

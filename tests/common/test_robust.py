@@ -1,4 +1,4 @@
-"""Any Keras model: evaluated, and watched while it is trained."""
+"""Any Keras model: its evaluation, and its robust accuracy during training."""
 
 import functools
 import logging
@@ -100,7 +100,7 @@ def test_pixels_of_bytes_and_colours_are_taken(tmp_path):
     for accuracy in (found["natural_accuracy"], found["adversarial_accuracy"]):
         assert f"<b>{accuracy:.2f}<small>%" in page
     assert "<h1>Mine</h1>" in page and "linf, epsilon 8" in page and "&lt;d&gt;" in page
-    # What becomes what is the model's own answer.
+    # The matrix of classes is of the model's own predictions.
     classes = np.asarray(model(report.result.x_adv)).argmax(axis=1)
     names = ["a", "b", "c", "&lt;d&gt;"]
     for label, other in zip(y, classes):
@@ -132,7 +132,7 @@ def preprocessing():
 def test_models_are_taken_as_they_come(make):
     x, _ = examples(9, 5, (8, 7, 3))
     model = make()
-    y = np.argmax(model(x, training=False), axis=1)  # what it says, so that all is attacked
+    y = np.argmax(model(x, training=False), axis=1)  # so that all are attacked
     attack = functools.partial(
         PGD, epsilon=1, step_size=1, num_steps=1, random_start=False, bounds=(0, 1)
     )
@@ -223,7 +223,7 @@ def not_a_number(x):
         ({"norm": "l1"}, "norm: expected one of linf, l2"),
     ],
 )
-def test_what_cannot_be_attacked_is_one_line(trained, change, message):
+def test_a_model_that_cannot_be_attacked_is_one_line(trained, change, message):
     x, y = examples()
     arguments = {"model": trained, "x": x, "y": y, **OPTIONS, **change}
     with pytest.raises(InputError, match=message) as raised:
@@ -242,14 +242,14 @@ def test_nan_pixels_and_endless_data_are_refused(trained):
 
 
 @pytest.mark.slow
-def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
+def test_the_lines_of_the_docstring_run_as_written(tmp_path, monkeypatch, capsys):
     x, y = examples(20, classes=4, shape=(6, 5, 3))
     network(shape=(6, 5, 3), activation="softmax").save(tmp_path / "mine.keras")
     np.save(tmp_path / "images.npy", x)
     np.save(tmp_path / "labels.npy", y)
     monkeypatch.chdir(tmp_path)
     text = robust.__doc__
-    block = text[text.index("    import numpy") : text.index("An attack is given")]
+    block = text[text.index("    import numpy") : text.index("An attack is a function")]
     found = {}
     exec(textwrap.dedent(block).replace("epochs=10", "epochs=2"), found)
     assert "robust accuracy" in capsys.readouterr().out
@@ -276,7 +276,7 @@ def test_early_stopping_and_checkpoints_see_robust_accuracy(tmp_path):
             keras.callbacks.EarlyStopping(patience=2, **watch),
         ],
     ).history
-    # Weights that stand still bring nothing after the first epoch.
+    # Without updates the accuracy does not improve after the first epoch.
     assert len(history["val_robust_accuracy"]) == 3
     report = evaluate(network(), x, y, **OPTIONS, suite=[ATTACK], show_progress=False)
     accuracy = report.to_dict()["adversarial_accuracy"]

@@ -10,7 +10,7 @@ and what to do
 """
 
 
-def test_errors_of_tensorflow_are_heard_and_nothing_else():
+def test_only_errors_of_tensorflow_are_shown():
     (*_, first, second, _, third, fourth) = LOG.splitlines(keepends=True)
     assert startup.errors_in(LOG, has_nvidia_device=True) == first + second + third + fourth
     assert startup.errors_in(LOG, has_nvidia_device=False) == third + fourth

@@ -43,7 +43,7 @@ def test_save_and_load(tmp_path, challenge, epsilon):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attack.npy", "attack.npy.json"]
 
 
-def test_a_link_to_an_attack_file_stays_one(tmp_path):
+def test_a_link_to_an_attack_file_stays_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     path = tmp_path / "attack.npy"
     path.symlink_to(tmp_path / "disk" / "attack.npy")
@@ -63,7 +63,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "no json", "[1]"])
-def test_a_note_that_is_none_is_empty(tmp_path, content):
+def test_a_missing_note_is_an_empty_dict(tmp_path, content):
     if content is not None:
         (tmp_path / "attack.npy.json").write_text(content)
     assert submission.load_note(tmp_path / "attack.npy") == {}
@@ -74,7 +74,7 @@ def test_a_note_that_is_none_is_empty(tmp_path, content):
     [b"", b'{"model": ', b"[1]", b"7", b"null", b"\xff\xfe", b"[" * 300_000, b'{"a": 1, "a": 2}'],
     ids=["empty", "half", "list", "number", "null", "not text", "deep", "twice"],
 )
-def test_a_damaged_note_is_said_in_one_line_and_counts_as_none(tmp_path, content, capsys):
+def test_a_damaged_note_is_reported_in_one_line_and_ignored(tmp_path, content, capsys):
     path = tmp_path / "attack.npy"
     submission.save(path, grey(MNIST)[0], MNIST, {"seed": 1})
     (tmp_path / "attack.npy.json").write_bytes(content)
@@ -132,7 +132,7 @@ def npy(header):
     ],
     ids=["empty", "text", "npz", "cut", "huge", "half a header", "no dict"],
 )
-def test_what_is_no_array_is_refused(tmp_path, content):
+def test_a_file_that_is_not_an_array_is_refused(tmp_path, content):
     path = tmp_path / "attack.npy"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"expected a \.npy file with numbers in .*attack\.npy"):
@@ -165,7 +165,7 @@ def test_a_pickle_is_refused_unread(tmp_path, wrapped):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_file_on_the_edge_of_ball_and_box_passes(challenge, epsilon, dtype):
+def test_an_attack_file_on_the_edge_of_ball_and_box_passes(challenge, epsilon, dtype):
     x_nat, x_adv = grey(challenge)
     x_nat[0], x_nat[1] = challenge.bounds
     x_adv[:2] = x_nat[:2].reshape(x_adv[:2].shape)

@@ -62,7 +62,7 @@ def tiny(network):
     )
 
 
-def test_what_is_done_is_skipped_and_what_was_broken_off_is_resumed(tmp_path, capsys):
+def test_finished_networks_are_skipped_and_interrupted_ones_resume(tmp_path, capsys):
     networks = [
         tiny(network)
         for network in capacity.family(
@@ -101,7 +101,7 @@ def test_what_is_done_is_skipped_and_what_was_broken_off_is_resumed(tmp_path, ca
     capacity.show(networks)
     assert capsys.readouterr().out.count("6 of 6") == 2
 
-    # A recipe that has changed since is no reason to take the old network for the new one's.
+    # After a change of the recipe the old network does not count as the new one.
     other = dataclasses.replace(networks[1].config, epsilon=0.2)
     with pytest.raises(InputError, match="1 of 1 networks are not trained: fgsm_scale_1_seed_0"):
         capacity.train_all([dataclasses.replace(networks[1], config=other)], on_the_sample)

@@ -50,7 +50,7 @@ def test_the_very_large_network_has_twice_the_filters():
     assert MNIST.paper({"adversary": "none", "network": "very_large", "scale": 16}) == {}
 
 
-def test_initial_weights_are_cut_normals_and_positive_biases():
+def test_initial_weights_are_truncated_normals_and_positive_biases():
     kernels, biases = [], []
     for weight in build_model(scale=4, seed=3).get_weights():
         (kernels if weight.ndim > 1 else biases).append(weight.ravel())

@@ -37,7 +37,7 @@ def test_logits_and_gradients_are_the_plain_networks(form):
     np.testing.assert_allclose(input_gradient(logits, x, y), expected, atol=1e-12)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     x, _ = digits(5)
     model = model_b.build_model(seed=1)
     np.testing.assert_array_equal(model(x), model(x, training=False))
@@ -82,7 +82,7 @@ def test_a_resumed_training_draws_the_same_dropout(settings, tmp_path):
     assert checkpoints.restore_training(MNIST, tmp_path / "whole")[1] == 6
 
 
-def test_the_shapes_of_its_weights_tell_it_from_the_papers_networks():
+def test_the_shapes_of_its_weights_distinguish_it_from_the_papers_networks():
     shapes = [tuple(weight.shape) for weight in model_b.build_model().weights]
     assert MNIST.size_of(shapes) == {"network": "b"}
     assert MNIST.size_of(shapes[:-1]) is None

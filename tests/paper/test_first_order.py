@@ -1,4 +1,4 @@
-"""The numbers of the items of RQ1 and of the trainings, on cases done by hand."""
+"""The numbers of the items of RQ1 and of the trainings, on cases computed by hand."""
 
 import types
 

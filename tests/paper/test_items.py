@@ -266,7 +266,7 @@ def test_flags_that_do_not_go_with_the_items_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_listing_tells_what_each_item_needs_and_how_far_it_is(capsys):
+def test_the_listing_has_each_items_needs_and_state(capsys):
     flag_values = flags.FlagValues()
     reproduce.define_flags(flag_values)
     flag_values(["reproduce.py"])
@@ -277,7 +277,7 @@ def test_the_listing_tells_what_each_item_needs_and_how_far_it_is(capsys):
     assert "needs: MNIST, natural; MNIST, robust; CIFAR-10, natural" in out
 
 
-def test_a_model_of_ones_own_takes_the_place_of_a_network(place):
+def test_own_models_replace_a_network(place):
     calls = []
     item = counting_item((ROBUST,), calls)
     source = reproduce.Source(None, False, {"adv_trained": "fgsm_trained"})

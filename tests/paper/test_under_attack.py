@@ -69,7 +69,7 @@ def test_a_row_with_restarts_is_made_in_parts_of_minutes():
     assert [p.name for p in under_attack.parts([cell], 100)] == ["x"]
 
 
-def test_a_card_is_asked_before_anything_is_computed():
+def test_an_accuracy_on_a_card_is_not_computed_again():
     white_box = Cell("a", ROBUST, "paper_pgd_40")
     transferred = Cell("b", ROBUST, "paper_pgd_40", ROBUST_B)
     card = cards.read(MNIST, "adv_trained")

@@ -8,8 +8,8 @@ SHAPE = (6, 6, 2)
 NUM_CLASSES = 5
 
 
-# Two classes of 2x2 images. Attacking label 0 raises pixels 0 and 2 and lowers the others; label 1
-# the reverse.
+# Two classes of 2x2 images. An attack on label 0 raises pixels 0 and 2 and lowers the others; an
+# attack on label 1 does the reverse.
 KERNEL = np.float32([[0, 1], [0, -1], [0, 2], [0, -2]])
 
 
@@ -29,7 +29,7 @@ def linear_model(seed=0):
 
     def model(x):
         x = tf.reshape(x, (-1, weights.shape[1]))
-        # Sums of each image alone, which no batch size rounds differently.
+        # Sums within an image, whose rounding does not depend on the batch size.
         return tf.reduce_sum(x[:, None] * weights, axis=2) + biases
 
     return weights, biases, model
@@ -42,7 +42,7 @@ def images(count=12, seed=1):
 
 
 def labelled(model, count=12):
-    """Images and the classes that the model takes them for."""
+    """Images and the model's predicted classes."""
     x = images(count)
     return x, np.argmax(model(x), axis=1).astype(np.int32)
 
@@ -56,7 +56,7 @@ def lead_at_corner(weights, biases, x, y, target, epsilon):
 
 
 def highest_leads(weights, biases, x, y, epsilon):
-    """Of each image, that of the best wrong class."""
+    """For each image, the highest lead of any wrong class."""
     return np.array(
         [
             max(
@@ -96,7 +96,7 @@ def worst_point(image, direction, epsilon, norm):
 
 
 def small_network(seed=0):
-    """A keras.Model with all that a batch could disturb."""
+    """A keras.Model with layers whose results may depend on the batch."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [

@@ -18,7 +18,7 @@ def test_steps_that_halve_are_rounded_up_and_before_the_end():
     assert halving_steps(1) == [0]
 
 
-def test_a_climb_runs_from_one_step_that_halves_to_the_next_and_stops_more_often_at_first():
+def test_segments_of_a_climb_end_at_halving_steps_and_more_often_at_first():
     assert segments(50)[:5] == [(0, 3, 0), (3, 10, 0), (10, 11, 0), (11, 21, 11), (21, 29, 10)]
     assert segments(50)[-1] == (47, 50, 3)
     assert segments(10)[:2] == [(0, 3, 0), (3, 5, 3)]

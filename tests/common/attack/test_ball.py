@@ -20,7 +20,7 @@ from tests.common.attack.attack_cases import image, linear
         (image(9.0, -9.0, 9.0, -9.0), image(0.75, 0.25, 1.0, 0.0)),  # outside both
     ],
 )
-def test_project(x, expected):
+def test_projection_of_points_inside_on_and_outside_the_ball(x, expected):
     x_nat = image(0.5, 0.5, 0.9, 0.1)
     np.testing.assert_array_equal(project(x, x_nat, 0.25, (0.0, 1.0)), expected)
 

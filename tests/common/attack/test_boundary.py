@@ -39,7 +39,7 @@ def test_the_walk_comes_closer_and_not_beyond_the_nearest_hyperplane():
     np.testing.assert_array_equal(x_adv.numpy()[~is_within], x_nat[~is_within])
 
 
-def test_starts_are_noise_else_another_image_else_none():
+def test_starts_are_noise_or_another_image_or_none():
     pytest.importorskip("foolbox")
 
     def bright(x):  # noise is never class 1

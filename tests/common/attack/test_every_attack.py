@@ -1,4 +1,4 @@
-"""What holds of every attack."""
+"""Properties of every attack."""
 
 import functools
 import json
@@ -72,7 +72,7 @@ def test_examples_stay_in_ball_and_range_and_depend_on_seed_and_index_alone(name
     others = attack.perturb(x_nat, y, seed=4)
     assert np.any(others != x) == attack.random_start
 
-    # In another order and in other batches, whoever leaves them early.
+    # In another order and in other batches, which shrink differently.
     order = np.random.default_rng(1).permutation(len(y))
     for batch in (order[:5], order[5:]):
         part = attack.perturb(x_nat[batch], y[batch], seed=3, index=batch)
@@ -131,7 +131,7 @@ def test_a_fast_model_in_padded_halves_gives_the_same(name):
 
 
 @the_new
-def test_the_misclassified_come_back_as_they_are(name):
+def test_misclassified_images_are_returned_unchanged(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=4)
     wrong = (y + 1) % 5
@@ -152,7 +152,7 @@ def test_examples_leave_once_broken(name):
     x = attack.perturb(x_nat, y)
     num_standing = np.count_nonzero(~is_misclassified(linear(x), y).numpy())
     assert 0 < num_standing < 12
-    # Nobody leaves in the midst of a loop.
+    # No example leaves within a loop.
     assert sizes[0] == 12 and sizes[-1] < 12 and sizes[-1] >= num_standing
     calls = len(sizes)
     assert calls <= attack.num_gradients + attack.num_queries + 1
@@ -208,7 +208,7 @@ def test_xla_finds_the_same(name):
 
 
 @the_new
-def test_an_empty_batch_is_none(name):
+def test_an_empty_batch_returns_an_empty_batch(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=2)
     assert make(name, model, "linf").perturb(x_nat[:0], y[:0]).shape == (0, 6, 6, 2)

@@ -98,7 +98,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
     x, distances = attack.closest(x_nat, y)
     assert np.all(np.argmax(model(x), axis=1) != y)
     np.testing.assert_allclose(distances, length(x - x_nat, norm), rtol=1e-6)
-    # What reaches the end of the range beyond the boundary comes back a little askew.
+    # Points beyond the boundary at the end of the range return on a slightly different line.
     np.testing.assert_allclose(distances, expected, rtol=1e-2)
     assert np.all(distances.numpy() >= np.array(expected) * (1 - 1e-4))
 
@@ -112,7 +112,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_restarts_begin_elsewhere_but_for_the_first(norm):
+def test_all_restarts_but_the_first_begin_elsewhere(norm):
     _, _, linear = linear_model()
 
     def model(x):  # curved, so that the way depends on where it begins
@@ -133,17 +133,17 @@ def test_restarts_begin_elsewhere_but_for_the_first(norm):
     distances = attack.closest(x_nat, y, seed=seeds)[1].numpy()
     np.testing.assert_array_equal(distances[restarts == 0], from_image[restarts == 0])
     assert np.all(distances[restarts > 0] != from_image[restarts > 0])
-    # The first target's: anywhere in the ball of half the radius.
+    # The start for the first target is anywhere in the ball of half the radius.
     moved = length(starts[0]["x"] - x_nat, norm).numpy()
     assert np.all(moved[restarts == 0] == 0)
     assert np.all((moved[restarts > 0] > 0) & (moved[restarts > 0] <= 0.25 * (1 + 1e-5)))
     assert moved.max() > 0.15
 
 
-def test_what_has_no_other_class_is_infinitely_far():
+def test_an_image_without_another_class_is_infinitely_far():
     attack = FAB(lambda x: x[:, 0, 0, :] * 1e-3 + [9.0, 0, 0], epsilon=0.3, num_steps=5)
     x_nat = np.full((2, 1, 1, 3), 0.5, np.float32)
-    x, distances = attack.closest(x_nat, [0, 1])  # the second is misclassified as it is
+    x, distances = attack.closest(x_nat, [0, 1])  # the second is misclassified unattacked
     np.testing.assert_array_equal(x, x_nat)
     np.testing.assert_array_equal(distances, [np.inf, 0])
 

@@ -1,6 +1,6 @@
-"""What attacks and evaluations are given: taken if it is unambiguous, else refused in one line.
+"""Arguments of attacks and evaluations are accepted if unambiguous, else refused in one line.
 
-No argument may make a network look robust in silence.
+No argument may silently make a network look robust.
 """
 
 import collections
@@ -201,7 +201,7 @@ def test_checks_take_such_labels_too():
             pitfalls.check_model(MODEL, X, labels, **options)
 
 
-def test_a_model_whose_shape_tells_nothing_has_its_classes_counted():
+def test_the_classes_of_a_model_without_static_shape_are_counted():
     weights = linear_model()[0]
 
     @tf.custom_gradient
@@ -297,7 +297,7 @@ def test_attacks_whose_batch_shrinks_say_that_they_run_outside_of_graphs():
         compiled(attack)(X, Y)
 
 
-def test_an_input_error_is_one_through_autograph_too():
+def test_an_input_error_stays_an_input_error_through_autograph():
     with pytest.raises(InputError, match="y: expected a label for each of 12 images, got 3"):
         tf.function(lambda x, y: pgd().perturb(x, y))(tf.constant(X), tf.constant(Y[:3]))
 
@@ -322,7 +322,7 @@ PIXELS = {
 
 @pytest.mark.parametrize("form", [np.asarray, tf.constant, lambda x: np.asarray(x).tolist()])
 @pytest.mark.parametrize("case", PIXELS)
-def test_images_that_are_none_are_refused_in_any_form(case, form):
+def test_invalid_images_are_refused_in_any_form(case, form):
     x, message = PIXELS[case]
     if case not in ("ragged", "none"):
         x = form(x)
@@ -339,7 +339,7 @@ def test_every_attack_refuses_such_images(name):
             attack.perturb(x, Y)
 
 
-def test_rounding_may_lead_out_of_the_range():
+def test_rounding_may_exceed_the_pixel_range():
     x = np.where(X == 1, 1 + 5e-5, X)
     for form in (np.asarray, tf.constant, lambda x: x.tolist()):
         assert np.max(pgd(num_steps=0, random_start=False).perturb(form(x), Y)) == 1
@@ -349,7 +349,7 @@ def test_rounding_may_lead_out_of_the_range():
 
 @functools.cache
 def in_unit_range(norm):
-    """What PGD finds where pixels are in [0, 1]."""
+    """PGD's result for pixels in [0, 1]."""
     attack = pgd(epsilon=16 / 510, step_size=16 / 510 / 4, num_steps=8, norm=norm)
     return attack.perturb(X, Y).numpy()
 
@@ -561,7 +561,7 @@ def test_a_count_of_passes_does_not_overflow():
     assert state["passes"].numpy().tolist() == [[6 * many, 6]] * 2
 
 
-def test_restarts_of_what_is_broken_end_at_once():
+def test_broken_examples_have_no_further_restarts():
     result = evaluate(pgd(epsilon=0.5, step_size=0.2), num_restarts=2**31 - 1)
     assert not result.adversarial_correct.any() and result.num_attacks < 100
 
@@ -661,7 +661,7 @@ def test_undefined_gradients_are_counted_over_an_evaluation_and_warned_of(tmp_pa
             return super().perturb(*arguments, **options)
 
     state = State(tmp_path / "state.npz", {})
-    state._last = -np.inf  # it is time to write
+    state._last = -np.inf  # so that a write is due
     keep = state.keep
     state.keep = lambda found, at_once: keep(found, at_once=True)
     with pytest.raises(KeyboardInterrupt):
@@ -715,10 +715,10 @@ def test_cross_entropy_is_that_of_the_other_classes():
 
 
 @pytest.mark.parametrize("target", ["random", "least_likely"])
-def test_no_class_that_is_ruled_out_is_a_target(target):
+def test_a_class_that_is_ruled_out_is_not_a_target(target):
     y = np.argmax(ruling_out(X), axis=1)
     x = pgd(ruling_out, target=target, epsilon=0.5, step_size=0.2, num_steps=8).perturb(X, y)
-    # Towards a class that is ruled out it would end in any of the others.
+    # Towards a class that is ruled out, it could end in any other class.
     lowest = np.argmin(np.where(np.isinf(ruling_out(X)), np.inf, ruling_out(X)), axis=1)
     found = np.argmax(ruling_out(x), axis=1)
     if target == "least_likely":
@@ -727,14 +727,14 @@ def test_no_class_that_is_ruled_out_is_a_target(target):
         assert np.all(found != y) and np.any(found == lowest) and np.any(found != lowest)
 
 
-def test_evaluations_and_checks_take_it_for_a_prediction():
+def test_evaluations_and_pitfalls_count_it_as_a_prediction():
     y = np.argmax(ruling_out(X), axis=1)
     result = evaluate(pgd(ruling_out, num_steps=0, random_start=False), ruling_out, y)
     assert result.natural_correct.all() and result.adversarial_correct.all()
     assert np.isfinite(result.natural_losses).all()
     options = {"epsilon": 0.02, "bounds": (0.0, 1.0), "batch_size": 12}
     assert pitfalls.check_model(ruling_out, X, y, **options) == []
-    # The class itself is no prediction if it is ruled out, and neither is a NaN.
+    # A class that is ruled out is not a prediction, nor is a NaN.
     wrong = evaluate(pgd(ruling_out), ruling_out, np.where(np.arange(12) < 6, 1, 3))
     assert not wrong.natural_correct.any()
     assert not evaluate(pgd(), lambda x: MODEL(x) * np.nan).natural_correct.any()
@@ -937,7 +937,7 @@ def test_a_batch_is_not_padded_where_its_images_meet():
     np.testing.assert_allclose(model.layers[0].moving_mean, mean, rtol=1e-5)
 
 
-def test_as_logits_leaves_float32_as_it_is():
+def test_as_logits_returns_float32_unchanged():
     z = MODEL(X)
     assert as_logits(z, X) is z
 

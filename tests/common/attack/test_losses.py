@@ -1,4 +1,4 @@
-"""Losses, on numbers done in the head."""
+"""Losses, on numbers that can be checked in the head."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from common.attack.losses import (
     "logits, y, expected",
     [([0, 0], 0, np.log(2)), ([0, np.log(3)], 0, np.log(4)), ([0, np.log(3)], 1, np.log(4 / 3))],
 )
-def test_xent_in_the_head(logits, y, expected):
+def test_xent_on_numbers_done_in_the_head(logits, y, expected):
     loss = xent_loss(np.float32([logits, logits]), [y, y])
     np.testing.assert_allclose(loss, [expected, expected], rtol=1e-6)
 
@@ -42,7 +42,7 @@ def test_xent_in_the_head(logits, y, expected):
         ([-3, -9, -7], 0, -54, -4),  # all negative
     ],
 )
-def test_cw_in_the_head(logits, y, cw_plus, cw):
+def test_cw_on_numbers_done_in_the_head(logits, y, cw_plus, cw):
     logits = np.float32([logits])
     assert cw_loss(logits, [y]).numpy() == [cw_plus]
     assert cw_loss(logits, [y], kappa=0.0).numpy() == [cw]
@@ -62,12 +62,12 @@ LOGITS = np.float32([[7, 5, 3, -1, 1]])  # largest first: 7, 5, 3, 1
 
 
 @pytest.mark.parametrize("y, expected", [(0, -2 / 4), (1, 2 / 4), (2, 4 / 4), (3, 8 / 4)])
-def test_dlr_in_the_head(y, expected):
+def test_dlr_on_numbers_done_in_the_head(y, expected):
     np.testing.assert_allclose(dlr_loss(LOGITS, [y]), [expected])
 
 
 @pytest.mark.parametrize("y, target, expected", [(0, 1, -2 / 5), (0, 3, -8 / 5), (2, 0, 4 / 5)])
-def test_targeted_dlr_in_the_head(y, target, expected):
+def test_targeted_dlr_on_numbers_done_in_the_head(y, target, expected):
     np.testing.assert_allclose(targeted_dlr_loss(LOGITS, [y], [target]), [expected])
 
 
@@ -80,7 +80,7 @@ def test_dlr_changes_neither_with_a_shift_nor_with_a_scale():
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**60])
-def test_the_scale_of_logits_in_the_head(scale):
+def test_the_scale_of_logits_on_numbers_done_in_the_head(scale):
     logits = np.float32([[1, 4, 2, -9], [6, 5, 4, 3], [-1, -3, -21, -np.inf]]) * np.float32(scale)
     np.testing.assert_allclose(scale_of(logits) * scale, [10 / 3, 5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(scale_of(logits[:, :2]) * scale, [10 / 3, 10, 5], rtol=1e-6)
@@ -96,14 +96,14 @@ def test_dlr_of_equal_logits_is_zero():
     np.testing.assert_array_equal(targeted_dlr_loss(np.ones((1, 5), np.float32), [0], [1]), [0])
 
 
-def test_targeted_losses_in_the_head():
+def test_targeted_losses_on_numbers_done_in_the_head():
     np.testing.assert_allclose(targeted_margin_loss(LOGITS, [0], [3]), [-8])
     np.testing.assert_allclose(margin(LOGITS, [2]), [-4])
     logits = np.log(np.float32([[1, 2, 5]]))
     np.testing.assert_allclose(targeted_xent_loss(logits, [0], [2]), [np.log(5 / 8)], rtol=1e-6)
 
 
-def test_what_is_no_number_is_misclassified():
+def test_logits_that_are_not_numbers_are_misclassified():
     logits = np.float32([[3, 1], [1, 3], [3, np.nan], [np.inf, 1]])
     np.testing.assert_array_equal(is_misclassified(logits, [0] * 4), [False, True, True, True])
 
@@ -125,7 +125,9 @@ OUT = -np.inf  # a class that is ruled out
         ([np.inf, 1, OUT], 0, True),
     ],
 )
-def test_what_is_ruled_out_is_no_prediction_and_leaves_the_others(logits, y, expected, dtype):
+def test_a_class_that_is_ruled_out_is_not_predicted_and_leaves_the_others(
+    logits, y, expected, dtype
+):
     """https://github.com/bethgelab/foolbox/issues/108 and 618."""
     assert is_misclassified(np.array([logits], dtype), [y]).numpy() == [expected]
     assert is_misclassified(np.array([logits], dtype), np.int64([y])).numpy() == [expected]

@@ -15,7 +15,7 @@ from tests.common.attack.attack_cases import worst_point
 IMAGE = np.float32([0.5, 0.45, 0.95, 0.1, 0.6, 0.5, 0.02, 0.5, 0.5]).reshape(1, 3, 3, 1)
 DIRECTION = np.float32([1, -2, 3, -0.5, 2, 1.5, -3, 0, 0.5]).reshape(1, 3, 3, 1)
 EPSILON = {"linf": 0.1, "l2": 0.25}
-FAR = -10.0  # the logits of classes that never come into play
+FAR = -10.0  # the logits of classes that are never predicted
 
 ATTACKS = {
     "pgd": PGD,
@@ -34,7 +34,7 @@ ATTACKS = {
 def make(name, norm, threshold, **options):
     options |= {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     if not name.startswith("apgd"):
-        # In L2 what leads a pixel out of the range is lost to the others, and a step turns the way
+        # In L2 the part of a step that leaves the pixel range is lost, and a step turns the way
         # from the image by a hundredth at most.
         options |= {"step_size": EPSILON[norm] / 100, "num_steps": 1000}
     return ATTACKS[name](model(threshold), **options)
@@ -117,7 +117,7 @@ def test_fgsm_takes_one_step_in_either_norm():
 
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", EPSILON)
-def test_fab_breaks_what_is_within_reach(norm, random_start):
+def test_fab_breaks_examples_whose_boundary_is_within_epsilon(norm, random_start):
     highest, lowest = score(worst(norm)), score(IMAGE)
     options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False}
     threshold = tf.Variable(0.0)

@@ -1,4 +1,4 @@
-"""PGD, on numbers done in the head and against the original's loop."""
+"""PGD, on numbers that can be checked in the head, and against the original's loop."""
 
 import keras
 import numpy as np
@@ -183,7 +183,7 @@ def test_a_keras_model_is_attacked_in_inference_mode_and_left_alone(noisy, norme
     np.testing.assert_array_equal(x_adv, as_function)
 
 
-def test_batch_statistics_move_the_averages_at_every_step(normed):
+def test_batch_statistics_update_the_averages_at_every_step(normed):
     weights = [np.array(weight) for weight in normed.trainable_weights]
     pgd = PGD(
         normed,

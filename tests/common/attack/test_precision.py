@@ -1,4 +1,4 @@
-"""Attacks in bfloat16: what computes in it, and that float32 has the last word."""
+"""Attacks in bfloat16: which layers compute in it, and float32's decision."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ class Overflowing(keras.layers.Layer):
 
 
 def taken_for(model, x_nat=None, **options):
-    """The arithmetic that an attack takes for a model, once it has run."""
+    """The arithmetic of an attack on a model, after a run."""
     x_nat = images(4) if x_nat is None else x_nat
     attack = PGD(model, epsilon=0.1, step_size=0.05, num_steps=1, **options)
     attack.perturb(x_nat, np.zeros(len(x_nat), "i4"))
@@ -99,7 +99,7 @@ def test_a_layer_that_is_frozen_later_keeps_its_weights():
     np.testing.assert_array_equal(logits(x), expected)
 
 
-def test_what_is_next_to_pixels_and_logits_stays_in_float32():
+def test_the_first_and_last_layers_stay_in_float32():
     seen = {}
 
     class Recorded(keras.layers.Conv2D):
@@ -158,13 +158,13 @@ def test_a_model_whose_call_is_a_tf_function_keeps_its_verdicts():
     ],
     ids=["function", "float32 layer", "cancellation", "linear"],
 )
-def test_a_model_that_cannot_is_attacked_in_float32_with_the_reason(model, reason):
+def test_a_model_that_cannot_run_in_bfloat16_is_attacked_in_float32_with_the_reason(model, reason):
     taken = taken_for(model, **BFLOAT16)
     assert taken.name == "float32" and taken.reason.startswith(reason)
     assert "\n" not in str(taken)
 
 
-def test_a_block_that_is_no_model_computes_in_bfloat16_within():
+def test_a_block_that_is_not_a_model_computes_in_bfloat16_within():
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -184,7 +184,7 @@ def test_a_block_that_is_no_model_computes_in_bfloat16_within():
 
 
 @pytest.mark.parametrize(("unit", "name"), [(None, "float32"), ("AMX-BF16", "bfloat16")])
-def test_auto_takes_bfloat16_where_a_unit_multiplies_it(unit, name, monkeypatch):
+def test_auto_takes_bfloat16_if_a_unit_multiplies_it(unit, name, monkeypatch):
     monkeypatch.setattr(precision, "bfloat16_unit", lambda: unit)
     taken = taken_for(convolutional(), precision="auto")
     assert taken.name == name
@@ -286,13 +286,13 @@ def attacked(name, rounded):
 
 
 @pytest.mark.parametrize("name", ["apgd", "square", "multi_targeted"])
-def test_what_float32_does_not_confirm_goes_on_being_attacked(name):
+def test_examples_that_float32_does_not_confirm_stay_under_attack(name):
     def rounded(z, label):  # everything is broken at once, and the gradient is the true one
         return z - 100.0 * tf.one_hot(label, 5)
 
     attack, x, expected, found = attacked(name, rounded)
     assert found.sum() >= expected.sum() - 1
-    # Who stands has been attacked to the end.
+    # The remaining examples have been attacked to the end.
     standing = x[~found][:1]
     if len(standing):
         attack.perturb(standing, np.argmax(linear_model()[2](standing), axis=1), seed=1)
@@ -301,7 +301,7 @@ def test_what_float32_does_not_confirm_goes_on_being_attacked(name):
 
 
 @staged
-def test_what_only_float32_sees_is_found_in_the_end(name):
+def test_examples_that_only_float32_misclassifies_are_found_in_the_end(name):
     def rounded(z, label):  # nothing ever leads by more than rounding
         return z + 1e6
 
@@ -309,7 +309,7 @@ def test_what_only_float32_sees_is_found_in_the_end(name):
     assert np.mean(found == expected) >= 0.75 and found.any()
 
 
-def test_a_lead_is_a_share_of_the_largest_logit():
+def test_leads_by_is_relative_to_the_largest_logit():
     logits = np.float32([[100, 101, 0], [100, 102, 0], [100, 99, 0], [1, 2, -np.inf]])
     leads = leads_by(tf.constant(logits), np.zeros(4, "i4"), 0.015)
     np.testing.assert_array_equal(leads, [False, True, False, True])

@@ -16,7 +16,7 @@ def trained():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_softmax_is_stepped_over(trained, form):
+def test_a_softmax_is_bypassed(trained, form):
     x, _ = examples()
     model = with_softmax(trained, form)
     before = model(x).numpy()

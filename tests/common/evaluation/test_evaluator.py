@@ -144,7 +144,7 @@ def test_what_is_broken_is_not_attacked_again(label, num_attacks):
     assert result.summary()["adversarial_accuracy"] == (100 if label == 0 else 0)
 
 
-def test_those_still_standing_fill_whole_batches():
+def test_remaining_examples_fill_whole_batches():
     labels = np.tile([0, 1], 5)  # the even ones stand
     attack = NoAttack()
     ten = {"images": IMAGES[:10], "labels": labels}
@@ -167,7 +167,7 @@ def test_an_example_is_not_attacked_twice_in_a_batch():
     assert [[example for *_, example in call] for call in attack.calls] == [[0, 1, 2], [0, 1, 2]]
 
 
-def test_a_fooled_model_counts_more_than_a_high_loss():
+def test_a_misclassified_point_is_preferred_to_a_higher_loss():
     unsure, fooled = [0.01, 0, 0], [0, 0.01, -9]  # losses of about log 3 and log 2
 
     class Scripted:
@@ -194,7 +194,7 @@ def test_more_restarts_never_raise_accuracy():
     assert standing[-1].sum() < standing[0].sum()
 
 
-def test_the_seed_decides():
+def test_the_seed_decides_the_result():
     first, again, other = (evaluate(seed=s) for s in (3, 3, 4))
     np.testing.assert_array_equal(first.x_adv, again.x_adv)
     assert (first.x_adv != other.x_adv).any()
@@ -279,11 +279,11 @@ def test_the_worst_case_over_attacks_is_that_of_the_plain_procedure(batch_size, 
     assert result.summary()["adversarial_accuracy"] == result.trials[-1].accuracy
 
 
-def test_what_one_attack_broke_the_next_is_not_given():
+def test_an_attack_is_not_given_what_an_earlier_one_broke():
     labels = np.tile([0, 1], 5)  # the model is right about the even ones
 
     class FoolsOnTheFirstHalf(NoAttack):
-        """Makes black what it is to fool."""
+        """Blackens the images that it attacks."""
 
         def perturb(self, x_nat, y, seed, index):
             x = super().perturb(x_nat, y, seed, index)
@@ -313,13 +313,13 @@ def test_what_one_attack_broke_the_next_is_not_given():
     assert [trial.accuracy_alone for trial in result.trials] == [20, 50]
     assert (result.x_adv[:5:2] == 0).all()  # of the attack that broke them
 
-    # Without it the misclassified ones are attacked too, as the original code does.
+    # Without it misclassified images are attacked too, as in the original code.
     (first, second), result = calls()
     assert {i for _, i in first} == set(range(10)) and {i for _, i in second} == {6, 8}
 
 
 class TowardsTheBoundary(NoAttack):
-    """Moves a share of the way to the image that the model takes for another class."""
+    """Moves a share of the way to an image of another predicted class."""
 
     name, norm, epsilon, bounds = "towards", "linf", 1.0, (0.0, 1.0)
 
@@ -361,7 +361,7 @@ def evaluate_shares(scale=1.0, second=None, state=None, batch_size=16):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_a_share_is_the_closest_of_those_that_stand_at_any_scale_of_the_logits(scale):
+def test_a_share_is_the_closest_of_the_remaining_examples_at_any_scale_of_the_logits(scale):
     result = evaluate_shares(scale)
     closest = np.argsort(LEVELS)[:12]  # 0.3 of 40
     assert set(np.flatnonzero(~result.withstood[1])) == set(closest)  # 99 / 4 / 255 < 0.1
@@ -378,7 +378,7 @@ def test_a_share_is_the_closest_of_those_that_stand_at_any_scale_of_the_logits(s
 
 
 @pytest.mark.parametrize("batch_size", [5, 16])
-def test_a_share_is_the_same_after_a_break_within_it(batch_size, tmp_path):
+def test_a_share_is_the_same_after_an_interruption_within_it(batch_size, tmp_path):
     whole = evaluate_shares(second=TowardsTheBoundary(0.6), batch_size=batch_size)
     state = State(tmp_path / "state.npz", {"seed": 0})
     for _ in range(2):
@@ -406,7 +406,7 @@ def test_the_first_attack_may_take_a_share_by_the_natural_margin(tmp_path):
     assert result.num_left_alone == 28 and result.trials[0].accuracy_alone is None
     assert set(np.flatnonzero(~result.adversarial_correct)) == {*broken, *wrong}
     assert result.trials[-1].accuracy == result.summary()["adversarial_accuracy"] == 85
-    # What no attack was given stays as it is.
+    # Examples that no attack was given are unchanged.
     for rows in (left, wrong):
         np.testing.assert_array_equal(result.x_adv[rows], data.mnist_pixels(GREY[rows]))
         np.testing.assert_array_equal(result.adversarial_losses[rows], result.natural_losses[rows])
@@ -421,7 +421,7 @@ def test_without_an_attack_the_images_are_what_counts():
     np.testing.assert_array_equal(result.x_adv, data.mnist_pixels(IMAGES))
 
 
-def test_a_share_is_refused_where_every_example_is_to_be_attacked():
+def test_a_share_is_refused_if_every_example_is_to_be_attacked():
     trials = [Trial(NoAttack(), name="late", share=0.5)]
     for option, words in (
         ({"each_alone": True}, "--each_alone"),
@@ -449,11 +449,11 @@ def test_each_attack_is_reported_when_it_is_done():
         (880, 1000, (85.839, 89.870)),
     ],
 )
-def test_wilson_interval(num_correct, num_examples, expected):
+def test_wilson_interval_on_known_counts(num_correct, num_examples, expected):
     np.testing.assert_allclose(wilson_interval(num_correct, num_examples), expected, atol=2e-3)
 
 
-# Going on after a break.
+# Resuming after an interruption.
 
 
 class Interrupted(PGD):
@@ -482,7 +482,7 @@ def timeless(trial):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16])
-def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_path):
+def test_an_evaluation_stopped_again_and_again_has_the_same_result(batch_size, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     options = {"batch_size": batch_size, "num_restarts": 4, "seed": 3}
     whole = evaluate(**options)
@@ -504,7 +504,7 @@ def test_stopped_again_and_again_it_comes_to_the_same_result(batch_size, tmp_pat
 
 
 @pytest.mark.parametrize("each_alone", [False, True])
-def test_stopped_in_the_second_attack_it_comes_to_the_same_result(each_alone, tmp_path):
+def test_an_evaluation_stopped_in_the_second_attack_has_the_same_result(each_alone, tmp_path):
     options = {"batch_size": 7, "seed": 3, "spare_misclassified": True, "each_alone": each_alone}
     whole = evaluate_trials(THREE, **options)
     attack = Interrupted(
@@ -525,7 +525,7 @@ def test_stopped_in_the_second_attack_it_comes_to_the_same_result(each_alone, tm
     same(result, whole)
 
 
-def test_the_images_themselves_are_gone_on_with_too(tmp_path):
+def test_an_interrupted_evaluation_of_natural_images_resumes_too(tmp_path):
     seen = []
 
     def to_pixels(images):
@@ -545,7 +545,7 @@ def test_the_images_themselves_are_gone_on_with_too(tmp_path):
     assert result.num_attacks == 0
 
 
-def test_what_was_found_is_written_as_time_passes(tmp_path, monkeypatch):
+def test_the_state_is_written_as_time_passes(tmp_path, monkeypatch):
     class Killed:
         def perturb(self, x_nat, y, seed, index):
             raise SystemError
@@ -706,7 +706,7 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path, monkeypatch):
     assert path.read_bytes() != content
 
 
-def test_a_finished_evaluation_is_taken_from_its_state_without_an_attack(tmp_path):
+def test_a_finished_evaluation_is_read_from_its_state_without_an_attack(tmp_path):
     kept(tmp_path / "state.npz")
 
     class Never:

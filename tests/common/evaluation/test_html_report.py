@@ -125,7 +125,7 @@ def test_the_page_needs_nothing_else():
             assert attributes["src"].startswith("data:image/png;base64,") and attributes["alt"]
 
 
-def test_images_and_what_was_added_are_those_of_the_evaluation():
+def test_images_and_perturbations_are_those_of_the_evaluation():
     shown = evaluation()
     tags = [attributes for tag, attributes in Parsed(page(shown)).tags if tag == "img"]
     assert len(tags) == 3 * (10 + 9)

@@ -1,4 +1,4 @@
-"""Each check fires on a model that is made for it, and none on a network that deserves none."""
+"""Each check warns of a model made for it, and none warns of a sound network."""
 
 import types
 
@@ -61,7 +61,7 @@ def test_a_network_trained_on_one_step_attacks_is_flagged():
     assert "is above the natural one" in warning
 
 
-def test_gradients_that_lead_the_wrong_way_are_flagged(natural):
+def test_misleading_gradients_are_flagged(natural):
     @tf.custom_gradient
     def reverse(x):
         return tf.identity(x), lambda upstream: -upstream
@@ -82,7 +82,7 @@ def test_gradients_that_lead_the_wrong_way_are_flagged(natural):
         (np.full((50, 2), 0.5), True),
     ],
 )
-def test_softmax_outputs(logits, fires):
+def test_probabilities_are_flagged_as_softmax_outputs(logits, fires):
     assert (pitfalls.softmax_outputs(logits) is not None) is fires
 
 
@@ -95,12 +95,12 @@ def test_softmax_outputs(logits, fires):
         (LOGITS[:, ::-1], True),
     ],
 )
-def test_randomised(other, fires):
+def test_different_outputs_of_two_calls_are_flagged(other, fires):
     assert (pitfalls.randomised(LOGITS, other) is not None) is fires
 
 
 @pytest.mark.parametrize(("num_zero", "fires"), [(0, False), (1, False), (2, True), (100, True)])
-def test_zero_gradients(num_zero, fires):
+def test_zero_gradients_are_flagged(num_zero, fires):
     gradients = RNG.normal(size=(100, 2, 2, 1)) * 1e-12  # small is not zero
     gradients[:num_zero] = 0
     warning = pitfalls.zero_gradients(gradients)
@@ -125,7 +125,7 @@ BYTES = RNG.integers(256, size=(4, 8, 8, 1)).astype(np.float32)
         (BYTES / 255, 0, (0, 1), None),
     ],
 )
-def test_pixel_units(x_nat, epsilon, bounds, message):
+def test_pixels_in_units_other_than_the_bounds_are_flagged(x_nat, epsilon, bounds, message):
     warning = pitfalls.pixel_units(x_nat, epsilon, bounds)
     assert (warning is None) if message is None else (message in warning)
 
@@ -141,7 +141,7 @@ def test_pixel_units(x_nat, epsilon, bounds, message):
         (pitfalls.short_steps, steps(0.3, 5, 0.01, odi_steps=2), steps(0.3, 5, 0.01, odi_steps=0)),
     ],
 )
-def test_thresholds(function, silent, firing):
+def test_warnings_begin_above_their_thresholds(function, silent, firing):
     assert function(*silent) is None
     assert "\n" not in function(*firing)
 

@@ -1,4 +1,4 @@
-"""Rows of a table outlive what cannot be written."""
+"""Rows of a table survive failed writes."""
 
 import json
 import os

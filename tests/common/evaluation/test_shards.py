@@ -198,7 +198,7 @@ def test_shards_are_all_examples_once_in_nearly_equal_parts(num_examples, count)
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
-def test_the_third_of_sixteen():
+def test_the_third_of_sixteen_shards_has_its_examples_and_name():
     assert Shard.parse("3/16") == Shard(3, 16)
     assert Shard(3, 16).examples(10_000) == slice(1250, 1875)
     assert Shard(3, 16).name == "shard-03-of-16"

@@ -194,7 +194,7 @@ def test_an_interrupted_suite_resumes_to_the_same_result(evaluate, tmp_path, mon
     assert timeless(tmp_path / "parts.json") == timeless(tmp_path / "whole.json")
     np.testing.assert_array_equal(np.load("a.npy"), examples)
     assert not state.exists()
-    # An attack that nothing was left to break would prove nothing.
+    # An attack without remaining examples would prove nothing.
     assert timeless(tmp_path / "whole.json")["attacks"][1]["num_given"] > 4
 
 
@@ -287,7 +287,9 @@ def short(monkeypatch):
     return stages
 
 
-def test_the_fast_suite_says_what_it_left_alone(evaluate, tmp_path, monkeypatch, short):
+def test_the_fast_suite_reports_the_examples_that_it_left_alone(
+    evaluate, tmp_path, monkeypatch, short
+):
     short = {"fast": (short["fast"][0], short["fast"][-1])}  # each takes a second to compile
     monkeypatch.setattr(suites, "STAGES", short)
     command = ("--suite=fast", "--epsilon=0.01", *FEW)
@@ -372,7 +374,7 @@ def test_the_fast_suite_does_not_change_with_the_scale_of_the_logits(short):
     "challenge, name, result",
     [(MNIST, "adv_trained", "mnist"), (CIFAR10, "simple_adv_trained", "cifar_simple")],
 )
-def test_the_fast_suite_finds_nearly_all_that_the_standard_one_does(
+def test_the_fast_suite_breaks_nearly_all_that_the_standard_one_does(
     challenge, name, result, tfds_dir
 ):
     """The standard suite's verdicts are those that benchmarks/autoattack.py has written."""
@@ -477,7 +479,7 @@ def test_undefined_gradients_are_warned_of(tiny, evaluate, tmp_path, monkeypatch
     assert json.loads((tmp_path / "a.npy.json").read_text())["num_undefined"] == 32
 
 
-def test_published_numbers_stand_beside_those_of_the_test_set(evaluate, tfds_dir):
+def test_published_numbers_are_shown_beside_those_of_the_test_set(evaluate, tfds_dir):
     command = ("--model_dir=adv_trained", "--num_eval_examples=10")
     lines = evaluate(*command, f"--data_dir={tfds_dir}").out.splitlines()
     number, _, published = lines[-4].removeprefix("natural: ").partition("% ")
@@ -595,7 +597,7 @@ def test_examples_made_on_another_model_transfer_less(tiny, evaluate, tmp_path):
     assert transferred["model"] == own["model"]
     assert transferred["source"] == "mnist_challenge/models/adv_trained"
     assert transferred["source_digest"] != transferred["model_digest"] == own["model_digest"]
-    # What the examples made on it do to it is what is counted.
+    # The accuracy of this model on the other's examples is counted.
     source = load_model(MNIST, "adv_trained").logits
     few = MNIST.load("sample").head(FEW_IMAGES)
     x_nat, settings = MNIST.to_pixels(few.images), config.make_config(MNIST, ("", {"num_steps": 5}))

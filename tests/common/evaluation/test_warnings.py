@@ -1,4 +1,4 @@
-"""What speaks against trusting an evaluation is said in each, of one attack or of several."""
+"""Every evaluation, of one attack or of several, prints its warnings."""
 
 import json
 
@@ -127,7 +127,7 @@ def test_short_steps_are_in_the_result_too(run, tmp_path):
     assert err.count("short steps") == 1
 
 
-def test_an_evaluation_that_nothing_speaks_against_has_no_warnings(run, tmp_path):
+def test_a_sound_evaluation_has_no_warnings(run, tmp_path):
     err = run(*EVAL, "--model_dir=adv_trained", "--num_steps=30", "--output_json=r.json").err
     assert "warning" not in err
     assert json.loads((tmp_path / "r.json").read_text())["warnings"] == []
@@ -148,7 +148,7 @@ def test_a_model_that_has_a_gradient_is_attacked_as_it_is():
     assert suites.with_gradient(layer)(x).shape == (3, 784)
 
 
-def test_a_model_without_a_gradient_finds_nothing_under_pgd(models):
+def test_pgd_breaks_nothing_on_a_model_without_gradient(models):
     logits = suites.with_gradient(load_model(MNIST, models["rounding"]).logits)
     x = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
     attack = PGD(logits, epsilon=0.1, step_size=0.1, num_steps=2, random_start=False)

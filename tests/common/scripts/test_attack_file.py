@@ -1,4 +1,4 @@
-"""pgd_attack.py and eval.py as they are interrupted, and as their files cannot be written."""
+"""pgd_attack.py and eval.py with interruptions, and with files that cannot be written."""
 
 import errno
 import json
@@ -219,7 +219,7 @@ def test_a_run_that_is_killed_between_the_two_files_leaves_no_wrong_note(at, tmp
     assert {p.name for p in tmp_path.iterdir()} <= {path.name, note.name}
 
 
-def test_a_directory_in_the_notes_place_is_refused_before_the_attack(attack, no_attacks):
+def test_a_directory_instead_of_the_note_is_refused_before_the_attack(attack, no_attacks):
     pathlib.Path("attack.npy.json").mkdir()
     no_attacks()
     with pytest.raises(InputError, match="--store_adv_path: expected a file, got the directory"):

@@ -161,7 +161,7 @@ def test_an_interrupted_shard_is_not_merged_and_resumes(script, monkeypatch, cap
     assert pathlib.Path("joined.npy").read_bytes() == pathlib.Path("whole.npy").read_bytes()
 
 
-def test_a_finished_shard_is_left_as_it_is(script):
+def test_a_finished_shard_is_not_evaluated_again(script):
     script(*PGD_2, "--shard=1/24", "--state_dir=parts")
     (path,) = pathlib.Path("parts").iterdir()
     before = path.read_bytes()

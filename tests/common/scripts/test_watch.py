@@ -32,7 +32,7 @@ class Training:
             config = config_lib.make_config(MNIST, ("test", {"scale": scale}))
             self._models[scale] = config, MNIST.build_model(config)
         config, model = self._models[scale]
-        model.weights[0].assign_add(tf.ones_like(model.weights[0]))  # so that it is another
+        model.weights[0].assign_add(tf.ones_like(model.weights[0]))  # another network
         self.directory.mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(config.to_json())
         TrainingRun(self.directory, model).save(step)
@@ -75,12 +75,12 @@ def nothing():
     pass
 
 
-def test_a_directory_that_vanishes_is_waited_for(training, at_each_poll, capsys):
+def test_watch_waits_for_a_directory_that_vanishes(training, at_each_poll, capsys):
     seen = set()
     training.save(300)
     loaded = wait(training, None, seen)
     assert loaded.step == 300
-    # It comes again as it was, which is no news; then it is begun anew, with lower steps.
+    # It returns unchanged, without a new checkpoint; then it begins again, with lower steps.
     copy = training.directory.with_name("copy")
 
     def go():
@@ -102,7 +102,7 @@ def test_a_directory_that_vanishes_is_waited_for(training, at_each_poll, capsys)
     ]
 
 
-def test_a_training_begun_anew_is_seen_at_the_same_step(training, at_each_poll):
+def test_watch_notices_a_new_training_at_the_same_step(training, at_each_poll):
     seen = set()
     training.save(300)
     loaded = wait(training, None, seen)
@@ -115,7 +115,7 @@ def test_a_training_begun_anew_is_seen_at_the_same_step(training, at_each_poll):
     assert wait(training, loaded, seen).digest() == training.digest
 
 
-def test_older_checkpoints_that_are_removed_last_are_not_taken_for_new(training, at_each_poll):
+def test_watch_does_not_take_older_checkpoints_for_new_ones(training, at_each_poll):
     seen = set()
     for step in (100, 200, 300):
         training.save(step)
@@ -131,7 +131,7 @@ def test_older_checkpoints_that_are_removed_last_are_not_taken_for_new(training,
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped", "no data"])
-def test_a_checkpoint_that_is_torn_is_waited_for(training, at_each_poll, fault, capsys):
+def test_watch_waits_for_a_checkpoint_that_is_not_whole(training, at_each_poll, fault, capsys):
     seen = set()
     training.save(1)
     loaded = wait(training, None, seen)
@@ -205,7 +205,7 @@ def test_a_network_that_is_not_its_configs_is_an_error(training, at_each_poll):
         wait(training, None, set())
 
 
-def test_a_directory_out_of_reach_is_waited_for(training, at_each_poll, monkeypatch):
+def test_watch_waits_for_a_directory_that_cannot_be_read(training, at_each_poll, monkeypatch):
     training.save(1)
     steps_in = common.checkpoint_files.steps_in
     monkeypatch.setattr(
@@ -251,7 +251,7 @@ def steps_in_events(directory):
     return steps
 
 
-def test_watch_through_all_of_it(training, watch, at_each_poll):
+def test_watch_survives_all_of_these_changes(training, watch, at_each_poll):
     at_each_poll(
         [
             lambda: training.save(100),
@@ -270,7 +270,7 @@ def test_watch_through_all_of_it(training, watch, at_each_poll):
     assert steps_in_events(training.directory / "eval") == [7]
 
 
-def test_events_that_cannot_be_written_are_said(training, watch, at_each_poll):
+def test_events_that_cannot_be_written_are_reported(training, watch, at_each_poll):
     training.save(1)
     (training.directory / "eval").write_text("a file")
 

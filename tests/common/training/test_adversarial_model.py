@@ -53,7 +53,7 @@ def test_a_step_is_that_of_the_trainings(loss, softmax):
     assert not np.allclose(model.get_weights()[0], network().get_weights()[0])
 
 
-def test_evaluate_tells_natural_and_robust_accuracy(trained):
+def test_evaluate_reports_natural_and_robust_accuracy(trained):
     x, y = examples(40, seed=1)
     trainer = AdversarialModel(with_softmax(trained, "activation"), ATTACK)
     trainer.compile(metrics=["accuracy"], weighted_metrics=[])

@@ -1,4 +1,4 @@
-"""Trainings on several devices equal those of one, and outlive their faults."""
+"""Trainings on several devices equal those on one, and survive faults."""
 
 import json
 import pathlib
@@ -52,7 +52,7 @@ def assert_has_learned(directory):
 # One training on different numbers of devices.
 
 
-def test_a_training_goes_on_on_two_devices_and_back_as_on_one(tmp_path):
+def test_a_training_resumes_on_two_devices_and_back_as_on_one(tmp_path):
     train(
         {"kind": "cifar10", "model_dir": "two", **TWO},
         {"kind": "cifar10", "model_dir": "mixed", "max_num_training_steps": 20},
@@ -303,7 +303,7 @@ def tf_config(cluster, kind="worker", index=0):
     return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
 
 
-def test_tf_config_tells_a_worker_who_it_is():
+def test_tf_config_gives_a_worker_its_number():
     parse = distribution.parse_tf_config
     assert parse(tf_config(CLUSTER, index=1)) == (("a:1", "b:2"), 1)
     chief = {"chief": ["c:3"], **CLUSTER}

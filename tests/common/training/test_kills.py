@@ -1,4 +1,4 @@
-"""Trainings that are cut off between any two operations on their files, and resumed."""
+"""Trainings that are killed between any two operations on their files, and resumed."""
 
 import contextlib
 import multiprocessing
@@ -135,7 +135,7 @@ def test_every_state_of_the_directory_resumes_at_a_checkpoint_of_the_training(
         assert not [name for name in names if checkpoint_files.is_left_over(name)]
         if step is not None:
             reached.add(step)
-            # The same at each state: that these are the training's own is the next test's.
+            # The same at each state; the next test checks that these are the training's own.
             for ours, first in zip(found, weights.setdefault(step, found)):
                 np.testing.assert_array_equal(ours, first)
         shutil.rmtree(tmp_path / str(number))
@@ -178,7 +178,7 @@ def state(whole):
         (lambda state: {".lock": b"process 1", ".config.json.abc": b"{"}, None),
     ],
 )
-def test_what_a_kill_or_a_full_disk_leaves_resumes_at_the_newest_whole_checkpoint(
+def test_a_training_resumes_at_the_newest_whole_checkpoint_after_a_kill_or_a_full_disk(
     tear, step, state, restored, tmp_path, capsys
 ):
     """https://github.com/tensorflow/tensorflow/issues/61552: a full disk leaves such files."""
@@ -210,7 +210,7 @@ def without_checkpoints(state):
     ],
     ids=["text", "numbers", "entries"],
 )
-def test_damaged_records_are_said_and_kept_aside(damaged, whole, state, tmp_path, capsys):
+def test_damaged_records_are_reported_and_renamed(damaged, whole, state, tmp_path, capsys):
     directory, _ = whole
     lay({**state, **damaged}, tmp_path)
     train(tmp_path, num_validation_steps=500, watched=True)
@@ -229,7 +229,7 @@ def test_checkpoints_whose_settings_were_lost_on_a_full_disk_resume(whole, state
     assert_same_weights(tmp_path, directory)
 
 
-def test_a_checkpoint_that_cannot_be_looked_at_is_not_removed(state, tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_read_is_not_removed(state, tmp_path, monkeypatch):
     lay(state, tmp_path / "run[1]")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(InputError, match="cannot make a link to"):
@@ -245,7 +245,7 @@ def assert_same_weights(directory, other):
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
-def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_taken(whole, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(whole, tmp_path, capsys):
     directory, states = whole
     data = "checkpoint-22.data-00000-of-00001"
     flipped = bytearray(states[-1][data])
@@ -327,7 +327,7 @@ def test_a_directory_that_tensorflow_takes_for_a_pattern_touches_no_other(names,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
-def test_a_directory_is_of_one_training_at_a_time(tmp_path):
+def test_a_directory_has_one_training_at_a_time(tmp_path):
     with Lock(tmp_path / "run", "--model_dir"):
         with pytest.raises(InputError, match="not in use, got .*run, which process [0-9]+ on "):
             train(tmp_path / "run")
@@ -335,7 +335,7 @@ def test_a_directory_is_of_one_training_at_a_time(tmp_path):
     train(tmp_path / "run", max_num_training_steps=1)
 
 
-def test_ruined_weights_are_not_saved(tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(InputError, match="became .*smaller rates"):
         train(tmp_path, step_size_schedule=[[0, 1e30]], num_checkpoint_steps=1)
     for step in checkpoint_files.steps_in(tmp_path):

@@ -89,7 +89,7 @@ def test_an_update_descends_the_loss_that_the_config_names(name):
     xent_adv = keras.losses.sparse_categorical_crossentropy(y, model(x_adv), from_logits=True)
     update = steps.make_update(config, model, optimizers.Momentum(0.1), tf.reduce_mean)
     xent, _ = update(x, x_adv, y)
-    # What is told is of the adversarial images, whatever the loss.
+    # The reported numbers are of the adversarial images, whatever the loss.
     np.testing.assert_allclose(xent, np.mean(xent_adv), rtol=1e-5)
     for weight, its in zip(model.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(weight, its, atol=1e-6)

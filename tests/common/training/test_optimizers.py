@@ -39,7 +39,7 @@ def test_schedule_of_one_rate(interpolation):
 
 
 def least_squares(weights):
-    """A loss that two weights of very different curvature are fitted to."""
+    """A loss of two weights with very different curvatures."""
     return 0.5 * (weights[0] - 1.0) ** 2 + 2.0 * (weights[1] + weights[0]) ** 2
 
 
@@ -84,7 +84,7 @@ def test_momentum_by_hand():
     np.testing.assert_allclose(weight, [-1.4])
 
 
-# What follows the weights.
+# Averages of the weights.
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def warnings_at(losses):
     return progress.warnings
 
 
-def test_plateau_warning():
+def test_a_constant_loss_of_ln_10_is_warned_of():
     constant = math.log(10)
     (warning,) = warnings_at(500 * [constant])
     assert "the loss stays at 2.30 = ln 10, a constant prediction" in warning

@@ -1,4 +1,4 @@
-"""Trainings on real images: stopped and resumed, and refused where they do not fit."""
+"""Trainings on real images: stopped and resumed, and refused if they do not match."""
 
 import concurrent.futures
 import json
@@ -162,7 +162,7 @@ def test_saved_config_reproduces_the_run(tmp_path):
     assert len(json.loads((tmp_path / "run" / "runs.json").read_text())) == len(starts) + 1
 
 
-def test_averaged_weights_are_what_counts(tmp_path, monkeypatch):
+def test_averaged_weights_are_evaluated_and_exported(tmp_path, monkeypatch):
     seen, make_update = [], steps.make_update
 
     def recorded(config, model, *args):
@@ -226,7 +226,7 @@ def test_auto_is_recorded_as_what_it_became(unit, precision, tmp_path, capsys, m
     monkeypatch.setattr(precision_lib, "bfloat16_unit", lambda: unit)
     train(MNIST, tmp_path, **settings, max_num_training_steps=2)
     assert recorded() == precision
-    # It is the training's from then on, on any machine.
+    # The training keeps it, on any machine.
     other = None if unit else "AMX-BF16"
     monkeypatch.setattr(precision_lib, "bfloat16_unit", lambda: other)
     change_of_processor(tmp_path)
@@ -236,7 +236,7 @@ def test_auto_is_recorded_as_what_it_became(unit, precision, tmp_path, capsys, m
     printed = capsys.readouterr().out
     assert "note: the run before had other hardware, {'processor': 'another'" in printed
     assert ("in bfloat16, which this machine has no known unit for" in printed) == bool(unit)
-    # Another arithmetic that is asked for is another training.
+    # A different precision is another training.
     chosen = "float32" if unit else "mixed_bfloat16"
     with pytest.raises(InputError, match=f'precision \\("{precision}" there, '):
         train(MNIST, tmp_path, scale=1, precision=chosen)
@@ -258,7 +258,7 @@ def change_of_processor(directory):
     ],
     ids=["MNIST", "CIFAR-10"],
 )
-def test_a_training_from_before_keeps_its_arithmetic(challenge, old, now, tmp_path):
+def test_an_earlier_training_keeps_its_arithmetic(challenge, old, now, tmp_path):
     size = {"scale": 1} if challenge is MNIST else {"width": "simple"}
     config = make_config(challenge, ("test", {**size, "model_dir": str(tmp_path)}))
     settings = json.loads(config.to_json())

@@ -147,14 +147,14 @@ def test_warm_up_shrinks_the_ball(linear, name):
         np.testing.assert_allclose(np.ravel(perturb(IMAGE, LABEL, step)), expected, rtol=1e-5)
 
 
-def test_the_natural_share_is_trained_on_as_it_is(linear):
+def test_the_natural_share_is_trained_on_unattacked(linear):
     settings = {"natural_share": 0.3, "training_batch_size": 10}
     images, labels = np.full((10, 2, 2, 1), 0.5, "f4"), np.zeros(10, "i4")
     x = adversary(linear, **settings)(images, labels, 0)
     np.testing.assert_array_equal(x[:3], images[:3])
     assert np.all(np.max(np.abs(x[3:] - images[3:]), axis=(1, 2, 3)) > 0.2)
 
-    # The update learns from all ten, and tells of the seven that were attacked.
+    # The update learns from all ten, and reports the seven that were attacked.
     model = mnist_challenge.model.build_model(scale=1, seed=5)
     y = digits(10)[1]
     x = np.concatenate([np.zeros((3, 28, 28, 1), "f4"), digits(10)[0][3:]])
@@ -187,7 +187,7 @@ def test_random_starts_fill_the_warm_up_ball_and_follow_the_step(linear):
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
-def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistics):
+def test_only_an_attack_with_batch_statistics_updates_the_averages(batch_statistics):
     x, y = pictures(4)
     model = cifar10_challenge.model.build_model("simple", seed=7)
     before = model.get_weights()
@@ -210,6 +210,6 @@ def test_only_an_attack_with_batch_statistics_moves_the_averages(batch_statistic
     assert moved == (2 * 31 if batch_statistics else 0)
 
 
-def test_what_is_no_prediction_is_no_correct_one():
+def test_an_output_without_a_prediction_is_not_correct():
     logits = tf.constant([[3, 1, -np.inf], [3, 1, np.nan], [3, 1, np.inf], [1, 3, 0]], tf.float32)
     assert steps.accuracy_of(logits, tf.constant([0] * 4)).numpy() == 0.25
