@@ -173,8 +173,8 @@ def draw(result):
         column[1].set_xlim(0, 5)
     axes[0, 0].set_ylabel("images, %")
     axes[1, 0].set_ylabel("cross-entropy, nats")
-    for row in axes:
-        row[0].legend(fontsize=5.5)
+    axes[0, 0].legend(fontsize=5.5)
+    axes[1, -1].legend(fontsize=5.5, loc="upper left")  # where robust networks have no loss yet
     style.title(
         figure,
         [network for pair in there for network in PAIRS[pair]],
