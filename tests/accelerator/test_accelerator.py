@@ -315,7 +315,7 @@ ARRAYS = {"a": np.arange(900.0), "step": 3, "seconds": 1.0, "job_digest": "d"}
         (lambda path: path.unlink(), "cannot read .*: No such file"),
         (lambda path: path.write_bytes(b""), "cannot read "),
         (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot read "),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"\x3f\xf0", b"ab")), "cannot "),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\xf0\x3f", b"ab")), "cannot "),
         (lambda path: np.savez(path, a=np.zeros(900)), "cannot read .*step"),
         (lambda path: np.savez(path, **{**ARRAYS, "job_digest": "e"}), "of the job j .* another's"),
         (lambda path: np.savez(path, **{**ARRAYS, "a": np.zeros(3)}), r"a of shape \(900,\) in "),
