@@ -83,6 +83,15 @@ def parse_width(value, pixel_range):
 parse_width.form = "simple|wide|N"
 
 
+def described(settings):
+    """A network's name in words; see `Challenge.described`."""
+    width = width_of(settings["width"])
+    names = {number: name for name, number in WIDTHS.items()}
+    if width in names:
+        return f"The paper's {names[width]} CIFAR-10 network"
+    return f"The paper's CIFAR-10 network, {width} times as wide as the simple one"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(config.Config):
     """The common settings, and those of the residual networks and their optimizer."""
@@ -169,6 +178,7 @@ CIFAR10 = Challenge(
         "leaderboard_pgd_20_cw",
     ),
     transfer_rows=("paper_fgsm", "paper_pgd_7"),
+    described=described,
     paper=lambda settings: PAPER[width_of(settings["width"]), settings["adversary"]],
     published={
         "natural": 87.14,

@@ -32,6 +32,7 @@ class Challenge:
         validation_preset: the preset of the attack in `common.training.validation`.
         card_rows: the rows of a shipped model's card, "natural" and presets.
         transfer_rows: presets that a card also has with examples made on other models.
+        described: function from a training's settings, a dict, to the network's name in words.
         paper: function from a training's settings, a dict, to the paper's accuracies in percent
             of a network trained that way: a dict by (row, `Config.adversary` of the network that
             the examples were made on, or None for the same network).
@@ -57,5 +58,6 @@ class Challenge:
     validation_preset: str
     card_rows: tuple[str, ...]
     transfer_rows: tuple[str, ...]
+    described: Callable
     paper: Callable
     published: dict[str, float]

@@ -91,10 +91,23 @@ def fast_logits(network, precision="float32"):
     return fast.fast_logits(network, precision)
 
 
+def network_of(settings):
+    """The network and scale of a training; settings from before there was a choice lack them."""
+    return settings.get("network", "paper"), settings.get("scale", 16)
+
+
+def described(settings):
+    """A network's name in words; see `Challenge.described`."""
+    network, scale = network_of(settings)
+    if network == "b":
+        return "Model B of Tramèr et al. for MNIST"
+    size = "very large " if network == "very_large" else ""
+    return f"The paper's {size}MNIST network" + (f" at scale {scale}" if scale != 16 else "")
+
+
 def paper_accuracies(settings):
     """The paper's numbers for a training; see `Challenge.paper`."""
-    # Cards and trainings from before these settings existed lack them.
-    network, scale = settings.get("network", "paper"), settings.get("scale", 16)
+    network, scale = network_of(settings)
     if network != "paper":
         return {}
     if scale == 16:
@@ -152,6 +165,7 @@ MNIST = Challenge(
         "paper_cw_plus",
     ),
     transfer_rows=("paper_fgsm", "paper_pgd_40", "paper_cw_plus"),
+    described=described,
     paper=paper_accuracies,
     published={
         "natural": 98.53,

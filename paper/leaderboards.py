@@ -30,12 +30,12 @@ def texts(challenge):
     """
     found = {}
     for path in sorted((challenge.directory / "models").glob(f"*/{cards.CARD}")):
-        directory, card = path.parent, cards.read_from(path.parent)
+        directory, card, boards = path.parent, cards.read_from(path.parent), None
         if card["training"]["config"]["adversary"] == "pgd":
             boards = in_boards(challenge, card, cards.find_boards(directory))
             entries = [entry for board in sorted(boards) for entry in boards[board]]
             found[directory / BOARD] = to_csv(entries)
-            found[directory / "README.md"] = cards.readme(challenge, card, boards)
+        found[directory / "README.md"] = cards.readme(challenge, card, boards)
     return found
 
 

@@ -156,7 +156,7 @@ def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     readme = (output / "README.md").read_text()
     assert f"| FGSM | itself | {fgsm['accuracy']:.2f} | 0.6 |" in readme
     assert (
-        'differs in: `scale` 1 (16), `adversary` "none" ("pgd"), `max_num_training_steps` 40 '
+        'in: `scale` 1 (16), `adversary` "none" ("pgd"), `max_num_training_steps` 40 '
         "(100000), `step_size_schedule` [[0, 0.003]] ([[0, 0.0001]]).\n"
     ) in readme
 
