@@ -17,15 +17,13 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-import numpy as np
 from absl import flags
 
-from accelerator import RECORD, STATE, WEIGHTS, programs
+from accelerator import RECORD, STATE, WEIGHTS, job_files, programs
 from accelerator.export import CHALLENGES
 from common import rounded_weights
 from common.config import make_config
 from common.errors import InputError, one_line
-from common.files import read_json
 from common.scripts import app
 from common.scripts.flags import define_path
 from common.training import directory as training_directory
@@ -61,30 +59,34 @@ def collect(job_dir, run_dir, model_dir, state_dir=None):
     Raises:
         InputError: a file is missing, damaged or another job's; `model_dir` is not new.
     """
-    job, run_dir = read_json(pathlib.Path(job_dir) / "job.json"), pathlib.Path(run_dir)
-    record = read_json(run_dir / RECORD)
-    if record["job_digest"] != job["digest"]:
-        raise InputError(f"--run_dir: expected a run of the job in {job_dir}, got another's")
+    job, run_dir = job_files.read_job(pathlib.Path(job_dir) / "job.json"), pathlib.Path(run_dir)
+    record = job_files.read_record(run_dir / RECORD, job, "--run_dir")
+    if job["challenge"] not in CHALLENGES:
+        known, challenge = ", ".join(CHALLENGES), one_line(job["challenge"])
+        raise InputError(f"--job_dir: expected a challenge of {known}, got {challenge}")
     challenge, script, _ = CHALLENGES[job["challenge"]]
     config = make_config(challenge, (job_dir, {**job["config"], "model_dir": str(model_dir)}))
     result, trained = build_networks(config, challenge)
     optimizer = script.experiment(config)["optimizer"]
     optimizer.build(trained.trainable_variables)
-    step = None
+    step, shapes_of_result = None, _named([weight.shape for weight in result.weights])
     if state_dir is not None:
-        saved = _arrays(pathlib.Path(state_dir) / STATE, job)
-        step = int(saved["step"])
-        for name, variable in programs.variables_of(result, trained, optimizer).items():
+        variables = programs.variables_of(result, trained, optimizer)
+        shapes = {name: variable.shape for name, variable in variables.items()}
+        saved, step, _ = job_files.read_arrays(pathlib.Path(state_dir) / STATE, job, shapes)
+        for name, variable in variables.items():
             variable.assign(saved[name])
     if rounded_weights.are_in(run_dir):
-        result.set_weights(rounded_weights.load(run_dir))
+        weights = _named(rounded_weights.load(run_dir))
+        job_files.check_shapes(run_dir, weights, shapes_of_result)
+        result.set_weights([weights[name] for name in shapes_of_result])
         if record["steps"] != step:
             trained = optimizer = None
         step = record["steps"]
     elif state_dir is None:
-        saved = _arrays(run_dir / WEIGHTS, job)
-        result.set_weights([saved[f"{i:04d}"] for i in range(len(result.weights))])
-        step, trained, optimizer = int(saved["step"]), None, None
+        weights, step, _ = job_files.read_arrays(run_dir / WEIGHTS, job, shapes_of_result)
+        result.set_weights([weights[name] for name in shapes_of_result])
+        trained = optimizer = None
     origin = job["provenance"]
     runs = [
         {
@@ -100,16 +102,9 @@ def collect(job_dir, run_dir, model_dir, state_dir=None):
     return step
 
 
-def _arrays(path, job):
-    """The arrays of a file that run.py wrote for a job."""
-    try:
-        with np.load(path) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-    except Exception as error:  # a damaged archive may raise anything
-        raise InputError(f"cannot read {path}: {one_line(error)}") from error
-    if str(arrays.get("job_digest")) != job["digest"]:
-        raise InputError(f"expected arrays of the job {job['name']} in {path}, got others")
-    return arrays
+def _named(values):
+    """Values by the names that the weights of a result have in its files, a dict."""
+    return {f"{number:04d}": value for number, value in enumerate(values)}
 
 
 if __name__ == "__main__":

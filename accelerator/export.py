@@ -29,7 +29,6 @@ from cifar10_challenge.challenge import CIFAR10
 from common import json_shapes
 from common.config import NOT_OF_TRAINING, make_config, read_json
 from common.errors import InputError, one_line
-from common.files import read_json as read_plain_json
 from common.files import write_json
 from common.json_shapes import COUNT, TEXT, Optional
 from common.provenance import provenance
@@ -66,16 +65,16 @@ def define_flags():
 def main(names):
     """Exports the jobs of the command line."""
     jobs_file = pathlib.Path(FLAGS.jobs)
-    known = read_plain_json(jobs_file)
-    unknown = [name for name in names if not isinstance(known, dict) or name not in known]
+    known = json_shapes.read(jobs_file, {})
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(
             f"JOB: expected some of {', '.join(known)}, got {unknown[0] if unknown else 'none'}"
         )
     output, exported = pathlib.Path(FLAGS.output_dir), {}
     for name in names:
+        json_shapes.check(known[name], _JOBS, jobs_file)
         job = {"name": name, **known[name]}
-        json_shapes.check(job, _JOBS, jobs_file)
         data = write_data(job["challenge"], output / "data", FLAGS.data_dir)
         export_job(job, jobs_file.parent / job["recipe"], data, output / "jobs", exported)
         print(one_line(f"{name} in {output / 'jobs' / name}"), flush=True)

@@ -7,6 +7,7 @@ the same values from these, only seed and number are stored; other values are st
 import numpy as np
 
 from common import philox
+from common.errors import InputError, reason_of
 
 _AGREEMENT = 1e-5  # in deviations, between two libraries' logarithms and sines
 _FILE = "initial.npz"
@@ -84,9 +85,19 @@ def initial_values(described, directory):
     Args:
         described: what `describe` returned.
         directory: where initial.npz is.
+
+    Raises:
+        InputError: the file is missing or damaged, or a description is.
     """
+    try:
+        return _values(described, directory / _FILE)
+    except Exception as error:  # a damaged archive may raise anything
+        raise InputError(f"cannot read {directory / _FILE}: {reason_of(error)}") from error
+
+
+def _values(described, path):
     values = {}
-    with np.load(directory / _FILE) as kept:
+    with np.load(path, allow_pickle=False) as kept:
         for name, entry in described.items():
             if "like" in entry:
                 values[name] = values[entry["like"]].copy()

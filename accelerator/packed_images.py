@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -76,8 +75,11 @@ def load(directory, split):
     for name in names:
         try:
             with np.load(pathlib.Path(directory) / name) as part:
-                parts.append((unpack(part["planes"]), part["labels"].astype(np.int32)))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                images, labels = unpack(part["planes"]), part["labels"].astype(np.int32)
+            if images.ndim != 4 or labels.shape != images.shape[:1]:
+                raise InputError("expected images, and a label of each")
+            parts.append((images, labels))
+        except Exception as error:  # a damaged archive may raise anything
             raise InputError(f"--data_dir: cannot read {name}: {one_line(error)}") from error
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -27,12 +27,12 @@ import jaxlib
 import numpy as np
 from jax._src.lib import xla_client
 
-from accelerator import RECORD, STATE, WEIGHTS, packed_images
+from accelerator import RECORD, STATE, WEIGHTS, job_files, packed_images
 from accelerator.initial import initial_values
 from accelerator.stream import Batches
 from common import rounded_weights
-from common.errors import InputError, one_line
-from common.files import read_json, write_json
+from common.errors import InputError, one_line, reason_of
+from common.files import write_json
 from common.interruption import Interrupted, Interruption
 
 
@@ -44,19 +44,18 @@ class Program:
     """
 
     def __init__(self, path):
+        begin, device = time.perf_counter(), jax.devices()[0]
         try:
             program = json.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"--jobs_dir: cannot read {path}: {one_line(error)}") from error
-        begin = time.perf_counter()
-        device = jax.devices()[0]
-        self._executable = device.client.compile_and_load(
-            program["module"].encode(),
-            xla_client.DeviceList((device,)),
-            xla_client.CompileOptions(),
-        )
-        self.variables, self._updates = program["variables"], dict(program["updates"])
-        self._arguments = program["arguments"]
+            self.variables, self._updates = program["variables"], dict(program["updates"])
+            self._arguments = program["arguments"]
+            self._executable = device.client.compile_and_load(
+                program["module"].encode(),
+                xla_client.DeviceList((device,)),
+                xla_client.CompileOptions(),
+            )
+        except Exception as error:  # a damaged file may raise anything
+            raise InputError(f"--jobs_dir: cannot compile {path}: {reason_of(error)}") from error
         self.seconds = time.perf_counter() - begin
 
     def __call__(self, state, *arguments):
@@ -69,6 +68,15 @@ class Program:
         Returns:
             The results, a list of arrays of JAX, which need not be computed yet.
         """
+        missing = [name for name in self.variables if name not in state]
+        if missing:
+            raise InputError(f"--jobs_dir: expected a job with {missing[0]}, which a program needs")
+        for value, (shape, _) in zip(arguments, self._arguments, strict=True):
+            if np.shape(value) != tuple(shape):
+                raise InputError(
+                    f"--data_dir: expected data of shape {tuple(shape)}, which the programs are "
+                    f"made for, got {np.shape(value)}"
+                )
         buffers = [
             jax.device_put(np.asarray(value, dtype) if not hasattr(value, "devices") else value)
             for value, (_, dtype) in zip(arguments, self._arguments, strict=True)
@@ -97,9 +105,7 @@ class Training:
         self.step, self.seconds = 0, 0.0
         self.record = {"job": job["name"], "runs": [], "steps": 0, "evaluations": {}}
         if (output / RECORD).exists():
-            self.record = read_json(output / RECORD)
-            if self.record["job"] != job["name"] or self.record["job_digest"] != job["digest"]:
-                raise InputError(f"--output_dir: expected the job {job['name']}, got another's")
+            self.record = job_files.read_record(output / RECORD, job, "--output_dir")
             if self.record["steps"] and not (state_dir / STATE).exists():
                 raise InputError(
                     f"--state_dir: expected the {STATE} of {job['name']}, which has taken "
@@ -119,16 +125,8 @@ class Training:
         if not path.exists():
             values = initial_values(self.job["initial"], self._directory / self.job["name"])
         else:
-            try:
-                with np.load(path) as saved:
-                    values = {name: saved[name] for name in saved.files}
-                self.step = int(values.pop("step"))
-                self.seconds = float(values.pop("seconds"))
-                digest = str(values.pop("job_digest"))
-            except Exception as error:  # a damaged archive may raise anything
-                raise InputError(f"cannot read {path}: {one_line(error)}") from error
-            if digest != self.job["digest"]:
-                raise InputError(f"expected the state of this job in {path}, got another's")
+            shapes = {name: entry.get("shape") for name, entry in self.job["initial"].items()}
+            values, self.step, self.seconds = job_files.read_arrays(path, self.job, shapes)
             print(f"{self.job['name']}: resuming at step {self.step} of {self.total}", flush=True)
         return {name: jax.device_put(value) for name, value in values.items()}
 
@@ -335,7 +333,7 @@ def main(words=None):
         if not path.is_file():
             known = ", ".join(sorted(p.parent.name for p in args.jobs_dir.glob("*/job.json")))
             raise InputError(f"JOB: expected some of {known or 'export.py'}, got {name!r}")
-        jobs.append(read_json(path))
+        jobs.append(job_files.read_job(path, to_run=True))
     print(f"on {jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
     programs, data = {}, {}
 

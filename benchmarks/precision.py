@@ -60,8 +60,7 @@ def main():
         check_writable("--output_json", FLAGS.output_json)
     if not FLAGS.attacks or not set(FLAGS.attacks) <= set(ATTACKS):
         raise InputError(f"--attacks: expected some of {', '.join(ATTACKS)}, got {FLAGS.attacks}")
-    if not all(text.isdigit() and int(text) < 2**31 for text in FLAGS.seeds):
-        raise InputError(f"--seeds: expected whole numbers below 2**31, got {FLAGS.seeds}")
+    measure.check_seeds(FLAGS.seeds)
     challenge = MODELS[FLAGS.model]
     loaded = checkpoints.load_model(challenge, FLAGS.model_dir or challenge.shipped)
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
@@ -74,23 +73,10 @@ def main():
         "batch_size": make_config(challenge).eval_batch_size,
     }
 
-    def earlier():
-        return measure.earlier_entries(FLAGS.output_json, what)
+    def compared(attack, seed):
+        return compare(challenge, loaded, test, attack, seed), lambda: None
 
-    entries = earlier()
-    for seed in FLAGS.seeds:
-        for attack in FLAGS.attacks:
-            name = f"{attack}, seed {seed}"
-            if name not in entries:
-                entry = compare(challenge, loaded, test, attack, int(seed))
-                entries = {
-                    **entries,
-                    **earlier(),
-                    name: entry,
-                }
-                if FLAGS.output_json:
-                    measure.save(FLAGS.output_json, {**what, "attacks": entries})
-            print(f"{name:18} {_line(entries[name])}", flush=True)
+    measure.seed_by_seed(FLAGS.output_json, what, FLAGS.attacks, FLAGS.seeds, compared, _line)
 
 
 def compare(challenge, loaded, test, attack, seed):

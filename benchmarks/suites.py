@@ -63,8 +63,7 @@ def main():
     if not FLAGS.suites or not set(FLAGS.suites) <= set(suites.ANY_MODEL):
         known = ", ".join(suites.ANY_MODEL)
         raise InputError(f"--suites: expected some of {known}, got {FLAGS.suites}")
-    if not all(text.isdigit() and int(text) < 2**31 for text in FLAGS.seeds):
-        raise InputError(f"--seeds: expected whole numbers below 2**31, got {FLAGS.seeds}")
+    measure.check_seeds(FLAGS.seeds)
     challenge = MODELS[FLAGS.model]
     loaded = checkpoints.load_model(challenge, FLAGS.model_dir or challenge.shipped)
     test = challenge.load("test", allow_sample=True).head(FLAGS.num_images)
@@ -80,20 +79,12 @@ def main():
         "precision": FLAGS.precision,
     }
 
-    def earlier():
-        return measure.earlier_entries(FLAGS.output_json, what)
+    def evaluated(suite, seed):
+        own = dataclasses.replace(config, random_seed=seed)
+        entry, state = evaluate(challenge, own, loaded, test, suite)
+        return entry, state.remove
 
-    entries = earlier()
-    for seed in FLAGS.seeds:
-        for suite in FLAGS.suites:
-            name = f"{suite}, seed {seed}"
-            if name not in entries:
-                own = dataclasses.replace(config, random_seed=int(seed))
-                entry, state = evaluate(challenge, own, loaded, test, suite)
-                entries = {**entries, **earlier(), name: entry}
-                measure.save(FLAGS.output_json, {**what, "attacks": entries})
-                state.remove()
-            print(f"{name:18} {_line(entries[name])}", flush=True)
+    measure.seed_by_seed(FLAGS.output_json, what, FLAGS.suites, FLAGS.seeds, evaluated, _line)
 
 
 def evaluate(challenge, config, loaded, test, suite):

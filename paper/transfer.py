@@ -1,7 +1,9 @@
 """The common part of Tables 3 and 4: accuracies of six networks under each other's examples."""
 
+import functools
+
 from paper import under_attack
-from paper.item import published, verdict_of
+from paper.item import Item, published, verdict_of
 from paper.items.table_5 import NETWORKS
 from paper.networks import (
     SIMPLE_FGSM_TRAINED_B,
@@ -91,3 +93,28 @@ RULE = (
     "Every available cell is within 5 points and two standard errors of the paper's; in a row "
     "with all six sources, the source that harms the target most is the paper's."
 )
+
+
+def item(number, attack, row, minutes):
+    """Returns the `Item` of Table `number`.
+
+    Args:
+        attack: its name in the title.
+        row: the preset of the attack.
+        minutes: see `Item`.
+    """
+    name = f"table_{number}"
+    return Item(
+        name=name,
+        title=f"Table {number}: transfer of {attack} between CIFAR-10 networks",
+        question="RQ3",
+        claim="Examples from wider networks, and from networks trained on natural images, hardly "
+        "harm robust networks; examples from other robust networks harm them most.",
+        minutes=minutes,
+        settings={"num_images": 1000, "seed": 0},
+        sample={"num_images": 2},
+        parts=functools.partial(parts, row),
+        table=functools.partial(table, name, row),
+        rule=RULE,
+        verdict=functools.partial(verdict, name, row),
+    )

@@ -33,7 +33,7 @@ def line_of(loaded):
     return one_line(f"{loaded.path}" + ("" if loaded.step is None else f", step {loaded.step}"))
 
 
-def key_of(config, loaded, images, trials, source=None, each_alone=None):
+def key_of(config, loaded, images, trials, source=None, each_alone=None, fixed_batches=False):
     """Returns what decides the result of `trials`, as a `State`'s key.
 
     Args:
@@ -43,6 +43,7 @@ def key_of(config, loaded, images, trials, source=None, each_alone=None):
         trials: list of `Trial`.
         source: the `LoadedModel` that is attacked in its place, or None.
         each_alone: see `Evaluator`, for several attacks in turn; None for one attack, or none.
+        fixed_batches: see `Evaluator`.
     """
     settings = [trial.settings() for trial in trials]
     if each_alone is None:
@@ -59,6 +60,7 @@ def key_of(config, loaded, images, trials, source=None, each_alone=None):
         "data_sha256": images.digest(),
         "num_examples": len(images.images),
         **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
+        **({"fixed_batches": config.eval_batch_size} if fixed_batches else {}),
         **what,
     }
 

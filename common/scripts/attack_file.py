@@ -11,10 +11,9 @@ from common.attack import is_misclassified
 from common.attack.gradient import as_logits
 from common.attack.precision import without_tf32
 from common.errors import InputError, one_line
-from common.evaluation import pitfalls, shards, suites
+from common.evaluation import pitfalls, suites
 from common.evaluation.presets import make_evaluator, resumable
 from common.evaluation.report import arithmetic, warn
-from common.evaluation.state import State
 from common.evaluation.subject import key_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_atomically
 from common.scripts import sharded
@@ -54,19 +53,11 @@ def pgd_attack(challenge, config, flag_values):
     model = suites.with_gradient(loaded.logits)
     trial = suites.named_trial(flag_values.attack, model, config, challenge, flag_values.norm)
     refuse_unused_restarts(flag_values, [trial])
-    if shard or flag_values.merge:
-        shards.check_trials("--shard" if shard else "--merge", [trial])
     fixed = flag_values.fixed_batches
     evaluator = make_evaluator(challenge, config, [trial], loaded, fixed_batches=fixed)
-    key, record = key_of(config, loaded, images, [trial]), record_of(config, loaded, images)
-    if fixed:
-        key["fixed_batches"] = config.eval_batch_size
-    state = parts = None
-    if flag_values.merge:
-        parts = shards.read(flag_values.merge, images, 1, key)
-        record["shards"] = parts.provenance
-    else:
-        state = State.in_directory(state_dir, key)
+    key = key_of(config, loaded, images, [trial], fixed_batches=fixed)
+    record = record_of(config, loaded, images)
+    state, parts = sharded.state_or_parts(flag_values, state_dir, images, [trial], key)
     print(arithmetic([trial]))
 
     def check():
@@ -77,6 +68,7 @@ def pgd_attack(challenge, config, flag_values):
         return
     warnings = check()
     if parts is not None:
+        record["shards"] = parts.provenance
         result = evaluator.join(parts.found)
     else:
         with resumable(state, "attack"):

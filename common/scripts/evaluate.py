@@ -4,10 +4,9 @@ from absl import flags
 
 from common import cards, checkpoints, config, submission
 from common.errors import InputError, one_line
-from common.evaluation import html_report, pitfalls, shards, suites
+from common.evaluation import html_report, pitfalls, suites
 from common.evaluation.presets import make_evaluator, resumable
 from common.evaluation.report import arithmetic, describe, describe_settings, line, table, warn
-from common.evaluation.state import State
 from common.evaluation.subject import key_of, line_of, load_test_images, model_path, record_of
 from common.files import check_writable, write_json
 from common.scripts import sharded, watch
@@ -97,21 +96,12 @@ def evaluate(challenge, config, flag_values):
     # The rows of the paper's tables are accuracies under one attack each.
     each_alone = flag_values.each_alone or flag_values.suite == "paper"
     trials = _trials(challenge, config, flag_values, attacked)
-    if shard or flag_values.merge:
-        shards.check_trials("--shard" if shard else "--merge", trials)
-    options = {"spare_misclassified": is_suite, "each_alone": each_alone}
-    options["fixed_batches"] = flag_values.fixed_batches
+    fixed = flag_values.fixed_batches
+    options = {"spare_misclassified": is_suite, "each_alone": each_alone, "fixed_batches": fixed}
     evaluator = make_evaluator(challenge, config, trials, loaded, **options)
     record = record_of(config, loaded, images, source)
-    key = key_of(config, loaded, images, trials, source, each_alone if is_suite else None)
-    if flag_values.fixed_batches:
-        key["fixed_batches"] = config.eval_batch_size
-    state = parts = None
-    if flag_values.merge:
-        parts = shards.read(flag_values.merge, images, len(trials), key)
-        record["shards"] = parts.provenance
-    else:
-        state = State.in_directory(state_dir, key)
+    key = key_of(config, loaded, images, trials, source, each_alone if is_suite else None, fixed)
+    state, parts = sharded.state_or_parts(flag_values, state_dir, images, trials, key)
     presets = [_preset_of(challenge, flag_values, trial) for trial in trials]
     _print_models(loaded, source)
     if is_suite:
@@ -133,6 +123,7 @@ def evaluate(challenge, config, flag_values):
         return
     warnings = check()
     if parts is not None:
+        record["shards"] = parts.provenance
         result = evaluator.join(parts.found, report)
     else:
         with resumable(state, name):

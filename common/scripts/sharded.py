@@ -6,6 +6,7 @@ from absl import flags
 
 from common.errors import InputError, one_line
 from common.evaluation import shards
+from common.evaluation.state import State
 from common.files import check_writable
 from common.scripts.flags import EVALUATION, define_path
 
@@ -86,6 +87,29 @@ def state_dir(flag_values, output):
     if flag_values.shard is None or place.exists():
         check_writable("--state_dir", place / "evaluation.npz")
     return place
+
+
+def state_or_parts(flag_values, directory, images, trials, key):
+    """Returns the `State` that an evaluation resumes from, or with --merge its `Shards`.
+
+    Args:
+        flag_values: absl's FlagValues.
+        directory: path of the directory of the state.
+        images: the `common.data.Split` of the whole evaluation.
+        trials: list of its `Trial`.
+        key: see `common.evaluation.subject.key_of`.
+
+    Returns:
+        (state, parts), of which one is None.
+
+    Raises:
+        InputError: a trial cannot be evaluated in shards; or as `shards.read`.
+    """
+    if flag_values.shard or flag_values.merge:
+        shards.check_trials("--shard" if flag_values.shard else "--merge", trials)
+    if flag_values.merge:
+        return None, shards.read(flag_values.merge, images, len(trials), key)
+    return State.in_directory(directory, key), None
 
 
 def run(shard, directory, images, key, evaluator, check, report=None):

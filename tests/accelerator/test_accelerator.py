@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from accelerator import collect, export, initial, packed_images, programs
+from accelerator import collect, export, initial, job_files, packed_images, programs
 from accelerator.stream import Batches
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
@@ -264,7 +264,7 @@ def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resum
     write_json(tmp_path / "job.json", job)
     run = {"command": "run.py", "hardware": {}, "versions": {"jax": "0"}, "seconds": 1.0}
     runs_of_job = [{**run, "first_step": 0, "last_step": 6}]
-    record = {"job_digest": "d", "steps": 6, "runs": runs_of_job}
+    record = {"job": "job", "job_digest": "d", "steps": 6, "runs": runs_of_job, "evaluations": {}}
     write_json(tmp_path / "record.json", record)
     own = {"step": 6, "seconds": 1.0, "job_digest": "d"}
     weights = {f"{i:04d}": np.asarray(w) for i, w in enumerate(result.weights)}
@@ -296,6 +296,71 @@ def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resum
     write_json(tmp_path / "record.json", {**record, "job_digest": "e"})
     with pytest.raises(InputError, match="--run_dir: expected a run of the job"):
         collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+    write_json(tmp_path / "record.json", record)
+    np.savez(tmp_path / "weights.npz", **{**weights, "0001": weights["0001"][1:]}, **own)
+    with pytest.raises(InputError, match=r"expected 0001 of shape \(2,\) in .*, got \(1,\)$"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+    write_json(tmp_path / "job.json", {**job, "challenge": "svhn"})
+    with pytest.raises(InputError, match="--job_dir: expected a challenge of mnist, cifar10, got"):
+        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+    assert not (tmp_path / "newer").exists()
+
+
+ARRAYS = {"a": np.arange(900.0), "step": 3, "seconds": 1.0, "job_digest": "d"}
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "cannot read .*: No such file"),
+        (lambda path: path.write_bytes(b""), "cannot read "),
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot read "),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\xf0\x3f", b"ab")), "cannot "),
+        (lambda path: np.savez(path, a=np.zeros(900)), "cannot read .*step"),
+        (lambda path: np.savez(path, **{**ARRAYS, "job_digest": "e"}), "of the job j .* another's"),
+        (lambda path: np.savez(path, **{**ARRAYS, "a": np.zeros(3)}), r"a of shape \(900,\) in "),
+    ],
+)
+def test_what_run_py_left_is_read_or_refused_in_one_line(tmp_path, damage, message):
+    path, job = tmp_path / "state.npz", {"name": "j", "digest": "d"}
+    np.savez(path, **ARRAYS)
+    arrays, step, seconds = job_files.read_arrays(path, job, {"a": [900]})
+    assert list(arrays) == ["a"] and (step, seconds) == (3, 1.0)
+    damage(path)
+    with pytest.raises(InputError, match=message) as raised:
+        job_files.read_arrays(path, job, {"a": [900]})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 3}', '{"name": "j"'])
+def test_a_json_file_of_another_shape_is_refused(tmp_path, text):
+    (tmp_path / "job.json").write_text(text)
+    for read in (
+        lambda path: job_files.read_job(path),
+        lambda path: job_files.read_job(path, to_run=True),
+        lambda path: job_files.read_record(path, {"name": "j", "digest": "d"}, "--run_dir"),
+    ):
+        with pytest.raises(InputError, match="job.json"):
+            read(tmp_path / "job.json")
+
+
+def test_damaged_images_and_initial_values_are_refused(tmp_path):
+    images = np.zeros((7, 5, 4, 3), np.uint8)
+    packed_images.save(tmp_path, "train", images, np.arange(7), 1)
+    path = tmp_path / "train-1-of-1.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="--data_dir: cannot read train-1-of-1.npz"):
+        packed_images.load(tmp_path, "train")
+    np.savez(path, planes=np.zeros((7, 5), np.uint8), labels=np.zeros(7, np.uint8))
+    with pytest.raises(InputError, match="--data_dir: cannot read train-1-of-1.npz"):
+        packed_images.load(tmp_path, "train")
+    for described in ({"a": {"kept": True}}, {"a": {"like": "b"}}, {"a": {"value": 1}}):
+        (tmp_path / "initial.npz").write_bytes(b"PK")
+        with pytest.raises(InputError, match="cannot read .*initial.npz"):
+            initial.initial_values(described, tmp_path)
+        np.savez(tmp_path / "initial.npz")
+        with pytest.raises(InputError, match="cannot read .*initial.npz"):
+            initial.initial_values(described, tmp_path)
 
 
 def run_with_jax(directory, *words, code=0):
@@ -369,3 +434,9 @@ def test_what_cannot_be_run_is_one_line(tmp_path, small):
     (tmp_path / "data" / "mnist" / "train-1-of-1.npz").unlink()
     (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
     assert line.startswith("error: --data_dir: expected all files train-1-of-N.npz")
+    (tmp_path / "jobs" / "job" / "initial.npz").write_bytes(b"PK")
+    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
+    assert line.startswith("error: cannot read ") and "initial.npz" in line
+    (tmp_path / "jobs" / "job" / "job.json").write_text("{}")
+    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
+    assert line.startswith("error: ") and line.endswith("job.json: expected name, got none")
