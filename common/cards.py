@@ -179,7 +179,7 @@ def readme(challenge, card, boards=None):
     lines = [
         f"# {_shown(card['name'])}",
         "",
-        f"{challenge.described(config)} ({card['parameters']:,} parameters), "
+        f"{_shown(challenge.described(config))} ({card['parameters']:,} parameters), "
         f"{TRAINING[config['adversary']]}, on: {_shown(training['data'])}. "
         f"{'Weights' if card.get('is_rounded') else 'A SavedModel'}: "
         f"{'' if card.get('is_rounded') else 'signature `serving_default`, '}"

@@ -131,7 +131,7 @@ def test_a_damaged_state_is_one_line(attack, monkeypatch):
         interrupt_after(patch, 1)
         attack()
     the_state().write_bytes(the_state().read_bytes()[:-1])
-    with pytest.raises(InputError, match="cannot resume from evaluation-.*without it all begins"):
+    with pytest.raises(InputError, match="cannot resume from evaluation-.*remove it to start anew"):
         attack()
     assert names() == [the_state().name]
 

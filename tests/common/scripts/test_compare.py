@@ -261,7 +261,7 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
     expected = standing("white-box", read_leaderboard(MNIST)["white-box"], accuracy)
     assert expected in out.splitlines()
     assert "of 9 on the black-box board, after" in out
-    assert "count all 10,000 test images" in out and "adv_trained on 40." in out
+    assert "and all 10,000 test images" in out and "adv_trained on 40." in out
     compare(*settings, "--output_json=r.json")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["accuracy"] == accuracy and result["boards"]["white-box"]["text"] == expected
