@@ -3,9 +3,9 @@
     python benchmarks/distribution.py --model=mnist|cifar_simple|cifar_wide [--devices=1,2,4]
 
 The devices are parts of one processor, whose cores they share: the work is the same for any number
-of them, and the extra time is the cost of the strategy itself and of smaller batches. Each number
-of devices has a process of its own. A step is that of training_throughput.py; the unit is examples
-per second.
+of them. The difference is the cost of the strategy itself and of smaller batches, less what is
+gained as the parts run side by side. Each number of devices has a process of its own. A step is
+that of training_throughput.py; the unit is examples per second.
 """
 
 import dataclasses
