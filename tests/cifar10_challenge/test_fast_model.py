@@ -29,7 +29,7 @@ def network(width, dtype="float32"):
 def compiled(model, precision="float32"):
     """The fast logits of a keras.Model as one graph, as attacks use them."""
     prepare = fast_model(model, CIFAR10).prepare
-    return tf.function(lambda x: prepare(precision)(x))
+    return tf.function(lambda x: prepare(precision)(x), autograph=False)
 
 
 # The wide network has Winograd's convolutions.
@@ -48,13 +48,15 @@ def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
     np.testing.assert_allclose(actual, expected, atol=1e-10 * np.abs(expected).max())
 
 
-# Two units in each group cover every kind of unit; the other units repeat the second.
+# Two units in each group cover every kind of unit; the other units repeat the second. Networks of
+# width 2 and more have Winograd's convolutions.
 @pytest.mark.parametrize(
     "width, count, num_units",
     [
         ("simple", 8, 5),
+        (2, 2, 2),
         pytest.param(4, 2, 2, marks=pytest.mark.slow),
-        ("wide", 1, 2),
+        pytest.param("wide", 1, 2, marks=pytest.mark.slow),
         pytest.param("wide", 2, 5, marks=pytest.mark.slow),
     ],
 )

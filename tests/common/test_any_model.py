@@ -81,7 +81,9 @@ def what_it_does(challenge, folder, **options):
         loaded = checkpoints.load_model(challenge, path)
         assert isinstance(loaded.logits, FastModel)
         assert loaded.logits(x).dtype == tf.float32
-        fast = tf.function(lambda x, logits=loaded.logits: logits.prepare("float32")(x))
+        fast = tf.function(
+            lambda x, logits=loaded.logits: logits.prepare("float32")(x), autograph=False
+        )
         numbers += [loaded.logits(x).numpy(), fast(x).numpy()]
         numbers += [w.numpy() for w in checkpoints.load_keras_model(challenge, path).weights]
         digest = loaded.digest()
