@@ -4,12 +4,19 @@ import numpy as np
 
 from common import json_shapes
 from common.errors import InputError, reason_of
-from common.json_shapes import ANYTHING, BOOL, COUNT, INTEGER, TEXT, Kind
+from common.json_shapes import ANYTHING, BOOL, COUNT, INTEGER, TEXT, Kind, Optional
 
 _OBJECT = {}  # whatever it holds
 _OBJECTS = Kind(
     "an object of objects",
     lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+)
+_EVALUATIONS = Kind(
+    "evaluations with their num_examples",
+    lambda value: (
+        _OBJECTS.includes(value)
+        and all(COUNT.includes(entry.get("num_examples")) for entry in value.values())
+    ),
 )
 _PROGRAMS = Kind(
     "names of programs",
@@ -48,7 +55,8 @@ _RECORD = {
     "job_digest": TEXT,
     "steps": COUNT,
     "runs": [{"first_step": COUNT, "last_step": COUNT, "versions": _OBJECT}],
-    "evaluations": _OBJECTS,
+    "evaluations": _EVALUATIONS,
+    "losses": Optional([ANYTHING]),
 }
 
 

@@ -344,6 +344,33 @@ def test_a_json_file_of_another_shape_is_refused(tmp_path, text):
             read(tmp_path / "job.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"evaluations": {"row": {}}}, {"evaluations": {"row": {"num_examples": "8"}}}, {"losses": 3}],
+)
+def test_a_record_whose_results_are_damaged_is_refused(tmp_path, change):
+    path, job = tmp_path / "record.json", {"name": "j", "digest": "d"}
+    record = {"job": "j", "job_digest": "d", "steps": 1, "runs": [], "evaluations": {}}
+    write_json(path, record)
+    assert job_files.read_record(path, job, "--output_dir") == record
+    write_json(path, {**record, **change})
+    with pytest.raises(InputError, match=f"record.json: expected .* as {next(iter(change))}"):
+        job_files.read_record(path, job, "--output_dir")
+
+
+def test_files_of_images_with_other_names_or_shapes_are_refused(tmp_path):
+    packed_images.save(tmp_path, "train", np.zeros((8, 5, 4, 3), np.uint8), np.arange(8), 2)
+    other = tmp_path / "train-x-of-y.npz"
+    other.write_bytes(b"")
+    with pytest.raises(InputError, match="--data_dir: expected all files .*train-x-of-y.npz$"):
+        packed_images.load(tmp_path, "train")
+    other.unlink()
+    planes = packed_images.pack(np.zeros((4, 5, 5, 3), np.uint8))
+    np.savez(tmp_path / "train-2-of-2.npz", planes=planes, labels=np.zeros(4, np.uint8))
+    with pytest.raises(InputError, match="cannot read train-2-of-2.npz: expected images of the"):
+        packed_images.load(tmp_path, "train")
+
+
 def test_damaged_images_and_initial_values_are_refused(tmp_path):
     images = np.zeros((7, 5, 4, 3), np.uint8)
     packed_images.save(tmp_path, "train", images, np.arange(7), 1)
