@@ -381,10 +381,10 @@ def test_damaged_images_and_initial_values_are_refused(tmp_path):
 
 
 # The largest deviations of losses (of the first call, and of later ones), and of weights and batch
-# norm's averages as a share of their move. In CIFAR-10's deep network rounding decides on which side
-# of a leaky ReLU's kink an activation lies. From a training in float64 run.py's weights have deviated
-# by 0.002 and train.py's by 0.011; the averages, which see the second attack, by 0.015 and 0.073. A
-# second attack of one step instead of two deviates by 0.16, its loss by 0.004.
+# norm's averages as a share of their move. In CIFAR-10's deep network rounding decides on which
+# side of a leaky ReLU's kink an activation lies: from a training in float64 run.py's weights have
+# deviated by 0.002 and train.py's by 0.011, the averages, which see the second attack, by 0.015 and
+# 0.073. A second attack of one step instead of two deviates by 0.16, its loss by 0.004.
 DEVIATIONS = {"mnist": (1e-5, 1e-5, 1e-3, 1e-3), "cifar10": (1e-5, 2e-3, 0.02, 0.1)}
 
 

@@ -47,15 +47,15 @@ _EVALUATE = """module @evaluate {
     return %is_correct, %is_correct : tensor<4xi1>, tensor<4xi1>
   }
 }"""
-# Between its input and its output lies a sum that needs 16 TB.
-_HUGE = """    %i = stablehlo.iota dim = 0 : tensor<4398046511104xf32>
-    %all = "stablehlo.sort"(%i) ({
-      ^bb0(%a: tensor<f32>, %b: tensor<f32>):
-        %p = stablehlo.compare LT, %b, %a : (tensor<f32>, tensor<f32>) -> tensor<i1>
-        stablehlo.return %p : tensor<i1>
-    }) {dimension = 0 : i64} : (tensor<4398046511104xf32>) -> tensor<4398046511104xf32>
-    %largest = stablehlo.slice %all [0:3] : (tensor<4398046511104xf32>) -> tensor<3xf32>
-    %sum = stablehlo.add %w, %largest : tensor<3xf32>
+# Between its input and its output lies a matrix of 16 TB.
+_HUGE = """    %rows = stablehlo.broadcast_in_dim %w, dims = [1]
+      : (tensor<3xf32>) -> tensor<2097152x3xf32>
+    %matrix = stablehlo.dot_general %rows, %rows, contracting_dims = [1] x [1]
+      : (tensor<2097152x3xf32>, tensor<2097152x3xf32>) -> tensor<2097152x2097152xf32>
+    %product = stablehlo.dot_general %matrix, %rows, contracting_dims = [1] x [0]
+      : (tensor<2097152x2097152xf32>, tensor<2097152x3xf32>) -> tensor<2097152x3xf32>
+    %row = stablehlo.slice %product [0:1, 0:3] : (tensor<2097152x3xf32>) -> tensor<1x3xf32>
+    %sum = stablehlo.reshape %row : (tensor<1x3xf32>) -> tensor<3xf32>
     %new = stablehlo.add %sum, %more : tensor<3xf32>
 """
 _NEW = "    %new = stablehlo.add %w, %more : tensor<3xf32>\n"
