@@ -62,9 +62,7 @@ def load(directory, split):
         InputError: a part is missing or damaged.
     """
     paths = sorted(pathlib.Path(directory).glob(f"{split}-*-of-*.npz"))
-    counts = {int(path.stem.rpartition("-")[2]) for path in paths}
-    num_parts = counts.pop() if len(counts) == 1 else 0
-    names = [f"{split}-{number}-of-{num_parts}.npz" for number in range(1, num_parts + 1)]
+    names = [f"{split}-{number}-of-{len(paths)}.npz" for number in range(1, len(paths) + 1)]
     if not paths or {path.name for path in paths} != set(names):
         found = ", ".join(path.name for path in paths) or "none"
         raise InputError(
@@ -78,6 +76,8 @@ def load(directory, split):
                 images, labels = unpack(part["planes"]), part["labels"].astype(np.int32)
             if images.ndim != 4 or labels.shape != images.shape[:1]:
                 raise InputError("expected images, and a label of each")
+            if parts and images.shape[1:] != parts[0][0].shape[1:]:
+                raise InputError(f"expected images of the shape of {names[0]}")
             parts.append((images, labels))
         except Exception as error:  # a damaged archive may raise anything
             raise InputError(f"--data_dir: cannot read {name}: {one_line(error)}") from error
