@@ -53,6 +53,14 @@ def float32_unless_asked(monkeypatch):
     monkeypatch.setattr(precision, "bfloat16_unit", lambda: None)
 
 
+@pytest.fixture
+def two_units(monkeypatch):
+    """Gives CIFAR-10's networks two units in a group: the others are of the kind of the second."""
+    import cifar10_challenge.model
+
+    monkeypatch.setattr(cifar10_challenge.model, "UNITS_PER_GROUP", 2)
+
+
 @pytest.fixture(scope="session")
 def tfds_dir():
     """Returns the directory that holds the full data sets, or skips the test."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import cifar10_challenge.model
 from benchmarks import attack_throughput, autoattack, measure, peers, plain, training_throughput
 from cifar10_challenge.challenge import CIFAR10
 from common.attack import PGD
@@ -129,8 +128,7 @@ def test_distribution_times_each_number_of_devices(tmp_path):
     assert all(0 < rate["lowest"] <= rate["highest"] for rate in rates.values())
 
 
-def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding(monkeypatch):
-    monkeypatch.setattr(cifar10_challenge.model, "UNITS_PER_GROUP", 2)
+def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding(two_units):
     config = make_config(CIFAR10, ("test", {"width": "simple", "num_steps": 1}))
     x, y = (tf.constant(array) for array in pictures(4))
     exact, mixed = (
