@@ -194,7 +194,7 @@ def export(function, specs, variables, path, exact=False):
     if unknown:
         raise InputError(f"program: expected the training's variables alone, got {unknown[0]}")
     names = [of_handle[handle._id] for handle in concrete.captured_inputs]
-    module = _plain(ir)
+    module = plain(ir)
     program = {
         "module": module,
         "variables": names,
@@ -204,7 +204,7 @@ def export(function, specs, variables, path, exact=False):
     write_atomically(path, gzip.compress(json.dumps(program).encode(), mtime=0))
 
 
-def _plain(module):
+def plain(module):
     """A module's text without what an XLA runtime refuses, or what differs between exports."""
     module = re.sub(r"^#loc.*\n", "", module, flags=re.MULTILINE)
     module = re.sub(r" loc\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\)", "", module)

@@ -74,7 +74,7 @@ def main():
         check_writable("--output_json", FLAGS.output_json)
     challenge, size, settings = MODELS[FLAGS.model]
     names, sizes = _implementations(), _batch_sizes(challenge)
-    model = _network(challenge, size, FLAGS.model_dir)
+    model = network_of(challenge, size, FLAGS.model_dir)
     test = challenge.load("test", allow_sample=True)
     make_attack = _attacks(challenge, model, settings)
     batches = []
@@ -127,7 +127,7 @@ def _batch_sizes(challenge):
     return [int(text) for text in sizes]
 
 
-def _network(challenge, size, model_dir=None):
+def network_of(challenge, size, model_dir=None):
     """The given network, or the shipped one if it is of this size, or one with initial weights."""
     path = model_dir or challenge.directory / "models" / challenge.shipped
     if model_dir or path.exists():

@@ -235,7 +235,7 @@ class Comparison:
             x_adv, is_found = attack(names)
             seconds[who] = time.perf_counter() - begin
             cpu_seconds[who] = time.process_time() - cpu_begin
-            found[who], withstood[who] = self._verified(x_adv, is_found)
+            found[who], withstood[who] = self.verified(x_adv, is_found)
         return {
             **agreement(**withstood),
             "seconds": seconds,
@@ -276,7 +276,7 @@ class Comparison:
         is_found[given] = (classes != y).numpy()
         return x_adv, is_found
 
-    def _verified(self, x_adv, is_found):
+    def verified(self, x_adv, is_found):
         """A dict of counts, and bool (n,), whether the network withstood the attack."""
         numbers = np.flatnonzero(is_found)
         x, y = x_adv[numbers], self._y[numbers]

@@ -25,10 +25,10 @@ from common import plain_pickle
 from common.errors import InputError, one_line, reason_of
 from common.files import expand_path, read_json
 
-_SAMPLES = pathlib.Path(__file__).parent / "samples"
+SAMPLES = pathlib.Path(__file__).parent / "samples"
 _FEATURES = "tensorflow_datasets.core.features."
 _NETWORK_TIMEOUT = 5.0  # seconds
-_LARGEST_BATCH = 1 << 27  # bytes; an original pickle has 31 million, written by Python 3 47 million
+LARGEST_BATCH = 1 << 27  # bytes; an original pickle has 31 million, written by Python 3 47 million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,11 +359,11 @@ def _check_features(path):
 
 def _read_mnist_files(paths, dataset, part):
     n = dataset.sizes[part]
-    images = _read_idx(paths[0], 2051, (n, 28, 28))
-    return images[..., np.newaxis], _read_idx(paths[1], 2049, (n,))
+    images = read_idx(paths[0], 2051, (n, 28, 28))
+    return images[..., np.newaxis], read_idx(paths[1], 2049, (n,))
 
 
-def _read_idx(path, magic, shape):
+def read_idx(path, magic, shape):
     """Reads a gzipped IDX file of unsigned bytes; the header must say `magic` and `shape`."""
     header_size, size = 4 + 4 * len(shape), int(np.prod(shape))
     try:
@@ -383,19 +383,19 @@ def _read_idx(path, magic, shape):
 
 
 def _read_cifar10_files(paths, dataset, part):
-    batches = [_read_cifar10_batch(path) for path in paths]
+    batches = [read_cifar10_batch(path) for path in paths]
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return images, labels
 
 
-def _read_cifar10_batch(path):
+def read_cifar10_batch(path):
     """Reads one pickle of the "python version"; its rows are the three colour planes in turn."""
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST_BATCH + 1)
-        if len(content) > _LARGEST_BATCH:
-            raise pickle.UnpicklingError(f"it has more than {_LARGEST_BATCH:,} bytes")
+            content = file.read(LARGEST_BATCH + 1)
+        if len(content) > LARGEST_BATCH:
+            raise pickle.UnpicklingError(f"it has more than {LARGEST_BATCH:,} bytes")
         batch = plain_pickle.loads(content, path)
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError("it is not a dict")
@@ -464,7 +464,7 @@ def _download(dataset, root):
 
 
 def _from_sample(dataset, reason):
-    path = _SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz"
+    path = SAMPLES / f"{dataset.tfds_name.split('/')[0]}.npz"
     try:
         with np.load(path, allow_pickle=False) as sample:
             images, labels = sample["images"], sample["labels"]

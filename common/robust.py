@@ -316,7 +316,7 @@ def _arrays(x, y=None):
                 raise InputError("x: expected a data set of pairs (images, labels)")
             parts.append((np.asarray(batch[0]), np.asarray(batch[1])))
         join = np.concatenate if parts and parts[0][0].ndim == 4 else np.stack
-        x, y = (join(part) for part in zip(*parts)) if parts else ((), ())
+        x, y = (join(part) for part in zip(*parts, strict=True)) if parts else ((), ())
     elif y is None:
         raise InputError("y: expected the labels of the images x, got none")
     x, y = (values if isinstance(values, np.ndarray) else np.asarray(values) for values in (x, y))

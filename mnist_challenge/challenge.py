@@ -113,7 +113,8 @@ def paper_accuracies(settings):
     if scale == 16:
         return PAPER[settings["adversary"]]
     rows = ("natural", None), ("paper_fgsm", None), ("paper_pgd_40", None)
-    return dict(zip(rows, SMALLER[settings["adversary"]].get(scale, ())))
+    numbers = SMALLER[settings["adversary"]].get(scale)
+    return dict(zip(rows, numbers, strict=True)) if numbers else {}
 
 
 MNIST = Challenge(

@@ -42,7 +42,7 @@ def fast_logits(model, precision="float32"):
         for name in ("conv1", "conv2", "dense", "logits")
     )
     dtype = tf.bfloat16 if precision == "bfloat16" else kernel1.dtype
-    live = _live_filters(kernel1, bias1)
+    live = live_filters(kernel1, bias1)
     kernel1, bias1 = tf.gather(kernel1, live, axis=3), tf.gather(bias1, live)
     kernel2 = tf.gather(kernel2, live, axis=2)
     kernel2, bias2, kernel3, bias3 = (
@@ -80,7 +80,7 @@ def fast_logits(model, precision="float32"):
     return logits
 
 
-def _live_filters(kernel, bias):
+def live_filters(kernel, bias):
     """The filters that pixels in [0, 1] can bring above zero; if none can, the nearest one.
 
     Args:

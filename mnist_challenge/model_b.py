@@ -94,7 +94,9 @@ def fast_logits(model, precision="float32"):
 
     def logits(image):
         x = image
-        for (kernel, bias), stride, padding in zip((first, second, third), STRIDES, PADDINGS):
+        for (kernel, bias), stride, padding in zip(
+            (first, second, third), STRIDES, PADDINGS, strict=True
+        ):
             x = tf.nn.conv2d(tf.cast(x, kernel.dtype), kernel, stride, padding)
             x = tf.nn.relu(tf.nn.bias_add(x, bias))
         kernel, bias = last

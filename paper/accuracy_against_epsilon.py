@@ -173,10 +173,12 @@ def draw(challenge, config, flag_values):
         for attack in names:
             title = f"{pathlib.Path(model_dir).name}, {attack}"
             ours = accuracies(challenge, config, loaded, images, epsilons, attack)
-            low, high = zip(*(wilson_interval(accuracy * count / 100, count) for accuracy in ours))
+            low, high = zip(
+                *(wilson_interval(accuracy * count / 100, count) for accuracy in ours), strict=True
+            )
             axes.fill_between(epsilons, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
             axes.plot(epsilons, ours, "o-", ms=3, color=f"C{number}", label=title)
-            for epsilon, accuracy in zip(epsilons, ours):
+            for epsilon, accuracy in zip(epsilons, ours, strict=True):
                 print(one_line(f"{title}, epsilon {epsilon:g}: {accuracy:.2f}%"), flush=True)
             number += 1
     curves = [(kind, name) for name in names for kind in paper[name]]

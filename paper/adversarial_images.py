@@ -50,7 +50,7 @@ def draw(challenge, config, flag_values):
     names, count = config.model_dir.split(","), len(test.images)
     figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
     panels = figure.subfigures(1, len(names), squeeze=False)[0]
-    for panel, name in zip(panels, names):
+    for panel, name in zip(panels, names, strict=True):
         path = model_path(dataclasses.replace(config, model_dir=name), challenge)
         logits = checkpoints.load_model(challenge, path).logits
         attacked = with_gradient(logits)
@@ -60,13 +60,15 @@ def draw(challenge, config, flag_values):
         axes = panel.subplots(3, count, squeeze=False)
         low, high = challenge.bounds
         for row, (title, images) in zip(
-            axes, (("natural", x_nat), (flag_values.attack.replace("_", "\n"), x_adv))
+            axes[:2],
+            (("natural", x_nat), (flag_values.attack.replace("_", "\n"), x_adv)),
+            strict=True,
         ):
             _show(row, title, (images - low) / (high - low))
             _tell(row, logits(tf.constant(images)), y, challenge.class_names)
         largest = config.epsilon if attack.norm == "linf" else np.abs(x_adv - x_nat).max() or 1.0
         _show(axes[2], "difference", 0.5 + (x_adv - x_nat) / (2 * largest))
-        for axis, label in zip(axes[2], y):
+        for axis, label in zip(axes[2], y, strict=True):
             axis.set_xlabel(challenge.class_names[label], fontsize=7, labelpad=3)
         panel.subplots_adjust(
             left=0.6 / count, right=0.99, top=0.86, bottom=0.06, wspace=0.06, hspace=0.22
@@ -77,14 +79,14 @@ def draw(challenge, config, flag_values):
 
 def _show(row, title, images):
     row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
-    for axis, image in zip(row, images):
+    for axis, image in zip(row, images, strict=True):
         axis.imshow(np.clip(image.squeeze(), 0, 1), cmap="gray", vmin=0, vmax=1)
         axis.set_xticks([])
         axis.set_yticks([])
 
 
 def _tell(row, logits, y, class_names):
-    for axis, confidence, label in zip(row, tf.nn.softmax(logits).numpy(), y):
+    for axis, confidence, label in zip(row, tf.nn.softmax(logits).numpy(), y, strict=True):
         guess = int(np.argmax(confidence))
         colour = "black" if guess == label else "firebrick"
         text = f"{class_names[guess]}  {100 * confidence[guess]:.0f} %"

@@ -79,7 +79,7 @@ class Script:
 def start(command, cwd, environment):
     """Starts a command, of a script, or of -m or -c and what it names; returns it as a `Script`."""
     pipes = [os.pipe() for _ in ("stdout", "stderr", "status")]
-    readers, writers = zip(*pipes)
+    readers, writers = zip(*pipes, strict=True)
     request = json.dumps([list(map(str, command)), str(cwd), environment])
     global _server
     if _server is None:

@@ -15,7 +15,7 @@ from common.attack.inputs import as_raised, to_labels, whole_number
 from common.attack.precision import without_tf32
 from common.errors import InputError
 from common.evaluation.results import Result, TrialResult
-from common.evaluation.state import _Found
+from common.evaluation.state import Found
 from common.interruption import Interrupted, Interruption
 
 
@@ -122,7 +122,7 @@ class Evaluator:
         if examples is not None:
             images, labels = images[examples], labels[examples]
         count, self._size = len(images), min(self.batch_size, whole)
-        found = _Found.nothing(images, len(self.trials))
+        found = Found.nothing(images, len(self.trials))
         if state is not None:
             state.read(found)
         begin = time.perf_counter() - found.seconds
@@ -168,7 +168,7 @@ class Evaluator:
         Returns:
             The `Result` of a single `run`; its seconds are the sum of the parts'.
         """
-        found = _Found.joined(parts)
+        found = Found.joined(parts)
         results = [self._trial_result(found, number) for number in range(len(self.trials))]
         for done in results if report is not None else ():
             report(done)

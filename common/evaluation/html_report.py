@@ -71,7 +71,7 @@ def outputs_of(model, labels, batch_size, *images):
             x = tf.convert_to_tensor(to_pixels(given[batch]))
             with as_raised():
                 parts.append([part.numpy() for part in outputs(x, tf.constant(labels[batch]))])
-        predictions, margins, counts = zip(*parts)
+        predictions, margins, counts = zip(*parts, strict=True)
         found.append(Outputs(np.concatenate(predictions), np.concatenate(margins), int(counts[0])))
     return found
 
@@ -298,7 +298,7 @@ def _mistakes(evaluation, counts):
     order = np.argsort(-wrong, axis=None, kind="stable")
     most = NUM_MISTAKES if len(counts) > MOST_CLASSES else NUM_MISTAKES // 2
     rows = []
-    for label, other in zip(*np.unravel_index(order[:most], wrong.shape)):
+    for label, other in zip(*np.unravel_index(order[:most], wrong.shape), strict=True):
         number = int(wrong[label, other])
         if number:
             share = 100 * number / int(counts[label].sum())
@@ -346,7 +346,7 @@ def _losses(evaluation):
 
     def outline(values):
         points = [f"{x_of(edges[0]):.1f},{y_of(0):.1f}"]
-        for start, end, value in zip(edges, edges[1:], values):
+        for start, end, value in zip(edges[:-1], edges[1:], values, strict=True):
             points += [f"{x_of(start):.1f},{y_of(value):.1f}", f"{x_of(end):.1f},{y_of(value):.1f}"]
         return " ".join([*points, f"{x_of(edges[-1]):.1f},{y_of(0):.1f}"])
 

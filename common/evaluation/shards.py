@@ -12,7 +12,7 @@ import re
 
 from common.errors import InputError
 from common.evaluation.presets import make_state_dir, resumable
-from common.evaluation.state import State, _Found, text_in
+from common.evaluation.state import Found, State, text_in
 from common.files import Lock
 from common.provenance import provenance
 
@@ -203,7 +203,7 @@ def read(directory, images, num_trials, key):
     found = []
     for number, path in sorted(finished.items()):
         shard = Shard(number, count)
-        part = _Found.nothing(images.images[shard.examples(len(images.images))], num_trials)
+        part = Found.nothing(images.images[shard.examples(len(images.images))], num_trials)
         State(path, {**key, "shard": str(shard)}).read_finished(part)
         found.append(part)
     return Shards(found, [text_in(path, "note") for _, path in sorted(finished.items())])

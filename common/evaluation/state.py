@@ -18,7 +18,7 @@ _LONGEST_TEXT = 1 << 20  # bytes
 
 
 @dataclasses.dataclass
-class _Found:
+class Found:
     """The results of an evaluation so far, as in `Result`, and its position.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Found:
 
     @classmethod
     def joined(cls, parts):
-        """Joins the `_Found` of the finished parts of one evaluation."""
+        """Joins the `Found` of the finished parts of one evaluation."""
 
         one, two = (cls.nothing(np.zeros((count, 1, 1, 1)), 3) for count in (1, 2))
 

@@ -62,28 +62,14 @@ def train(
     with TrainingDirectory(config, challenge, devices) as directory:
         result, model = build_networks(config, challenge)
         recipe = (config, challenge, model, result, optimizer, reduce_loss, batch_statistics)
-        if devices.strategy is None:
-            network = OneDevice(*recipe)
-        else:
-            policy = _policy(config)
-            network = Replicas(devices, lambda: challenge.build_model(config, policy), *recipe)
+        network = _on_devices(devices, *recipe)
         perturb, update = network.perturb, network.update
         if timed is not None:
             perturb, update = timed(perturb), timed(update)
         directory.restore(result, optimizer, model)
         network.begin()
         step, total = directory.first_step, config.max_num_training_steps
-        batches = training_batches(
-            images.images,
-            images.labels,
-            batch_size=config.training_batch_size,
-            seed=config.random_seed,
-            start_step=min(step, total),
-            num_steps=total,
-            to_pixels=challenge.to_pixels,
-            augment=augment,
-            rows=devices.rows(config.training_batch_size),
-        )
+        batches = _batches(config, challenge, images, augment, devices, first=min(step, total))
         directory.begin(images.name)
         validation = None
         if config.num_validation_steps and validation_images is not None and devices.is_chief:
@@ -110,12 +96,7 @@ def train(
         if step < total:
             devices.total(0)  # no worker ends before all are done
             raise log.interrupted(step, interruption.requested)
-        path = directory.path / "saved_model"
-        log.say(one_line(f"exporting the SavedModel {path}"))
-        if devices.is_chief:
-            checkpoints.export(result, path)
-        devices.total(0)
-        log.say(one_line(f"trained {step} steps; SavedModel in {path}"))
+        _export(result, directory.path / "saved_model", step, devices, log)
         return result
 
 
@@ -132,3 +113,39 @@ def build_networks(config, challenge):
 
 def _policy(config):
     return "mixed_bfloat16" if config.precision == "bfloat16" else "float32"
+
+
+def _on_devices(devices, config, challenge, *recipe):
+    """The network in training, see `OneDevice` for the arguments."""
+    if devices.strategy is None:
+        return OneDevice(config, challenge, *recipe)
+    policy = _policy(config)
+
+    def build():
+        return challenge.build_model(config, policy)
+
+    return Replicas(devices, build, config, challenge, *recipe)
+
+
+def _batches(config, challenge, images, augment, devices, first):
+    """The batches from the step `first` on, of which each worker gets its rows."""
+    return training_batches(
+        images.images,
+        images.labels,
+        batch_size=config.training_batch_size,
+        seed=config.random_seed,
+        start_step=first,
+        num_steps=config.max_num_training_steps,
+        to_pixels=challenge.to_pixels,
+        augment=augment,
+        rows=devices.rows(config.training_batch_size),
+    )
+
+
+def _export(result, path, num_steps, devices, log):
+    """Writes the SavedModel, which takes ten seconds; all workers wait for it."""
+    log.say(one_line(f"exporting the SavedModel {path}"))
+    if devices.is_chief:
+        checkpoints.export(result, path)
+    devices.total(0)
+    log.say(one_line(f"trained {num_steps} steps; SavedModel in {path}"))

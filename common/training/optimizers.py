@@ -1,5 +1,7 @@
 """The original code's learning rates and optimizer, and averages of weights."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
@@ -36,7 +38,7 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
         """The float32 rate at `step`."""
         step = tf.cast(step, tf.float32)
         rate = tf.constant(self.points[0][1], tf.float32)
-        for (start, before), (end, after) in zip(self.points, self.points[1:], strict=False):
+        for (start, before), (end, after) in itertools.pairwise(self.points):
             part = tf.clip_by_value((step - start) / (end - start), 0.0, 1.0)
             rate = tf.where(step > start, before + part * (after - before), rate)
         return rate

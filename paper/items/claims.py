@@ -102,7 +102,7 @@ def _distinct(result):
 def _capacity(result):
     curve = figure_4.curves(result, "pgd")["paper_pgd_40"]
     means = [sum(values) / len(values) for values in curve if values]
-    there = [scale for scale, values in zip(figure_4.SCALES, curve) if values]
+    there = [scale for scale, values in zip(figure_4.SCALES, curve, strict=True) if values]
     words = "MNIST: larger networks survive stronger adversaries (PGD-trained, under PGD, by scale)"
     paper = "11.4, 11.4, 87.7, 91.5, 93.3 %"
     if len(means) < 2:

@@ -54,7 +54,7 @@ def losses(work):
 def draw(result):
     """A panel a network: our runs, and behind them the mean and the range of the paper's."""
     figure, axes = style.subplots(1, 4, 10, 2.8)
-    for axis, (network, panel) in zip(axes[0], PANELS.items()):
+    for axis, (network, panel) in zip(axes[0], PANELS.items(), strict=True):
         if network.label not in result.numbers:
             continue
         theirs, ours = published("figure_1")[panel], result.numbers[network.label]["losses"]
@@ -117,7 +117,7 @@ def table(result):
     ]
     for network, pair in shapes(result).items():
         number = result.numbers[network.label]["image"]
-        for who, image, shape in zip(("paper", "ours"), ("unknown", number), pair):
+        for who, image, shape in zip(("paper", "ours"), ("unknown", number), pair, strict=True):
             lines.append(
                 f"| {network.label} | {image} | {who} | {shape['rise']:.0%} | "
                 f"{shape['spread']:.2f} | {shape['end']:.3g} |"

@@ -24,7 +24,7 @@ def draw(result):
     """A panel a network: bars by class, and behind them the paper's."""
     figure, axes = style.subplots(1, len(NETWORKS), 9, 2.2, sharey=True)
     classes = np.arange(10)
-    for axis, (network, name) in zip(axes[0], NETWORKS.items()):
+    for axis, (network, name) in zip(axes[0], NETWORKS.items(), strict=True):
         paper = {"color": style.PAPER["color"], "width": 0.9, "zorder": 1}
         axis.bar(classes, published("figure_10")[name], label=f"paper, {name}", **paper)
         ours = {"color": style.colour_of(network), "width": 0.4, "zorder": 2}

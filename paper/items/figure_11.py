@@ -33,11 +33,11 @@ def draw(result):
     there = [network for network in PANELS if network.label in result.numbers]
     count = result.settings["num_images"]
     figure, axes = style.subplots(len(there), count, 2 * count, 1.9 * len(there), sharey="row")
-    for row, network in zip(axes, there):
+    for row, network in zip(axes, there, strict=True):
         theirs = published("figure_11")[network.label]
         low = min(entry["lowest"] for entry in theirs)
         high = max(entry["highest"] for entry in theirs)
-        for axis, curves in zip(row, result.numbers[network.label]["images"]):
+        for axis, curves in zip(row, result.numbers[network.label]["images"], strict=False):
             axis.axhspan(low, high, color=style.PAPER["color"], alpha=0.4, linewidth=0, zorder=0)
             colour, steps = style.colour_of(network), np.arange(len(curves["mean"]))
             axis.fill_between(steps, curves["lowest"], curves["highest"], color=colour, alpha=0.3)

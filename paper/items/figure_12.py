@@ -57,9 +57,9 @@ def draw(result):
     (numbers,), settings = result.numbers.values(), result.settings
     count = max(len(numbers["examples"]), 1)
     figure, axes = style.subplots(2, count, max(1.5 * count, 4), 3.4)
-    for column, example in zip(axes.T, numbers["examples"]):
+    for column, example in zip(axes.T, numbers["examples"], strict=False):
         labels = (f"label {example['label']}", f"robust: {example['class']}")
-        for axis, kind, label in zip(column, ("natural", "adversarial"), labels):
+        for axis, kind, label in zip(column, ("natural", "adversarial"), labels, strict=True):
             pixels = np.reshape(example[f"{kind} pixels"], (28, 28))
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             axis.set_title(label)

@@ -106,10 +106,10 @@ def draw(result):
     """A panel a data set and image: both networks' histograms; grey: the paper's ranges."""
     count = result.settings["num_images"]
     figure, axes = style.subplots(2, count, 2 * count, 4.2, sharey=True)
-    for row, pair in zip(axes, PAIRS):
+    for row, pair in zip(axes, PAIRS, strict=True):
         for rank, axis in enumerate(row):
             titles = []
-            for network, hatch in zip(pair, ("", "////")):
+            for network, hatch in zip(pair, ("", "////"), strict=True):
                 ours = merged(result, network, rank)
                 if ours is None:
                     continue

@@ -1,5 +1,7 @@
 """Figure 4: accuracy and loss over the network's capacity, by training."""
 
+import itertools
+
 import numpy as np
 
 from cifar10_challenge.challenge import CIFAR10
@@ -135,7 +137,7 @@ def draw(result):
     """The panels of MNIST: accuracies of each training, and the losses."""
     figure, axes = style.subplots(1, 5, 11.5, 2.7)
     theirs = published("figure_4")["MNIST"]
-    for axis, (training, (title, panel, loss, _)) in zip(axes[0], TRAININGS.items()):
+    for axis, (training, (title, panel, loss, _)) in zip(axes[0], TRAININGS.items(), strict=False):
         ours = curves(result, training)
         for attack, (name, words) in ATTACKS.items():
             axis.plot(SCALES, theirs[panel][name], **style.PAPER)
@@ -229,7 +231,7 @@ def verdict(result):
             criteria.append((highest <= limit, f"{words} (at most {limit:.0f}; paper 0)"))
     leak = [
         np.mean(attacked) - np.mean(clean)
-        for attacked, clean in zip(fgsm["paper_fgsm"], fgsm["natural"])
+        for attacked, clean in zip(fgsm["paper_fgsm"], fgsm["natural"], strict=True)
         if attacked
     ]
     if leak:
@@ -237,7 +239,7 @@ def verdict(result):
         criteria.append((min(leak) > 0, f"{words} (or more; needed: above 0)"))
     rising = [np.mean(values) for values in pgd["paper_pgd_40"] if values]
     if len(rising) > 1:
-        grows = all(a <= b + 1 for a, b in zip(rising, rising[1:]))
+        grows = all(a <= b + 1 for a, b in itertools.pairwise(rising))
         shown = ", ".join(f"{value:.1f}" for value in rising)
         criteria.append((grows, f"after PGD training accuracy under PGD grows with scale: {shown}"))
     for number, scale in enumerate(SCALES):

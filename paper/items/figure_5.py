@@ -67,7 +67,7 @@ def smoothed(numbers, name):
 def draw(result):
     """A panel a data set, both axes logarithmic; grey: the paper's."""
     figure, axes = style.subplots(1, len(result.numbers), 4.5 * len(result.numbers), 2.8)
-    for axis, (name, numbers) in zip(axes[0], result.numbers.items()):
+    for axis, (name, numbers) in zip(axes[0], result.numbers.items(), strict=True):
         theirs = published("figure_5")[name]
         steps = np.maximum(theirs["step"], 1)
         axis.plot(steps, theirs["loss"], **style.PAPER, label="paper, averaged")

@@ -165,7 +165,7 @@ def draw(result):
     """A panel a data set and norm; grey behind ours: the paper's."""
     figure, axes = style.subplots(1, 4, 11, 2.9)
     units = {"MNIST": "pixels in [0, 1]", "CIFAR-10": "pixels in [0, 255]"}
-    for axis, (panel, (challenge, norm)) in zip(axes[0], PANELS.items()):
+    for axis, (panel, (challenge, norm)) in zip(axes[0], PANELS.items(), strict=True):
         for (_, network), name in CURVES.items():
             theirs = published("figure_6")[panel].get(name)
             if network.challenge is challenge and theirs is not None:
@@ -178,7 +178,7 @@ def draw(result):
         axis.set_xlabel(f"epsilon, {units[challenge.name]}")
         axis.set_xlim(0, epsilons_of(panel)[-1])
         axis.set_ylim(0, 103)
-    places = dict(zip(PANELS, axes[0]))
+    places = dict(zip(PANELS, axes[0], strict=True))
     for panel, network, attack, (epsilons, found, count) in curves(result):
         label = f"{network.title}, {attack} ({count:,})"
         line = style.line_of(attack)
@@ -206,7 +206,7 @@ def table(result):
         theirs = published("figure_6")[panel].get(CURVES.get((attack, network)))
         every = 1 if attack == SUITE else 2 if len(epsilons) < 20 else 4
         cells = []
-        for epsilon, accuracy in list(zip(epsilons, found))[::every]:
+        for epsilon, accuracy in list(zip(epsilons, found, strict=True))[::every]:
             paper = _at(theirs, epsilon)
             shown = "" if paper is None else f" ({paper:.1f})"
             cells.append(f"{epsilon:g}: {accuracy:.1f}{shown}")
@@ -235,7 +235,7 @@ def verdict(result):
         if theirs is not None:
             gaps = [
                 accuracy - paper
-                for epsilon, accuracy in zip(epsilons, found)
+                for epsilon, accuracy in zip(epsilons, found, strict=True)
                 if (paper := _at(theirs, epsilon)) is not None
             ]
             mean = float(np.mean(np.abs(gaps)))
@@ -244,7 +244,7 @@ def verdict(result):
         robust = NETWORKS[challenge.name][0]
         pgd, boundary = (curve(result, panel, robust, attack) for attack in (PGD, BOUNDARY))
         if challenge is MNIST and norm == "l2" and pgd is not None and boundary is not None:
-            ours = min(b - p for p, b in zip(pgd[1], boundary[1]))
+            ours = min(b - p for p, b in zip(pgd[1], boundary[1], strict=True))
             words = f"{panel}: the boundary attack finds up to {-ours:.0f} points more than PGD"
             criteria.append((ours <= -20, f"{words} (needed: 20; paper 79)"))
     return verdict_of(*criteria)

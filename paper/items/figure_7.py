@@ -51,14 +51,14 @@ def losses(work):
     pgd = ascent.pgd(source, work.challenge, settings["num_steps"])
     for run in range(settings["num_restarts"]):
         ends["PGD"].append(pgd.perturb(work.x_nat, work.y, (settings["seed"], run)).numpy())
-    along = functools.partial(_along, target, work.x_nat, work.y)
+    along = functools.partial(losses_along, target, work.x_nat, work.y)
     return {
         attack: [[ascent.rounded(curve) for curve in runs] for runs in along(np.array(of_attack))]
         for attack, of_attack in ends.items()
     }
 
 
-def _along(target, x_nat, y, ends):
+def losses_along(target, x_nat, y, ends):
     """The losses (images, runs, NUM_POINTS) from the images to the `ends` (runs, images, ...)."""
     shares = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)
     found = []
@@ -77,7 +77,7 @@ def draw(result):
     count = result.settings["num_images"]
     figure, axes = style.subplots(len(there), count, 2 * count, 1.9 * len(there), sharey="row")
     shares = np.linspace(0, 1, NUM_POINTS)
-    for row, network in zip(axes, there):
+    for row, network in zip(axes, there, strict=True):
         for image, axis in enumerate(row):
             for whose, width in (("own", 1.5), ("copy's", 0.7)):
                 numbers = result.numbers.get(f"{network.label}: {whose}")
@@ -153,7 +153,9 @@ def verdict(result):
     """By the item's rule."""
     criteria = []
     paper = published("figure_7")["simple natural"]
-    theirs = [fgsm / np.mean(pgd) for fgsm, pgd in zip(paper["own FGSM"], paper["own PGD"])]
+    theirs = [
+        fgsm / np.mean(pgd) for fgsm, pgd in zip(paper["own FGSM"], paper["own PGD"], strict=True)
+    ]
     most = 1.25 * max(theirs)
     for network in COPIES:
         own, copy = (ends_of(result, network, whose) for whose in ("own", "copy's"))

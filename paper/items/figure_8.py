@@ -133,7 +133,7 @@ def angles(first, second):
     there = (lengths[0] > 0) & (lengths[1] > 0)
     first, second = (
         rows[there].astype(np.float64) / length[there, None]
-        for rows, length in zip((first, second), lengths)
+        for rows, length in zip((first, second), lengths, strict=True)
     )
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosines = np.sum(first * second, axis=1) / norms
@@ -146,7 +146,7 @@ def draw(result):
     there = [pair for pair in PAIRS if f"{pair}, gradients" in result.records]
     figure, axes = style.subplots(2, len(there), 2.6 * len(there), 4.2)
     papers = published("figure_8")
-    for column, pair in zip(axes.T, there):
+    for column, pair in zip(axes.T, there, strict=True):
         numbers = result.records[f"{pair}, gradients"]["numbers"]
         colour = style.colour_of(PAIRS[pair][0])
         edges = np.arange(0, 181, 5)

@@ -38,9 +38,9 @@ def draw(result):
     """A column of pictures for each layer, a row for each network; grey is 0."""
     there = [network for network in NETWORKS if network.label in result.numbers]
     figure, axes = style.subplots(len(there), 2, 8, 2.1 * len(there))
-    for row, network in zip(axes, there):
+    for row, network in zip(axes, there, strict=True):
         numbers = result.numbers[network.label]
-        for axis, layer in zip(row, ("first", "second")):
+        for axis, layer in zip(row, ("first", "second"), strict=True):
             images = np.array(numbers[layer])
             largest = np.abs(images).max()
             axis.imshow(_mosaic(images), cmap="gray", vmin=-largest, vmax=largest)
@@ -63,13 +63,13 @@ def _live(numbers):
     return [count for count in numbers["non-zero weights"] if count]
 
 
-def _ends(numbers):
+def ends_of(numbers):
     """The least and the largest weight of the filters that are shown, as the paper's are."""
     return np.min(numbers["second"]), np.max(numbers["second"])
 
 
 def _width(numbers):
-    low, high = _ends(numbers)
+    low, high = ends_of(numbers)
     return high - low
 
 
@@ -93,7 +93,7 @@ def table(result):
         shown = f"{weights[0]} to {weights[-1]}" if len(weights) > 1 else f"{weights[0]}"
         lines.append(
             f"| {name.removeprefix('MNIST, ')} | ours | {len(live)} of {len(numbers['first'])} | "
-            f"{shown} | {_range(_ends(numbers))} |"
+            f"{shown} | {_range(ends_of(numbers))} |"
         )
     return lines
 

@@ -79,7 +79,7 @@ def gradient_at(model, image, label):
 def pairs(x):
     """Both entries of every pair, (n, pixels) each."""
     x = x.reshape(len(x), -1)
-    first, second = zip(*itertools.combinations(range(len(x)), 2))
+    first, second = zip(*itertools.combinations(range(len(x)), 2), strict=True)
     return x[list(first)], x[list(second)]
 
 
@@ -120,7 +120,7 @@ def segments(model, x, label, count):
         ends' losses, as all of a convex function's do.
     """
     chosen = itertools.islice(itertools.combinations(range(len(x)), 2), count)
-    first, second = (x[list(numbers)][:, None] for numbers in zip(*chosen))
+    first, second = (x[list(numbers)][:, None] for numbers in zip(*chosen, strict=True))
     shares = np.linspace(0, 1, NUM_POINTS, dtype=np.float32)
     points = first + shares[:, None, None, None] * (second - first)  # (pairs, NUM_POINTS, ...)
     losses = losses_of(model, points.reshape(-1, *x.shape[1:]), label).reshape(-1, NUM_POINTS)

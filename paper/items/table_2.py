@@ -1,5 +1,7 @@
 """Table 2: the robust CIFAR-10 network under 10 attacks."""
 
+import itertools
+
 from paper import under_attack
 from paper.item import Item, published, verdict_of
 from paper.items.table_1 import name_of
@@ -100,7 +102,7 @@ def verdict(result):
         if not {natural, fgsm, weak, strong} <= set(rows):
             continue
         values = [rows[key][1].value for key in (natural, fgsm, weak, strong)]
-        ordered = all(a > b for a, b in zip(values, values[1:]))
+        ordered = all(a > b for a, b in itertools.pairwise(values))
         shown = " > ".join(f"{value:.1f}" for value in values)
         criteria.append((ordered, f"{name}: natural, FGSM, PGD-7, PGD-20 fall as {shown}"))
         transferred = rows.get(("PGD", 7, "A_nat"))

@@ -211,16 +211,14 @@ def test_a_training_has_a_program_for_each_attack_of_its_schedule():
 
 def test_functions_have_the_same_names_in_every_export():
     text = "module @a_inference_run_3008__.44 {\n call @while_cond_2680_const_0__.12(%arg0)"
-    assert (
-        programs._plain(text) == "module @a_inference_run.44 {\n call @while_cond_const.12(%arg0)"
-    )
-    assert programs._plain("call @main_2(%arg0)") == "call @main_2(%arg0)"
+    assert programs.plain(text) == "module @a_inference_run.44 {\n call @while_cond_const.12(%arg0)"
+    assert programs.plain("call @main_2(%arg0)") == "call @main_2(%arg0)"
 
 
 def test_what_jax_refuses_is_replaced():
     text = '#loc = loc(unknown)\n%1 = mhlo.copy %0 : tensor<2x3xf32> loc("a(b)"("x":1:2))\n'
     expected = "%1 = stablehlo.reshape %0 : (tensor<2x3xf32>) -> tensor<2x3xf32>\n"
-    assert programs._plain(text) == expected
+    assert programs.plain(text) == expected
 
 
 def test_initial_kernels_are_drawn_again_from_their_seeds(tmp_path):

@@ -161,12 +161,12 @@ def test_wrong_flags(script, flag, expected, tmp_path):
 def test_a_network_of_another_size_is_refused():
     expected = "--model_dir: expected the network of --model, got natural"
     with pytest.raises(InputError, match=expected):
-        attack_throughput._network(MNIST, {"scale": 2}, "natural")
+        attack_throughput.network_of(MNIST, {"scale": 2}, "natural")
 
 
 @pytest.mark.parametrize("scale", [2, 16])
 def test_the_shipped_network_is_used_if_it_has_the_size(scale):
-    model = attack_throughput._network(MNIST, {"scale": scale})
+    model = attack_throughput.network_of(MNIST, {"scale": scale})
     assert MNIST.size_of([tuple(weight.shape) for weight in model.weights]) == {"scale": scale}
     x, y = digits(100)
     is_trained = np.mean(np.argmax(model(x), axis=-1) == y) > 0.9
@@ -347,7 +347,7 @@ def test_ours_and_autoattacks_on_the_same_network():
 
     # A false claim does not count.
     x = MNIST.to_pixels(images)
-    counts, withstood = comparison._verified(1 - x, comparison.natural_correct)
+    counts, withstood = comparison.verified(1 - x, comparison.natural_correct)
     assert counts["num_outside"] == 5 and withstood.sum() == 5
-    counts, withstood = comparison._verified(x, comparison.natural_correct)
+    counts, withstood = comparison.verified(x, comparison.natural_correct)
     assert counts["num_misclassified"]["keras"] == 0 and withstood.sum() == 5

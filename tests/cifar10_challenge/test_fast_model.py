@@ -171,5 +171,5 @@ def test_batch_norm_is_kerass_in_training_and_inference():
                 loss = tf.reduce_sum(y * weight)
             results.append([y, *tape.gradient(loss, [pixels, layer.gamma, layer.beta])])
             results[-1] += [layer.moving_mean, layer.moving_variance]
-        for actual, expected in zip(*results):
+        for actual, expected in zip(*results, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -32,7 +32,7 @@ def examples(count=12, classes=4, shape=(6, 5, 1), seed=0):
     random = np.random.default_rng(seed)
     y = random.integers(classes, size=count).astype("i4")
     x = random.uniform(0, 0.5, (count, *shape)).astype("f4")
-    for image, label in zip(x, y):
+    for image, label in zip(x, y, strict=True):
         image[label] += 0.5
     return x, y
 

@@ -108,7 +108,7 @@ def as_ever(tmp_path_factory):
 
 def assert_same(actual, expected):
     assert len(actual) == len(expected)
-    for found, wanted in zip(actual, expected):
+    for found, wanted in zip(actual, expected, strict=True):
         assert found.dtype == wanted.dtype
         np.testing.assert_array_equal(found, wanted)
 
@@ -277,7 +277,7 @@ def test_a_fixed_batch_takes_any_number_of_images(challenge, form, tmp_path):
     for count in (1, 4, 5, 6, 10, 13):
         x = images[:count]
         assert loaded.logits(x).shape == (count, 10)
-        for found, wanted in zip(logits_and_gradient(loaded.logits, x), all_expected):
+        for found, wanted in zip(logits_and_gradient(loaded.logits, x), all_expected, strict=True):
             np.testing.assert_allclose(found, wanted[:count], rtol=1e-4, atol=1e-6)
     # Their number is known only as it runs.
     unknown = tf.function(
@@ -285,7 +285,7 @@ def test_a_fixed_batch_takes_any_number_of_images(challenge, form, tmp_path):
         input_signature=[tf.TensorSpec((None, *challenge.image_shape))],
     )
     for count in (1, 5, 13):
-        for found, wanted in zip(unknown(images[:count]), all_expected):
+        for found, wanted in zip(unknown(images[:count]), all_expected, strict=True):
             np.testing.assert_allclose(found, wanted[:count], rtol=1e-4, atol=1e-6)
     assert_attackable(loaded, challenge)
 

@@ -106,7 +106,7 @@ def test_the_challenges_own_network_comes_as_a_keras_model_too(model, saved, nam
     loaded = checkpoints.load_model(MNIST, saved / name)
     assert isinstance(loaded.logits, FastModel)
     assert len(loaded.model.trainable_weights) == 8
-    for weight, expected in zip(loaded.model.get_weights(), model.get_weights()):
+    for weight, expected in zip(loaded.model.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
 
 
@@ -119,7 +119,7 @@ def test_load_keras_model_gives_a_network_that_trains_on(model, saved, name):
     network.compile(keras.optimizers.SGD(0.1), loss)
     network.train_on_batch(X, y)
     after = network.get_weights()
-    assert all(np.any(old != new) for old, new in zip(before, after))
+    assert all(np.any(old != new) for old, new in zip(before, after, strict=True))
     # Cross-entropy's gradient for the last bias: the mean of the probabilities less the labels.
     gradient = np.mean(tf.nn.softmax(logits) - np.eye(10)[y], axis=0)
     np.testing.assert_allclose(after[-1], before[-1] - 0.1 * gradient, rtol=1e-5)
@@ -266,7 +266,7 @@ def test_a_shipped_model_is_the_same_in_every_form(challenge, name, tmp_path, mo
         lambda x: module.signatures["serving_default"](image=x)["logits"],
         lambda x: layer(x)["logits"],
     ):
-        for found, wanted in zip(logits_and_gradient(logits, x), (expected, gradient)):
+        for found, wanted in zip(logits_and_gradient(logits, x), (expected, gradient), strict=True):
             scale = np.max(np.abs(wanted))
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * scale)
 

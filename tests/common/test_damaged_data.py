@@ -161,7 +161,7 @@ def test_a_directory_that_cannot_be_read_is_named(nothing_at_hand, monkeypatch):
     ],
 )
 def test_a_damaged_sample_is_named(tmp_path, monkeypatch, arrays):
-    monkeypatch.setattr(data, "_SAMPLES", tmp_path)
+    monkeypatch.setattr(data, "SAMPLES", tmp_path)
     path = tmp_path / "mnist.npz"
     if isinstance(arrays, bytes):
         path.write_bytes(arrays)
@@ -171,8 +171,8 @@ def test_a_damaged_sample_is_named(tmp_path, monkeypatch, arrays):
 
 
 def test_a_sample_cut_anywhere_is_named(tmp_path, monkeypatch):
-    content = (data._SAMPLES / "mnist.npz").read_bytes()
-    monkeypatch.setattr(data, "_SAMPLES", tmp_path)
+    content = (data.SAMPLES / "mnist.npz").read_bytes()
+    monkeypatch.setattr(data, "SAMPLES", tmp_path)
     for size in range(0, len(content), len(content) // 50):
         (tmp_path / "mnist.npz").write_bytes(content[:size])
         assert "mnist.npz cannot be read" in refusal(data.load_mnist, "sample")

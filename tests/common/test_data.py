@@ -205,7 +205,7 @@ def test_the_sample_has_100_a_class_and_says_what_it_is(nothing_at_hand, load, s
 
 def test_the_samples_are_the_images_at_index(mnist_validation, cifar10_test):
     for name, full in [("mnist", mnist_validation), ("cifar10", cifar10_test)]:
-        with np.load(data._SAMPLES / f"{name}.npz") as sample:
+        with np.load(data.SAMPLES / f"{name}.npz") as sample:
             index = sample["index"]
             assert (np.diff(index) > 0).all()
             np.testing.assert_array_equal(
@@ -330,7 +330,7 @@ def test_a_resumed_stream_is_the_unbroken_one_to_the_bit(start_step, augment):
     unbroken = batches(augment=augment)[start_step:]
     resumed = batches(augment=augment, start_step=start_step)
     assert len(resumed) == len(unbroken) == 10 - start_step
-    for (x, y), (x_unbroken, y_unbroken) in zip(resumed, unbroken):
+    for (x, y), (x_unbroken, y_unbroken) in zip(resumed, unbroken, strict=True):
         np.testing.assert_array_equal(x, x_unbroken)
         np.testing.assert_array_equal(y, y_unbroken)
 

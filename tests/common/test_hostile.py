@@ -141,7 +141,7 @@ def place(tmp_path_factory):
 def test_hostile_command_lines_are_one_line_each(place):
     before = sorted(place.iterdir())
     found = run_all([words for words, _ in HOSTILE.values()], place)
-    for name, (code, out, err), (_, expected) in zip(HOSTILE, found, HOSTILE.values()):
+    for name, (code, out, err), (_, expected) in zip(HOSTILE, found, HOSTILE.values(), strict=True):
         assert code == 1, (name, out, err)
         lines = err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), (name, err)

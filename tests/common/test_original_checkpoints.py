@@ -329,7 +329,7 @@ def test_an_older_checkpoint_by_its_number(trained):
     challenge, directory = trained.case.challenge, trained.directory
     (old, step), (new, _) = (load_original(challenge, directory, n) for n in (2, None))
     assert step == 2
-    assert any(np.any(a != b) for a, b in zip(old.get_weights(), new.get_weights()))
+    assert any(np.any(a != b) for a, b in zip(old.get_weights(), new.get_weights(), strict=True))
     # The Saver kept three.
     refused(f"a checkpoint in {directory}: 1, 2, 3; got 0", load_original, challenge, directory, 0)
 
@@ -419,7 +419,7 @@ def test_the_original_restores_what_is_saved(tmp_path, name):
     assert_close(model(x, training=False), logits)
     again, step = load_original(case.challenge, tmp_path / "moved")
     assert step == 1200
-    for weight, expected in zip(again.get_weights(), model.get_weights()):
+    for weight, expected in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
 
 

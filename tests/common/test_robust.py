@@ -104,7 +104,7 @@ def test_pixels_of_bytes_and_colours_are_taken(tmp_path):
     # The matrix of classes is of the model's own predictions.
     classes = np.asarray(model(report.result.x_adv)).argmax(axis=1)
     names = ["a", "b", "c", "&lt;d&gt;"]
-    for label, other in zip(y, classes):
+    for label, other in zip(y, classes, strict=True):
         number = np.count_nonzero((y == label) & (classes == other))
         assert f"{names[label]} classified as {names[other]}: {number} (" in page
     with pytest.raises(InputError, match="^cannot write "):

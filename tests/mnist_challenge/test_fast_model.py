@@ -6,7 +6,7 @@ from benchmarks import plain
 from common.attack import PGD
 from common.checkpoints import fast_model, load_model
 from mnist_challenge.challenge import MNIST
-from mnist_challenge.fast_model import _live_filters
+from mnist_challenge.fast_model import live_filters
 from mnist_challenge.model import build_model
 from tests.helpers import digits, input_gradient
 
@@ -94,7 +94,7 @@ def with_biases(values, dtype="float32"):
 )
 def test_filters_that_no_image_brings_above_zero_are_left_out(highest, live):
     kernel, bias = with_biases(np.float32(highest)).get_layer("conv1").weights
-    actual = tf.function(_live_filters)(kernel, bias)
+    actual = tf.function(live_filters)(kernel, bias)
     np.testing.assert_array_equal(actual, live)
 
 
@@ -112,7 +112,7 @@ def test_leaving_filters_out_changes_nothing(highest, noise):
 @pytest.mark.parametrize("other", [np.nan, 0.5])
 def test_a_diverged_network_keeps_its_filters(other):
     model = with_biases(np.float32([np.nan, *[other] * 6, np.nan]))
-    assert len(tf.function(_live_filters)(*model.get_layer("conv1").weights)) == 8
+    assert len(tf.function(live_filters)(*model.get_layer("conv1").weights)) == 8
 
 
 def test_an_attack_on_other_pixels_runs_the_plain_network():
@@ -121,7 +121,7 @@ def test_an_attack_on_other_pixels_runs_the_plain_network():
     kernel, bias = model.get_layer("conv1").weights
     kernel.assign(-tf.abs(kernel))  # pixels below zero alone bring a filter above it
     bias.assign(tf.fill(bias.shape, -0.1))
-    assert len(_live_filters(kernel, bias)) == 1
+    assert len(live_filters(kernel, bias)) == 1
     settings = {"epsilon": 0.2, "step_size": 0.05, "num_steps": 3, "bounds": (-1.0, 1.0)}
     attack = PGD(fast_model(model, MNIST), random_start=False, **settings)
     actual = attack.perturb(x - 0.5, y)
@@ -134,9 +134,9 @@ def test_shipped_robust_network_is_attacked_with_few_filters_and_the_same_gradie
     x, y = noisy_digits(50, 0.3)
     model = load_model(MNIST, "adv_trained").model
     kernel, bias = model.get_layer("conv1").weights
-    assert len(_live_filters(kernel, bias)) == 13
+    assert len(live_filters(kernel, bias)) == 13
     natural = load_model(MNIST, "natural").model.get_layer("conv1").weights
-    assert len(_live_filters(*natural)) == 32
+    assert len(live_filters(*natural)) == 32
     x = tf.constant(x)
     np.testing.assert_allclose(compiled(model)(x), model(x), rtol=1e-4, atol=1e-4)
     expected = input_gradient(model, x, y).numpy()

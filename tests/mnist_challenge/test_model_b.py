@@ -13,7 +13,10 @@ from tests.helpers import checkpoint_arrays, digits, input_gradient, train
 def plain_logits(x, weights):
     """Tramèr's model B in inference mode, from raw ops."""
     for (kernel, bias), stride, padding in zip(
-        zip(weights[:6:2], weights[1:6:2]), (2, 2, 1), ("SAME", "VALID", "VALID")
+        zip(weights[:6:2], weights[1:6:2], strict=True),
+        (2, 2, 1),
+        ("SAME", "VALID", "VALID"),
+        strict=True,
     ):
         x = tf.nn.relu(tf.nn.conv2d(x, kernel, stride, padding) + bias)
     return tf.matmul(tf.reshape(x, (-1, 128)), weights[6]) + weights[7]

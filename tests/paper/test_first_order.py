@@ -75,7 +75,9 @@ def test_losses_along_a_direction_begin_at_the_image_and_end_at_the_perturbed_on
 
     x_nat = np.zeros((2, 28, 28, 1), np.float32)
     ends = np.stack([x_nat + 1, x_nat + 2])
-    found = figure_7._along(types.SimpleNamespace(logits=logits), x_nat, np.zeros(2, int), ends)
+    found = figure_7.losses_along(
+        types.SimpleNamespace(logits=logits), x_nat, np.zeros(2, int), ends
+    )
     for run_number, end in enumerate((1, 2)):
         expected = np.log1p(np.exp(np.linspace(0, end, figure_7.NUM_POINTS)))
         np.testing.assert_allclose(found[0, run_number], expected, rtol=1e-5)
@@ -91,7 +93,7 @@ def test_a_threshold_filter_is_live_with_one_weight():
     numbers = figure_9.filters(work)
     assert numbers["non-zero weights"] == [0, 1, 0, 1]
     assert numbers["second"][2] == [2.0] * 25
-    assert figure_9._ends(numbers) == (0, 2)  # as drawn; -3 is of another filter
+    assert figure_9.ends_of(numbers) == (0, 2)  # as drawn; -3 is of another filter
 
 
 @pytest.mark.slow

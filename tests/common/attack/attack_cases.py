@@ -64,7 +64,7 @@ def highest_leads(weights, biases, x, y, epsilon):
                 for t in range(NUM_CLASSES)
                 if t != label
             )
-            for image, label in zip(x, y)
+            for image, label in zip(x, y, strict=True)
         ]
     )
 

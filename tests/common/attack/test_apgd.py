@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -174,7 +176,7 @@ def transcription(loss_and_gradient, start, x_nat, epsilon, num_steps, norm):
             f_max, x_max, g_max = f, x, g
         if k + 1 == w[j] < num_steps:
             window = losses[w[j - 1] : w[j] + 1]
-            rises = sum(b > a for a, b in zip(window, window[1:]))
+            rises = sum(b > a for a, b in itertools.pairwise(window))
             stuck = etas[-1] == eta and maxima[-1] == f_max
             # What the next checkpoint compares with.
             etas.append(eta)
@@ -216,7 +218,7 @@ def test_it_is_the_papers_algorithm(norm, epsilon):
         norm=norm,
     )
     x = attack.perturb(x_nat, np.zeros(4, int), seed=5).numpy()
-    for image, begin, found in zip(x_nat, start, x):
+    for image, begin, found in zip(x_nat, start, x, strict=True):
         expected = transcription(
             forward, begin.astype(float), image.astype(float), epsilon, 25, norm
         )

@@ -98,7 +98,7 @@ def test_a_network_is_attacked_in_inference_mode_and_left_alone(name):
     before = [np.array(weight) for weight in model.weights]
     x_nat, y = labelled(lambda x: model(x, training=False), count=4)
     x = make(name, model, "linf").perturb(x_nat, y)
-    for weight, old in zip(model.weights, before):
+    for weight, old in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
     as_function = make(name, lambda x: model(x, training=False), "linf").perturb(x_nat, y)
     np.testing.assert_allclose(x, as_function, atol=1e-6)

@@ -87,7 +87,7 @@ def test_it_finds_the_closest_point_of_a_linear_model(norm):
     weights, biases, model = linear_model()
     x_nat, y = labelled(model)
     expected = []
-    for image, label in zip(x_nat.reshape(12, -1).astype(np.float64), y):
+    for image, label in zip(x_nat.reshape(12, -1).astype(np.float64), y, strict=True):
         steps = []
         for target in set(range(NUM_CLASSES)) - {label}:
             normal = (weights[target] - weights[label]).astype(np.float64)

@@ -28,7 +28,7 @@ def noisy():
 
 @pytest.fixture(scope="module")
 def digits():
-    with np.load(data._SAMPLES / "mnist.npz") as sample:
+    with np.load(data.SAMPLES / "mnist.npz") as sample:
         images = sample["images"][:20].reshape(-1, 28, 28, 1)
         return data.mnist_pixels(images), sample["labels"][:20].astype(np.int32)
 
@@ -177,7 +177,7 @@ def test_a_keras_model_is_attacked_in_inference_mode_and_left_alone(noisy, norme
     before = [np.array(weight) for weight in normed.weights]
     options = {"epsilon": 0.3, "step_size": 0.1, "num_steps": 5}
     x_adv = PGD(normed, **options).perturb(*noisy)
-    for weight, old in zip(normed.weights, before):
+    for weight, old in zip(normed.weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
     as_function = PGD(lambda x: normed(x, training=False), **options).perturb(*noisy)
     np.testing.assert_array_equal(x_adv, as_function)
@@ -195,7 +195,7 @@ def test_batch_statistics_update_the_averages_at_every_step(normed):
     )
     pgd.perturb(np.full((4, 2, 2, 1), 0.5), [0, 1, 0, 1])
     np.testing.assert_allclose(normed.layers[0].moving_mean, [0.5 * (1 - 0.9**3)], rtol=1e-6)
-    for weight, old in zip(normed.trainable_weights, weights):
+    for weight, old in zip(normed.trainable_weights, weights, strict=True):
         np.testing.assert_array_equal(weight, old)
 
 

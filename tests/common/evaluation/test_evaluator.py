@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import signal
 import tracemalloc
@@ -15,7 +16,7 @@ from common.evaluation import results
 from common.evaluation import state as state_lib
 from common.evaluation.evaluator import Evaluator
 from common.evaluation.results import Trial, wilson_interval
-from common.evaluation.state import State, _Found
+from common.evaluation.state import Found, State
 
 # Three classes of 2x2 images, labelled as the model sees them but for one. The start decides
 # which of them two small steps break.
@@ -88,7 +89,9 @@ class NoAttack:
         self.calls = []
 
     def perturb(self, x_nat, y, seed, index):
-        self.calls.append([(*pair, i) for pair, i in zip(seed.tolist(), index.tolist())])
+        self.calls.append(
+            [(*pair, i) for pair, i in zip(seed.tolist(), index.tolist(), strict=True)]
+        )
         return x_nat
 
 
@@ -122,7 +125,9 @@ def test_the_worst_case_is_that_of_the_plain_procedure(batch_size):
     x_nat = data.mnist_pixels(IMAGES)
     # Attack everything every time, and only then look.
     x_adv = [PGD_2.perturb(x_nat, LABELS, seed=(seed, r)).numpy() for r in range(num_restarts)]
-    correct, losses = map(np.array, zip(*(correct_and_losses(x, LABELS) for x in x_adv)))
+    correct, losses = map(
+        np.array, zip(*(correct_and_losses(x, LABELS) for x in x_adv), strict=True)
+    )
     robust = correct.all(axis=0)
     first_broken = (~correct).argmax(axis=0)
     chosen = np.where(robust, losses.argmax(axis=0), first_broken)
@@ -189,7 +194,7 @@ def test_a_misclassified_point_is_preferred_to_a_higher_loss():
 
 def test_more_restarts_never_raise_accuracy():
     standing = [evaluate(num_restarts=r, seed=3).adversarial_correct for r in range(1, 5)]
-    for fewer, more in zip(standing, standing[1:]):
+    for fewer, more in itertools.pairwise(standing):
         assert (more <= fewer).all()
     assert standing[-1].sum() < standing[0].sum()
 
@@ -236,7 +241,7 @@ def test_the_worst_case_over_attacks_is_that_of_the_plain_procedure(batch_size, 
     seed = 3
     found = plain_worst_case(seed)
     correct, losses = map(
-        np.array, zip(*(correct_and_losses(x_adv, LABELS) for *_, x_adv in found))
+        np.array, zip(*(correct_and_losses(x_adv, LABELS) for *_, x_adv in found), strict=True)
     )
     natural, natural_losses = correct_and_losses(data.mnist_pixels(IMAGES), LABELS)
     robust = natural & correct.all(axis=0)
@@ -643,7 +648,7 @@ def test_a_state_that_claims_a_huge_array_fills_no_memory(tmp_path):
                 member.write(bytes(10_000_000))
     tracemalloc.start()
     with pytest.raises(InputError, match=r"cannot resume from .*state\.npz: "):
-        State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
+        State(path, {"seed": 0}).read(Found.nothing(IMAGES, 1))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
@@ -654,19 +659,19 @@ def test_a_state_cut_anywhere_is_refused(tmp_path):
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"cannot resume from .*state\.npz: "):
-            State(path, {"seed": 0}).read(_Found.nothing(IMAGES, 1))
+            State(path, {"seed": 0}).read(Found.nothing(IMAGES, 1))
 
 
 def test_a_state_with_a_flipped_byte_is_refused_or_the_same(tmp_path):
     path, rng = tmp_path / "state.npz", np.random.default_rng(0)
-    content, whole = kept(path), _Found.nothing(IMAGES, 1)
+    content, whole = kept(path), Found.nothing(IMAGES, 1)
     State(path, {"seed": 0}).read(whole)
     num_refused = 0
     for at in rng.choice(len(content), 1000, replace=False):
         changed = bytearray(content)
         changed[at] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
-        found = _Found.nothing(IMAGES, 1)
+        found = Found.nothing(IMAGES, 1)
         before = dataclasses.replace(found)
         try:
             State(path, {"seed": 0}).read(found)
@@ -700,7 +705,7 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path, monkeypatch):
     state = State(path, {"seed": 0})
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
         patch.setattr(os, "fdopen", full_disk)
-        state.keep(_Found.nothing(IMAGES, 1), at_once=True)
+        state.keep(Found.nothing(IMAGES, 1), at_once=True)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
     state.keep_last()  # there is room again
     assert path.read_bytes() != content

@@ -159,7 +159,7 @@ def test_warnings_begin_above_their_thresholds(function, silent, firing):
 )
 def test_a_black_box_attack_that_is_stronger(num_gradients, broken, fires):
     withstood = np.ones((len(broken), 10), bool)
-    for row, numbers in zip(withstood, broken):
+    for row, numbers in zip(withstood, broken, strict=True):
         row[numbers] = False
     result = types.SimpleNamespace(withstood=withstood, natural_correct=np.arange(10) < 9)
     trials = [

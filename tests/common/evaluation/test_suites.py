@@ -103,7 +103,7 @@ def test_the_paper_suite_through_the_script(tiny, tmp_path):
     lines, table = out.splitlines(), out[out.index("\nattack ") :].splitlines()[1:]
     given = round(result["natural_accuracy"] * 32 / 100)
     worst = 100.0
-    for entry, row in zip(result["attacks"], table[2:]):
+    for entry, row in zip(result["attacks"], table[2 : 2 + len(result["attacks"])], strict=True):
         assert entry["num_given"] == given
         alone = 100 * (given - entry["num_broken"]) / 32
         assert entry["accuracy_alone"] == pytest.approx(alone)
@@ -230,7 +230,7 @@ def test_each_alone_gives_both_columns_and_the_same_worst_case(evaluate, tmp_pat
     np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
     for name in ("natural_accuracy", "adversarial_accuracy", "adversarial_loss"):
         assert cumulative[name] == alone[name]
-    for ours, theirs in zip(cumulative["attacks"], alone["attacks"]):
+    for ours, theirs in zip(cumulative["attacks"], alone["attacks"], strict=True):
         assert ours["accuracy"] == theirs["accuracy"]
     assert cumulative["attacks"][1]["accuracy_alone"] is None
     first, second = alone["attacks"]
@@ -296,7 +296,7 @@ def test_the_fast_suite_reports_the_examples_that_it_left_alone(
     out = evaluate(*command, "--output_json=whole.json").out
     result = timeless(tmp_path / "whole.json")
     assert [entry["name"] for entry in result["attacks"]] == [stage.name for stage in short["fast"]]
-    for entry, stage in zip(result["attacks"], short["fast"]):
+    for entry, stage in zip(result["attacks"], short["fast"], strict=True):
         standing = entry["num_given"] + entry["num_left_alone"]
         assert entry["num_given"] == int(np.ceil(stage.share * standing)) > 0
         assert entry["attack"].get("share", 1.0) == stage.share

@@ -63,7 +63,7 @@ class PartsNorm(layers.BatchNorm):
             outputs.append(
                 tf.nn.batch_normalization(rows, mean, variance, self.beta, self.gamma, self.epsilon)
             )
-        self._follow(*(tf.add_n(found) / self.parts for found in zip(*moments)))
+        self._follow(*(tf.add_n(found) / self.parts for found in zip(*moments, strict=True)))
         places = [order.index(row) for row in range(count)]
         return tf.gather(tf.concat(outputs, axis=0), places)
 

@@ -177,7 +177,7 @@ def test_replicas_take_turns_in_a_batch_and_lose_no_image():
     whole = [y.numpy() for _, y in training_batches(images, labels, **options)]
     rows = [np.arange(first, 6, 3) for first in range(3)]
     parts = [training_batches(images, labels, rows=its, **options) for its in rows]
-    for step, found in enumerate(zip(*parts)):
+    for step, found in enumerate(zip(*parts, strict=True)):
         for its, (x, y) in zip(rows, found, strict=True):
             np.testing.assert_array_equal(y, whole[step][its])
             np.testing.assert_array_equal(x[:, 0, 0, 0], y)

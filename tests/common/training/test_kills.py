@@ -136,7 +136,7 @@ def test_every_state_of_the_directory_resumes_at_a_checkpoint_of_the_training(
         if step is not None:
             reached.add(step)
             # The same at each state; the next test checks that these are the training's own.
-            for ours, first in zip(found, weights.setdefault(step, found)):
+            for ours, first in zip(found, weights.setdefault(step, found), strict=True):
                 np.testing.assert_array_equal(ours, first)
         shutil.rmtree(tmp_path / str(number))
     assert reached == set(range(0, 23, 2))

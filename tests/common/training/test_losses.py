@@ -84,7 +84,7 @@ def test_an_update_descends_the_loss_that_the_config_names(name):
     gradients = tape.gradient(total, model.trainable_variables)
     expected = [
         weight.numpy() - 0.1 * gradient
-        for weight, gradient in zip(model.trainable_variables, gradients)
+        for weight, gradient in zip(model.trainable_variables, gradients, strict=True)
     ]
     xent_adv = keras.losses.sparse_categorical_crossentropy(y, model(x_adv), from_logits=True)
     update = steps.make_update(config, model, optimizers.Momentum(0.1), tf.reduce_mean)
