@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import sys
 
 if not __package__:  # run as a file, from any directory
@@ -23,14 +24,14 @@ if __name__ == "__main__":
 import numpy as np
 from absl import flags
 
-from accelerator import initial, packed_images, programs
+from accelerator import initial, job_files, packed_images, programs
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
 from common import json_shapes
 from common.config import NOT_OF_TRAINING, make_config, read_json
 from common.errors import InputError, one_line
 from common.files import write_json
-from common.json_shapes import COUNT, TEXT, Optional
+from common.json_shapes import TEXT, Optional
 from common.provenance import provenance
 from common.scripts import app
 from common.scripts.flags import define_path
@@ -42,12 +43,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 # Name in jobs.json and of the data's folder: challenge, its train.py, files of training images.
 CHALLENGES = {"mnist": (MNIST, mnist_train, 1), "cifar10": (CIFAR10, cifar10_train, 2)}
 EVAL_BATCH_SIZE = 500
-_JOBS = {
+PROGRAMS = "programs"  # the folder beside the jobs'
+_JOB = {
     "challenge": json_shapes.one_of(CHALLENGES),
     "recipe": TEXT,
-    "random_seed": COUNT,
+    "random_seed": json_shapes.whole(0),
     "rows": [TEXT],
-    "steps_per_call": COUNT,
+    "steps_per_call": json_shapes.whole(1),
     "round_to_bfloat16": Optional(json_shapes.BOOL),
 }
 
@@ -64,20 +66,67 @@ def define_flags():
 
 def main(names):
     """Exports the jobs of the command line."""
-    jobs_file = pathlib.Path(FLAGS.jobs)
-    known = json_shapes.read(jobs_file, {})
+    output, exported = pathlib.Path(FLAGS.output_dir), {}
+    for job, config in read_jobs(pathlib.Path(FLAGS.jobs), names):
+        data = write_data(job["challenge"], output / "data", FLAGS.data_dir)
+        export_job(job, config, data, output / "jobs", exported)
+        print(one_line(f"{job['name']} in {output / 'jobs' / job['name']}"), flush=True)
+
+
+def read_jobs(path, names):
+    """Returns jobs of a file such as jobs.json, and their configs, as (dict, config) pairs.
+
+    Args:
+        path: the file's path; recipes are relative to its directory.
+        names: the jobs' names.
+
+    Raises:
+        InputError: a job, its recipe or one of its rows is unknown, or cannot be used.
+    """
+    known, jobs = json_shapes.read(path, {}), []
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(
             f"JOB: expected some of {', '.join(known)}, got {unknown[0] if unknown else 'none'}"
         )
-    output, exported = pathlib.Path(FLAGS.output_dir), {}
     for name in names:
-        json_shapes.check(known[name], _JOBS, jobs_file)
+        if not re.fullmatch(r"\w[\w.-]*", name) or name == PROGRAMS:
+            raise InputError(f"{path}: expected a name of letters, digits and _ . -, got {name!r}")
+        json_shapes.check({name: known[name]}, {name: _JOB}, path)
+        surplus = sorted(set(known[name]) - set(_JOB))
+        if surplus:
+            raise InputError(
+                f"{path}: expected some of {', '.join(_JOB)} as {name}, got {surplus[0]}"
+            )
         job = {"name": name, **known[name]}
-        data = write_data(job["challenge"], output / "data", FLAGS.data_dir)
-        export_job(job, jobs_file.parent / job["recipe"], data, output / "jobs", exported)
-        print(one_line(f"{name} in {output / 'jobs' / name}"), flush=True)
+        challenge = CHALLENGES[job["challenge"]][0]
+        rows = [
+            row for row, preset in challenge.presets.items() if preset.get("num_restarts", 1) == 1
+        ]
+        unknown = sorted(set(job["rows"]) - set(rows))
+        if unknown:
+            raise InputError(
+                f"{path}: expected some of {', '.join(rows)} as {name}.rows, got {unknown[0]}"
+            )
+        jobs.append((job, make_job_config(job, path.parent / job["recipe"])))
+    return jobs
+
+
+def make_job_config(job, recipe):
+    """Returns the config of a job.
+
+    Args:
+        job: an entry of jobs.json, with its name.
+        recipe: path of its config file.
+    """
+    config = make_config(
+        CHALLENGES[job["challenge"]][0],
+        (recipe, read_json(recipe)),
+        (job["name"], {"random_seed": job["random_seed"], "jit_compile": True}),
+    )
+    if config.precision == "auto":  # accelerators multiply bfloat16 fast
+        config = dataclasses.replace(config, precision="bfloat16")
+    return config
 
 
 def write_data(name, directory, data_dir):
@@ -92,24 +141,17 @@ def write_data(name, directory, data_dir):
     return splits["train"], splits["test"]
 
 
-def export_job(job, recipe, data, directory, exported):
+def export_job(job, config, data, directory, exported):
     """Writes a job's folder, and its programs if they are not exported yet.
 
     Args:
         job: an entry of jobs.json, with its name.
-        recipe: path of its config file.
+        config: its config, see `make_job_config`.
         data: its challenge's (train, test), two `common.data.Split`s.
         directory: pathlib.Path of the jobs.
         exported: dict of programs that are there, which gets further ones.
     """
     challenge, script, _ = CHALLENGES[job["challenge"]]
-    config = make_config(
-        challenge,
-        (recipe, read_json(recipe)),
-        (job["name"], {"random_seed": job["random_seed"], "jit_compile": True}),
-    )
-    if config.precision == "auto":  # accelerators multiply bfloat16 fast
-        config = dataclasses.replace(config, precision="bfloat16")
     train, test = data
     networks, experiment = build_networks(config, challenge), script.experiment(config)
     result, trained = networks
@@ -126,10 +168,10 @@ def export_job(job, recipe, data, directory, exported):
         key = json.dumps([job["challenge"], kind, of_training, len(train.images)], default=str)
         if key not in exported:
             digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-            path = directory / "programs" / f"{kind}-{digest}.json.gz"
+            path = directory / PROGRAMS / f"{kind}-{digest}.json.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             programs.export(*make(), variables, path, exact)
-            exported[key] = f"programs/{path.name}"
+            exported[key] = f"{PROGRAMS}/{path.name}"
         return exported[key]
 
     num_images, num_steps = len(train.images), job["steps_per_call"]
@@ -147,12 +189,6 @@ def export_job(job, recipe, data, directory, exported):
         for first, part in programs.phases(config)
         if first < config.max_num_training_steps
     ]
-    known = [
-        row for row, settings in challenge.presets.items() if settings.get("num_restarts", 1) == 1
-    ]
-    unknown = sorted(set(job["rows"]) - set(known))
-    if unknown:
-        raise InputError(f"rows: expected some of {', '.join(known)}, got {unknown[0]}")
     evaluations = {
         row: exported_once(
             row,
@@ -183,8 +219,8 @@ def export_job(job, recipe, data, directory, exported):
         "result": [f"{programs.RESULT}/{weight.path}" for weight in result.weights],
     }
     files = sorted({name for _, name in parts} | set(evaluations.values()))
-    contents = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in files}
-    entry["digest"] = hashlib.sha256(json.dumps([entry, contents]).encode()).hexdigest()
+    entry["programs"] = {name: job_files.digest_of_file(directory / name) for name in files}
+    entry["digest"] = job_files.digest_of(entry)
     write_json(folder / "job.json", {**entry, "provenance": provenance()})
 
 

@@ -4,6 +4,8 @@ Keras draws a kernel by TensorFlow's Philox from a seed and the kernel's number.
 the same values from these, only seed and number are stored; other values are stored in full.
 """
 
+import hashlib
+
 import numpy as np
 
 from common import philox
@@ -73,7 +75,7 @@ def describe(values, seed, directory):
                 number += 1
                 continue
             number += 1
-        described[name] = {"kept": True}
+        described[name] = {"kept": _digest(value)}
         kept[name] = value
     np.savez_compressed(directory / _FILE, **kept)
     return described
@@ -108,4 +110,10 @@ def _values(described, path):
                 values[name] = draw * np.float32(entry["deviation"])
             else:
                 values[name] = kept[name]
+                if _digest(values[name]) != entry["kept"]:
+                    raise InputError(f"expected the job's {name}, got other values")
     return values
+
+
+def _digest(value):
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()

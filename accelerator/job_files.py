@@ -1,76 +1,109 @@
 """A job's files, as run.py and collect.py read them: what is damaged or missing is one line."""
 
+import hashlib
+import json
+import pathlib
+
 import numpy as np
 
 from common import json_shapes
 from common.errors import InputError, reason_of
-from common.json_shapes import ANYTHING, BOOL, COUNT, INTEGER, TEXT, Kind, Optional
+from common.json_shapes import BOOL, COUNT, NUMBER, TEXT, Nullable, Optional, Values
 
-_OBJECT = {}  # whatever it holds
-_OBJECTS = Kind(
-    "an object of objects",
-    lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
-)
-_EVALUATIONS = Kind(
-    "evaluations with their num_examples",
-    lambda value: (
-        _OBJECTS.includes(value)
-        and all(COUNT.includes(entry.get("num_examples")) for entry in value.values())
-    ),
-)
-_PROGRAMS = Kind(
-    "names of programs",
-    lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
-)
-_PHASE = Kind(
-    "a pair of a step and a program",
-    lambda value: isinstance(value, list) and list(map(type, value)) == [int, str],
-)
+_AT_LEAST_1, _SEED, _OBJECT = json_shapes.whole(1), json_shapes.whole(0), {}
+# See `accelerator.initial.describe`.
+_INITIAL = {
+    "kept": Optional(TEXT),
+    "like": Optional(TEXT),
+    "value": Optional(NUMBER),
+    "dtype": Optional(TEXT),
+    "normal": Optional((_SEED, COUNT)),
+    "deviation": Optional(NUMBER),
+    "shape": Optional([json_shapes.whole(0)]),
+}
 _JOB = {
     "name": TEXT,
-    "digest": TEXT,
     "challenge": TEXT,
     "config": {
-        "max_num_training_steps": COUNT,
-        "training_batch_size": COUNT,
-        "random_seed": INTEGER,
+        "max_num_training_steps": _AT_LEAST_1,
+        "training_batch_size": _AT_LEAST_1,
+        "random_seed": _SEED,
     },
-    "data": TEXT,
-    "provenance": {"command": ANYTHING, "commit": ANYTHING, "versions": _OBJECT},
-}
-_JOB_TO_RUN = {
-    **_JOB,
-    "steps_per_call": COUNT,
-    "phases": [_PHASE, ...],
-    "evaluations": _PROGRAMS,
-    "eval_batch_size": COUNT,
+    "steps_per_call": _AT_LEAST_1,
+    "phases": [(json_shapes.whole(0), TEXT), ...],
+    "evaluations": Values(TEXT),
+    "eval_batch_size": _AT_LEAST_1,
     "round_to_bfloat16": BOOL,
-    "num_training_images": COUNT,
-    "num_test_images": COUNT,
-    "initial": _OBJECTS,
-    "result": [TEXT],
+    "num_training_images": _AT_LEAST_1,
+    "num_test_images": _AT_LEAST_1,
+    "data": TEXT,
+    "initial": Values(_INITIAL),
+    "result": [TEXT, ...],
+    "programs": Values(TEXT),
+    "digest": TEXT,
+    "provenance": {"command": TEXT, "commit": Nullable(TEXT), "versions": Values(TEXT)},
 }
 _RECORD = {
     "job": TEXT,
     "job_digest": TEXT,
-    "steps": COUNT,
-    "runs": [{"first_step": COUNT, "last_step": COUNT, "versions": _OBJECT}],
-    "evaluations": _EVALUATIONS,
-    "losses": Optional([ANYTHING]),
+    "steps": json_shapes.whole(0),
+    "runs": [
+        {
+            "command": TEXT,
+            "hardware": _OBJECT,
+            "versions": Values(TEXT),
+            "first_step": json_shapes.whole(0),
+            "last_step": json_shapes.whole(0),
+            "seconds": NUMBER,
+        }
+    ],
+    "losses": [(json_shapes.whole(0), NUMBER, NUMBER)],
+    "evaluations": Values({"num_examples": _AT_LEAST_1}),
 }
 
 
-def read_job(path, to_run=False):
+def digest_of(job):
+    """The digest of what a job computes: of a job.json's values without digest and provenance."""
+    values = {name: v for name, v in job.items() if name not in ("digest", "provenance")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_file(path):
+    """The digest of a program's file, which job.json holds."""
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def read_job(path):
     """Returns what a job.json of export.py holds, a dict.
 
     Args:
         path: the file's path.
-        to_run: whether all that run.py needs must be there.
 
     Raises:
-        InputError: the file cannot be read, or is not a job.json.
+        InputError: the file cannot be read, is not a job.json, or was changed by hand.
     """
-    return json_shapes.read(path, _JOB_TO_RUN if to_run else _JOB)
+    job = json_shapes.read(path, _JOB)
+    if digest_of(job) != job["digest"]:
+        raise InputError(
+            f"{path}: expected a job as export.py wrote it, got one that was changed since; change "
+            "its recipe, and export it again"
+        )
+    return job
+
+
+def check_programs(job, directory):
+    """Raises InputError unless the programs in the jobs' directory are those of a job's export."""
+    for name, digest in job["programs"].items():
+        path = pathlib.Path(directory) / name
+        try:
+            found = digest_of_file(path)
+        except OSError as error:
+            raise InputError(f"--jobs_dir: cannot read {path}: {reason_of(error)}") from error
+        if found != digest:
+            raise InputError(
+                f"--jobs_dir: expected the program of the job {job['name']} in {path}, got another "
+                "or a damaged one; export the job again"
+            )
 
 
 def read_record(path, job, flag):

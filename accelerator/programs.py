@@ -205,9 +205,11 @@ def export(function, specs, variables, path, exact=False):
 
 
 def _plain(module):
-    """A module's text without what an XLA runtime refuses or does not need."""
+    """A module's text without what an XLA runtime refuses, or what differs between exports."""
     module = re.sub(r"^#loc.*\n", "", module, flags=re.MULTILINE)
     module = re.sub(r" loc\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\)", "", module)
+    # TensorFlow numbers the functions of a process, XLA those of a module.
+    module = re.sub(r"(@\w+)__(\.\d+)", lambda name: re.sub(r"_\d+", "", name[1]) + name[2], module)
     # A copy in TensorFlow's dialect, which JAX's parser does not know.
     copy = r"mhlo\.copy (%\S+)(?: \{[^}]*\})? : (tensor<[^>]*>)"
     return re.sub(copy, r"stablehlo.reshape \1 : (\2) -> \2", module)

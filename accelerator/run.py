@@ -3,10 +3,13 @@
     python accelerator/run.py --jobs_dir=DIR --data_dir=DIR --output_dir=DIR JOB [JOB ...]
 
 Each job is trained, its weights are saved, and it is evaluated, before the next one begins. Ctrl-C,
-SIGTERM and the end of --seconds leave the training's whole state; the same command resumes it.
+SIGTERM and the end of --seconds leave the training's whole state; the same command resumes it. If
+the device fails, it resumes from the last saved state.
 """
 
 import argparse
+import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -15,6 +18,7 @@ if not __package__:  # run as a file, from any directory
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # Keras counts its steps in int64
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's errors come as exceptions, too
 
 import gzip
 import json
@@ -22,10 +26,13 @@ import re
 import shlex
 import time
 
-import jax
-import jaxlib
-import numpy as np
-from jax._src.lib import xla_client
+try:
+    import jax
+    import jaxlib
+    import numpy as np
+    from jax._src.lib import xla_client
+except ImportError as error:
+    sys.exit(f"error: run.py needs JAX and NumPy (pip install jax): {error}")
 
 from accelerator import RECORD, STATE, WEIGHTS, job_files, packed_images
 from accelerator.initial import initial_values
@@ -55,7 +62,7 @@ class Program:
                 xla_client.CompileOptions(),
             )
         except Exception as error:  # a damaged file may raise anything
-            raise InputError(f"--jobs_dir: cannot compile {path}: {reason_of(error)}") from error
+            raise InputError(f"--jobs_dir: cannot compile {path}: {_reason_of(error)}") from error
         self.seconds = time.perf_counter() - begin
 
     def __call__(self, state, *arguments):
@@ -103,7 +110,7 @@ class Training:
         self.job, self._directory, self._programs = job, directory, programs
         self._output, self._state_dir = output, state_dir
         self.step, self.seconds = 0, 0.0
-        self.record = {"job": job["name"], "runs": [], "steps": 0, "evaluations": {}}
+        self.record = {"job": job["name"], "runs": [], "steps": 0, "losses": [], "evaluations": {}}
         if (output / RECORD).exists():
             self.record = job_files.read_record(output / RECORD, job, "--output_dir")
             if self.record["steps"] and not (state_dir / STATE).exists():
@@ -113,7 +120,20 @@ class Training:
                     "begins anew"
                 )
         self.record["job_digest"] = job["digest"]
-        self._state = self._read_state()
+        with self.on_device("its variables"):
+            self._state = self._read_state()
+
+    @contextlib.contextmanager
+    def on_device(self, work):
+        """Says in one line that the device failed in `work`, and what is saved."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            saved = self.record["steps"]
+            raise InputError(
+                f"{self.job['name']}: the device failed in {work}: {_reason_of(error)}; the same "
+                + (f"command resumes at step {saved}" if saved else "command begins again")
+            ) from error
 
     @property
     def total(self):
@@ -166,18 +186,17 @@ class Training:
             phase = max(i for i, first in enumerate(starts) if first <= self.step)
             end = min([self.total, *(first for first in starts if first > self.step)])
             count = min(per_call, end - self.step)
-            results = programs[phase](
-                self._state, images, labels, indices, self.step, count, config["random_seed"]
-            )
-            indices = batches.of_steps(self.step + count, per_call)  # as the device computes
-            xent, accuracy = (np.asarray(values)[:count] for values in results)  # waits
+            with self.on_device(f"steps {self.step + 1} to {self.step + count} of {self.total}"):
+                results = programs[phase](
+                    self._state, images, labels, indices, self.step, count, config["random_seed"]
+                )
+                indices = batches.of_steps(self.step + count, per_call)  # as the device computes
+                xent, accuracy = (np.asarray(values)[:count] for values in results)  # waits
             self.step += count
             now = time.monotonic()
             self.seconds = before + now - begin
             run.update(last_step=self.step, seconds=round(now - begin, 1))
-            self.record.setdefault("losses", []).append(
-                [self.step, float(xent.mean()), float(accuracy.mean())]
-            )
+            self.record["losses"].append([self.step, float(xent.mean()), float(accuracy.mean())])
             if not np.isfinite(xent).all():
                 raise InputError(
                     f"{self.job['name']}: the loss is not finite at step {self.step}; try "
@@ -247,10 +266,11 @@ class Training:
             found = []
             for first in range(0, number, batch):
                 indices = np.minimum(np.arange(first, first + batch), number - 1)
-                results = program(
-                    self._state, images, labels, indices, self.job["config"]["random_seed"]
-                )
-                found.append([np.asarray(part)[: number - first] for part in results])
+                with self.on_device(f"the evaluation {row}"):
+                    results = program(
+                        self._state, images, labels, indices, self.job["config"]["random_seed"]
+                    )
+                    found.append([np.asarray(part)[: number - first] for part in results])
                 if interruption.requested:
                     return
             natural, adversarial = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -269,12 +289,27 @@ class Training:
             )
 
 
+def _reason_of(error):
+    """The reason for a device's error, and what to try if its memory is short."""
+    reason = reason_of(error).partition(" === Source Location Trace")[0]
+    if "RESOURCE_EXHAUSTED" not in reason:
+        return reason
+    return (
+        f"{reason} (end other programs on the device, or export a recipe with a smaller "
+        "training_batch_size or network)"
+    )
+
+
 def _write_arrays(path, arrays, is_compressed=False):
     """Writes a NumPy archive so that it is there whole or not at all."""
     scratch = path.with_name(f".{path.name}")
-    with scratch.open("wb") as file:
-        (np.savez_compressed if is_compressed else np.savez)(file, **arrays)
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            (np.savez_compressed if is_compressed else np.savez)(file, **arrays)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 def _provenance():
@@ -299,11 +334,30 @@ def _provenance():
     }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Ends the script as any other input that cannot be used."""
+        raise InputError(message.removeprefix("argument "))
+
+
+def _parser_of(number, low, words):
+    """Parser of a flag's numbers, which are finite and not below `low`."""
+
+    def parse(text):
+        try:
+            value = number(text)
+        except ValueError:
+            value = -math.inf
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected {words} of {low} or more, got {text!r}")
+        return value
+
+    return parse
+
+
 def arguments(words=None):
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="+", metavar="JOB", help="names of jobs, in their order")
     for name, text in (
         ("jobs_dir", "directory of export.py"),
@@ -316,9 +370,10 @@ def arguments(words=None):
         type=pathlib.Path,
         help="where each job's whole state goes (CIFAR-10 wide: 550 MB); default: --output_dir",
     )
-    parser.add_argument("--seconds", type=float, help="stop after this time")
-    parser.add_argument("--save_seconds", type=float, default=60, help="seconds between savings")
-    parser.add_argument("--num_eval_examples", type=int, help="evaluate on the first images only")
+    seconds, count = _parser_of(float, 0, "a number"), _parser_of(int, 1, "a whole number")
+    parser.add_argument("--seconds", type=seconds, help="stop after this time")
+    parser.add_argument("--save_seconds", type=seconds, default=60, help="seconds between savings")
+    parser.add_argument("--num_eval_examples", type=count, help="evaluate on the first images only")
     return parser.parse_args(words)
 
 
@@ -326,15 +381,23 @@ def main(words=None):
     """Runs the jobs of the command line."""
     begin = time.monotonic()
     args = arguments(words)
-    deadline = begin + args.seconds if args.seconds else float("inf")
+    deadline = math.inf if args.seconds is None else begin + args.seconds
     jobs = []
     for name in args.jobs:
         path = args.jobs_dir / name / "job.json"
         if not path.is_file():
             known = ", ".join(sorted(p.parent.name for p in args.jobs_dir.glob("*/job.json")))
             raise InputError(f"JOB: expected some of {known or 'export.py'}, got {name!r}")
-        jobs.append(job_files.read_job(path, to_run=True))
-    print(f"on {jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
+        jobs.append(job_files.read_job(path))
+        job_files.check_programs(jobs[-1], args.jobs_dir)
+    try:
+        device = jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # both occur, and the second says nothing
+        wanted = os.environ.get("JAX_PLATFORMS", "any")
+        raise InputError(
+            f"JAX_PLATFORMS: expected a device of {wanted}, got none: {reason_of(error)}"
+        ) from error
+    print(f"on {device.device_kind}, JAX {jax.__version__}", flush=True)
     programs, data = {}, {}
 
     def images_of(challenge, split, expected):
@@ -355,11 +418,13 @@ def main(words=None):
             for directory in (output, state_dir):
                 directory.mkdir(parents=True, exist_ok=True)
             training = Training(job, args.jobs_dir, output, state_dir, programs)
-            images, labels = images_of(job["challenge"], "train", job["num_training_images"])
+            with training.on_device("loading the images"):
+                images, labels = images_of(job["challenge"], "train", job["num_training_images"])
             is_done = training.train(images, labels, deadline, args.save_seconds, interruption)
             if is_done:
                 training.finish()
-                test = images_of(job["challenge"], "test", job["num_test_images"])
+                with training.on_device("loading the images"):
+                    test = images_of(job["challenge"], "test", job["num_test_images"])
                 training.evaluate(*test, interruption, args.num_eval_examples)
             if interruption.requested:
                 raise Interrupted(interruption.requested)

@@ -61,6 +61,9 @@ def define_flags():
     flags.DEFINE_list("batch_size", None, "images at a time; default 50,200,500 or 100 (CIFAR-10)")
     flags.DEFINE_integer("rounds", 7, "how often each is timed", lower_bound=1)
     flags.DEFINE_list("implementations", None, "which to time; default: all that are installed")
+    flags.DEFINE_integer(
+        "matmul_size", 4096, "rows of the matrix product's matrices", lower_bound=1
+    )
     define_path("output_json", None, "file to write the result to")
     flags.DEFINE_bool("print_peak_memory", False, "run once; the last line is the memory in GiB")
 
@@ -165,11 +168,12 @@ def _attacks(challenge, model, settings):
 def _measure(attacks, model, y, num_steps):
     """Times the attacks on a batch in turn; returns the result as a dict."""
     count, operations = len(y), _operations(model)
-    matmuls = {dtype: measure.matmul(dtype) for dtype in ("float32", "bfloat16")}
+    dtypes = ("float32", "bfloat16")
+    matmuls = {dtype: measure.matmul(dtype, FLAGS.matmul_size) for dtype in dtypes}
     cpu = {}
     seconds = measure.in_turn({**matmuls, **attacks}, FLAGS.rounds, cpu)
     matmul = {
-        dtype: measure.rates(seconds.pop(dtype), measure.MATMUL_OPERATIONS) for dtype in matmuls
+        dtype: measure.rates(seconds.pop(dtype), 2 * FLAGS.matmul_size**3) for dtype in dtypes
     }
     described = [f"{rate['median'] / 1e9:.0f} in {dtype}" for dtype, rate in matmul.items()]
     print(f"batch {count}: matmul, GFLOP/s: {', '.join(described)}")

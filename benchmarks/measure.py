@@ -70,12 +70,9 @@ def rates(seconds, work):
     return {"median": np.median(each), "lowest": each.min(), "highest": each.max()}
 
 
-MATMUL_OPERATIONS = 2 * 4096**3
-
-
-def matmul(dtype):
-    """A function that multiplies two 4096x4096 matrices, `MATMUL_OPERATIONS`, of a dtype."""
-    matrix = tf.cast(tf.random.normal((4096, 4096)), dtype)
+def matmul(dtype, size):
+    """A function that multiplies two matrices (size, size) of a dtype in 2 * size**3 operations."""
+    matrix = tf.cast(tf.random.normal((size, size)), dtype)
     multiply = tf.function(lambda a: tf.linalg.trace(tf.cast(a @ a, tf.float32)))
     return lambda: multiply(matrix).numpy()
 

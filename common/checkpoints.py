@@ -545,6 +545,7 @@ def export(model, path):
         input_signature=[
             tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image"),
         ],
+        autograph=False,
     )
 
     def write(directory):

@@ -320,6 +320,7 @@ def _read_records(paths):
     }
     decode = tf.function(
         lambda images: tf.map_fn(tf.io.decode_png, images, fn_output_signature=tf.uint8),
+        autograph=False,
         reduce_retracing=True,
     )
     batches = []

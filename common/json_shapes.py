@@ -1,8 +1,8 @@
 """JSON files whose shape the reader knows: a file of another shape is refused in one line.
 
 A shape is a dict from names to the shapes of their values, a list of the shape of every entry
-(followed by `...` if the list must not be empty), a `Nullable` or `Optional` shape, or a `Kind`.
-An object may have further names.
+(followed by `...` if the list must not be empty), a tuple of the shapes of a list's entries,
+`Values`, a `Nullable` or `Optional` shape, or a `Kind`. An object may have further names.
 """
 
 import dataclasses
@@ -40,9 +40,25 @@ class Optional(Nullable):
     """A value that may be null, or missing in an object."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """An object of any names, whose values have one shape."""
+
+    shape: Any
+
+
 def one_of(values):
     """Returns the `Kind` of these texts."""
     return Kind(f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values)
+
+
+def whole(low, high=2**31):
+    """Returns the `Kind` of the whole numbers from `low` to below `high`."""
+    upper = "2**31" if high == 2**31 else high
+    return Kind(
+        f"a whole number of {low} or more and below {upper}",
+        lambda v: _is_int(v) and low <= v < high,
+    )
 
 
 def _is_int(value):
@@ -138,12 +154,19 @@ def _fault(value, shape, name):
             if key not in value and not isinstance(of_key, Optional):
                 return f"expected {key}{place}, got none"
         inner = [(value.get(key), of_key, key) for key, of_key in shape.items()]
-    elif isinstance(shape, list):
+    elif isinstance(shape, Values):
+        if not isinstance(value, dict):
+            return f"expected an object{place}, got {_words(value)}"
+        inner = [(entry, shape.shape, key) for key, entry in value.items()]
+    elif isinstance(shape, (list, tuple)):
         if not isinstance(value, list):
             return f"expected a list{place}, got {_words(value)}"
-        if not value and shape[-1] is ...:
+        if isinstance(shape, tuple) and len(value) != len(shape):
+            return f"expected a list of {len(shape)}{place}, got one of {len(value)}"
+        if not value and shape[-1:] == [...]:
             return f"expected a list with an entry{place}, got none"
-        inner = [(entry, shape[0], str(number)) for number, entry in enumerate(value)]
+        of_entries = shape if isinstance(shape, tuple) else [shape[0]] * len(value)
+        inner = [(entry, of_entries[i], str(i)) for i, entry in enumerate(value)]
     else:
         return (
             None if shape.includes(value) else f"expected {shape.words}{place}, got {_words(value)}"

@@ -9,10 +9,18 @@ import re
 from common import json_shapes
 from common.errors import InputError
 from common.files import write_atomically
-from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable
+from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable, Values
 from paper.item import IN_PART, REPRODUCED
 
 DONE, STALE, PARTLY, OPEN, IMPOSSIBLE = "done", "stale", "partly", "open", "not possible yet"
+_PART = {
+    "networks": {},
+    "data": Nullable({"name": TEXT, "sha256": TEXT}),
+    "version": COUNT,
+    "run": COUNT,
+    "seconds": NUMBER,
+    "numbers": ANYTHING,
+}
 _SHAPE = {
     "item": TEXT,
     "settings": {},
@@ -24,15 +32,7 @@ _SHAPE = {
             "versions": {},
         }
     ],
-    "parts": {},
-}
-_PART = {
-    "networks": {},
-    "data": Nullable({"name": TEXT, "sha256": TEXT}),
-    "version": COUNT,
-    "run": COUNT,
-    "seconds": NUMBER,
-    "numbers": ANYTHING,
+    "parts": Values(_PART),
 }
 _LIST = re.compile(r"\[\n[^\[\]{}]*\]")  # without lists or objects in it
 
@@ -85,7 +85,6 @@ class Result:
         if not os.path.lexists(path):
             return cls(item, dict(item.settings), source=source)
         values = json_shapes.read(path, _SHAPE)
-        json_shapes.check(list(values["parts"].values()), [_PART], path)
         if values["item"] != item.name or any(
             not part["run"] < len(values["runs"]) for part in values["parts"].values()
         ):

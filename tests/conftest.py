@@ -1,20 +1,25 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
 
+The process that only starts the others reads this file, too: TensorFlow is imported in fixtures.
+"""
+
+import contextlib
 import ctypes
 import fcntl
 import gc
 import os
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
 
-from cifar10_challenge.challenge import CIFAR10
-from common.attack import precision
-from mnist_challenge.challenge import MNIST
-from tests.helpers import write_cifar10, write_mnist
 
-gc.freeze()  # TensorFlow's modules, which each collection would read
+@pytest.fixture(scope="session", autouse=True)
+def imported_modules_are_kept():
+    """Keeps what has been imported out of each later collection, which would read all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +48,17 @@ def no_network():
 @pytest.fixture(autouse=True)
 def float32_unless_asked(monkeypatch):
     """Precision "auto" is float32 on every machine, within the tests' own process."""
+    from common.attack import precision
+
     monkeypatch.setattr(precision, "bfloat16_unit", lambda: None)
+
+
+@pytest.fixture
+def two_units(monkeypatch):
+    """Gives CIFAR-10's networks two units in a group: the others are of the kind of the second."""
+    import cifar10_challenge.model
+
+    monkeypatch.setattr(cifar10_challenge.model, "UNITS_PER_GROUP", 2)
 
 
 @pytest.fixture(scope="session")
@@ -56,31 +71,67 @@ def tfds_dir():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tfds_dir, tmp_path_factory):
+def shared(tmp_path_factory):
+    """Returns a function from a name to a context with a path, which all workers have.
+
+    One worker at a time is in the context of a name.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    @contextlib.contextmanager
+    def locked(name):
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield base / name
+
+    return locked
+
+
+@pytest.fixture(scope="session")
+def full_set(tfds_dir, shared):
+    """Returns a function from a challenge and a split to the full `Split`, as read from TFDS.
+
+    TFDS's images take seconds to decode; one worker does so.
+    """
+
+    def full_set(challenge, split):
+        with shared(f"{challenge.name}-{split}.pickle") as path:
+            if not path.exists():
+                part = path.with_suffix(".part")
+                part.write_bytes(pickle.dumps(challenge.load(split, data_dir=tfds_dir)))
+                part.rename(path)
+            return pickle.loads(path.read_bytes())
+
+    return full_set
+
+
+@pytest.fixture(scope="session")
+def data_dir(full_set, shared):
     """Returns a directory that holds the full data sets in the originals' own files.
 
     These are read in a tenth of the time. All workers have one directory.
     """
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent
-    place = place / "data"
-    with open(place.with_name("data.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    from cifar10_challenge.challenge import CIFAR10
+    from mnist_challenge.challenge import MNIST
+    from tests.helpers import write_cifar10, write_mnist
+
+    with shared("data") as place:
         if not (place / "whole").exists():
-            parts = [MNIST.load(name, data_dir=tfds_dir) for name in ("validation", "train")]
+            parts = [full_set(MNIST, name) for name in ("validation", "train")]
             images, labels = (
                 np.concatenate([getattr(part, name) for part in parts])
                 for name in ("images", "labels")
             )
             write_mnist(place, images, labels, "train")
-            test = MNIST.load("test", data_dir=tfds_dir)
+            test = full_set(MNIST, "test")
             write_mnist(place, test.images, test.labels)
-            train = CIFAR10.load("train", data_dir=tfds_dir)
+            train = full_set(CIFAR10, "train")
             for i in range(5):
                 part = slice(10000 * i, 10000 * (i + 1))
                 write_cifar10(place, train.images[part], train.labels[part], f"data_batch_{i + 1}")
-            test = CIFAR10.load("test", data_dir=tfds_dir)
+            test = full_set(CIFAR10, "test")
             write_cifar10(place, test.images, test.labels)
             (place / "whole").touch()
     return str(place)

@@ -1,10 +1,12 @@
-"""Starts scripts as `python SCRIPT` does, in copies of a process that has imported TensorFlow.
+"""Starts what `python SCRIPT`, -m or -c start, in copies of a process that has imported TensorFlow.
 
 Only that import is saved, which takes seconds. A script has a process of its own, with the command
 line, environment, working directory, signals and end of one that Python has just started; it
-imports the project itself.
+imports the project itself. After its exit handlers it does not free TensorFlow's objects one by
+one, which takes longer than to refuse a command line.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import gc
@@ -37,7 +39,7 @@ class Script:
         self.stdout, self.stderr = (os.fdopen(pipe) for pipe in pipes)
         self.returncode = None
         self._status = os.fdopen(status)
-        self._pid = int(self._status.readline())
+        self.pid = int(self._status.readline())
 
     def poll(self):
         """Returns the exit code, negative after a signal, or None while the script runs."""
@@ -55,7 +57,7 @@ class Script:
         """Sends a signal, unless the script has ended."""
         with contextlib.suppress(ProcessLookupError):  # it ends at this moment
             if self.poll() is None:
-                os.kill(self._pid, number)
+                os.kill(self.pid, number)
 
     def kill(self):
         """Kills the script, unless it has ended."""
@@ -75,7 +77,7 @@ class Script:
 
 
 def start(command, cwd, environment):
-    """Starts the script `command[0]`; returns it as a `Script`."""
+    """Starts a command, of a script, or of -m or -c and what it names; returns it as a `Script`."""
     pipes = [os.pipe() for _ in ("stdout", "stderr", "status")]
     readers, writers = zip(*pipes)
     request = json.dumps([list(map(str, command)), str(cwd), environment])
@@ -132,19 +134,57 @@ def _serve(channel):
             os.close(handle)
 
 
-def _become(command, cwd, environment, handles):
-    """Makes this process like a new Python that starts the script."""
+def _become(cwd, environment, handles):
+    """Makes this process like a new Python."""
     for number, handle in enumerate(handles, start=1):
         os.dup2(handle, number)
         os.close(handle)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv = command
-    sys.path[0] = os.path.dirname(os.path.realpath(command[0]))
+
+
+def _run(first, *others):
+    """Runs a command in this process."""
+    if first == "-m":
+        sys.argv, sys.path[0] = list(others), os.getcwd()
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv, sys.path[0] = ["-c", *others[1:]], ""
+        exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = [first, *others], os.path.dirname(os.path.realpath(first))
+        runpy.run_path(first, run_name="__main__")
+
+
+class _End:
+    """The end of a script, as Python's own, but for the objects, which end with the process."""
+
+    code = None
+
+    def __init__(self):
+        atexit.register(self._leave)  # handlers that are registered later run before it
+
+    def run(self, command):
+        """Runs a command; an exit without a message is left to `_leave`."""
+        try:
+            _run(*command)
+        except SystemExit as end:
+            if end.code is None or isinstance(end.code, int):
+                self.code = (end.code or 0) & 0xFF
+            raise
+
+    def _leave(self):
+        if self.code is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # Python's own end says what is wrong
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self.code)
 
 
 if __name__ == "__main__":
+    end = _End()
     # What a script imports sooner or later, but for the project.
     import keras  # noqa: F401
     import numpy  # noqa: F401
@@ -157,5 +197,5 @@ if __name__ == "__main__":
         request = _serve(channel)
     if request is not None:
         (command, cwd, environment), handles = request
-        _become(command, cwd, environment, handles)
-        runpy.run_path(command[0], run_name="__main__")
+        _become(cwd, environment, handles)
+        end.run(command)

@@ -110,7 +110,7 @@ def test_eval_runs_three_ways_and_agrees(mnist_dir, data_dir, tfds_dir, tmp_path
         data_dir=data_dir,
     )
     by_module = run("-m", "mnist_challenge.eval", *flags, cwd=ROOT, data_dir=tfds_dir)
-    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=data_dir, afresh=True)
+    inside = run("eval.py", *flags, cwd=ROOT / "mnist_challenge", data_dir=data_dir)
     numbers = [out.splitlines()[-4:] for out in (by_path, by_module, inside)]
     assert numbers[0] == numbers[1] == numbers[2]
     result = json.loads((tmp_path / "r.json").read_text())
@@ -174,9 +174,19 @@ def test_attack_file_from_making_to_scoring(mnist_dir, data_dir, tmp_path):
     assert "another model" in run(score, *flags, cwd=tmp_path, data_dir=data_dir)
 
 
+CIFAR10_FEW = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", "--num_steps=1")
+
+
+def test_cifar10_trains_and_evaluates(data_dir, tmp_path):
+    folder, at = ROOT / "cifar10_challenge", {"cwd": tmp_path, "data_dir": data_dir}
+    tiny = ("--max_num_training_steps=1", FLOAT32, *CIFAR10_TINY)
+    assert "trained 1 steps" in run(folder / "train.py", "--model_dir=run", *tiny, **at)
+    assert "adversarial: " in run(folder / "eval.py", FLOAT32, *CIFAR10_FEW, **at)
+
+
+@pytest.mark.slow
 def test_cifar10_trains_resumes_evaluates_and_is_attacked(data_dir, tmp_path):
-    folder = ROOT / "cifar10_challenge"
-    few = ("--model_dir=run", "--num_eval_examples=10", "--eval_batch_size=4", "--num_steps=1")
+    folder, few = ROOT / "cifar10_challenge", CIFAR10_FEW
     tiny = ("--model_dir=run", FLOAT32, *CIFAR10_TINY)
     at = {"cwd": tmp_path, "data_dir": data_dir}
     run(folder / "train.py", "--max_num_training_steps=1", *tiny, **at)

@@ -19,6 +19,15 @@ def in_inference_mode(model):
     return functools.partial(model, training=False) if is_layer else model
 
 
+def graph_model(model):
+    """`in_inference_mode`, for tf.functions without AutoGraph, which need less time to be traced.
+
+    A function may have Python control flow over tensors; Keras does not allow it in layers.
+    """
+    call = in_inference_mode(model)
+    return call if call is not model else tf.autograph.to_graph(lambda x: model(x))
+
+
 def keras_model_of(model):
     """The keras.Model behind a function of `in_inference_mode`; any other model unchanged."""
     is_such = isinstance(model, functools.partial) and isinstance(model.func, keras.Model)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.attack import is_misclassified, margin, round_to_8_bits, xent_loss
 from common.attack.ball import select
-from common.attack.gradient import as_logits, in_inference_mode
+from common.attack.gradient import as_logits, graph_model
 from common.attack.inputs import as_raised, to_labels, whole_number
 from common.attack.precision import without_tf32
 from common.errors import InputError
@@ -75,9 +75,9 @@ class Evaluator:
             )
         self.fixed_batches = fixed_batches
         self.show_progress = show_progress
-        model = in_inference_mode(model)
+        model = graph_model(model)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(autograph=False, reduce_retracing=True)
         def classify(x, y):
             logits = as_logits(model(x), x)
             num_classes = tf.shape(logits)[1]

@@ -13,7 +13,7 @@ import string
 import numpy as np
 import tensorflow as tf
 
-from common.attack.gradient import as_logits, in_inference_mode
+from common.attack.gradient import as_logits, graph_model
 from common.attack.inputs import as_raised
 from common.attack.losses import margin
 from common.attack.precision import without_tf32
@@ -56,9 +56,9 @@ def outputs_of(model, labels, batch_size, *images):
             pixels.
     """
 
-    model = in_inference_mode(model)
+    model = graph_model(model)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def outputs(x, y):
         logits = as_logits(model(x), x)
         return tf.argmax(logits, axis=-1), margin(logits, y), tf.shape(logits)[1]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common import checkpoints, config, data, submission
 from common.attack import is_misclassified
-from common.attack.gradient import as_logits
+from common.attack.gradient import as_logits, graph_model
 from common.attack.precision import without_tf32
 from common.errors import InputError, one_line
 from common.evaluation import pitfalls, suites
@@ -155,9 +155,11 @@ def score(challenge, config, path):
         )
     x_adv = x_adv.reshape(-1, *challenge.image_shape)
 
-    @tf.function(reduce_retracing=True)
+    model = graph_model(loaded.logits)
+
+    @tf.function(autograph=False, reduce_retracing=True)
     def predict(x, y):
-        logits = loaded.logits(x)
+        logits = model(x)
         return tf.argmax(logits, axis=-1), ~is_misclassified(as_logits(logits, x), y)
 
     parts = [

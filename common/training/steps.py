@@ -150,7 +150,7 @@ def make_update(config, model, optimizer, reduce_loss, result=None):
     optimizer.build(model.trainable_variables)
     jit_compile = compiles_with_xla(config.jit_compile)
 
-    @tf.function(reduce_retracing=not jit_compile, jit_compile=jit_compile)
+    @tf.function(autograph=False, reduce_retracing=not jit_compile, jit_compile=jit_compile)
     def update(x_nat, x_adv, y):
         _, logits = descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y)
         if config.average_decay:

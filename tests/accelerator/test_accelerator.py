@@ -4,19 +4,17 @@ Tests that need JAX are skipped without it; JAX_PYTHON may name another Python t
 """
 
 import dataclasses
+import functools
 import gzip
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from accelerator import collect, export, initial, job_files, packed_images, programs
+from accelerator import collect, export, initial, packed_images, programs
 from accelerator.stream import Batches
+from cifar10_challenge import model as cifar10_model
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.config import make_config
@@ -26,12 +24,8 @@ from common.files import read_json, write_json
 from common.training import batches, loop, progress, runs
 from common.training.directory import check
 from mnist_challenge.challenge import MNIST
+from tests.accelerator import tiny
 from tests.helpers import ROOT, digits, pictures, run
-
-JAX_PYTHON = os.environ.get("JAX_PYTHON") or (
-    sys.executable if importlib.util.find_spec("jax") else None
-)
-needs_jax = pytest.mark.skipif(JAX_PYTHON is None, reason="needs JAX: see JAX_PYTHON")
 
 MNIST_RECIPE = {
     "scale": 1,
@@ -90,17 +84,37 @@ def small(monkeypatch):
 
 def exported(directory, challenge, recipe, rows=()):
     """Exports one job, and returns its job.json."""
-    path = directory / "recipe.json"
-    path.write_text(json.dumps(recipe))
-    job = {"name": "job", "challenge": challenge, "random_seed": SEED, "rows": list(rows)}
+    write_json(directory / "recipe.json", recipe)
+    job = {"challenge": challenge, "recipe": "recipe.json", "random_seed": SEED}
+    job |= {"rows": list(rows), "steps_per_call": 3}
+    write_json(directory / "jobs.json", {"job": job})
+    ((job, config),) = export.read_jobs(directory / "jobs.json", ["job"])
     data = export.write_data(challenge, directory / "data", None)
-    export.export_job({**job, "steps_per_call": 3}, path, data, directory / "jobs", {})
+    export.export_job(job, config, data, directory / "jobs", {})
     return read_json(directory / "jobs" / "job" / "job.json")
 
 
+def in_float64(challenge):
+    """CIFAR-10 with its network in float64, which begins with the float32 network's weights."""
+
+    def build(config, precision=None):
+        width, decay, seed = config.width, config.weight_decay, config.random_seed
+        model = cifar10_model.build_model(width, decay, seed, dtype="float64")
+        model.set_weights(challenge.build_model(config).get_weights())
+        return model
+
+    return dataclasses.replace(
+        challenge,
+        build_model=build,
+        fast_logits=lambda model, precision: functools.partial(model, training=False),
+    )
+
+
 def trained(challenge_name, images, directory, monkeypatch, recipe=None):
-    """The losses and the model of train.py's own loop."""
+    """The losses and the model of train.py's own loop; CIFAR-10's is in float64."""
     challenge, script, _ = export.CHALLENGES[challenge_name]
+    if challenge is CIFAR10:
+        challenge = in_float64(challenge)
     recipe = {
         **(recipe or RECIPES[challenge_name]),
         "random_seed": SEED,
@@ -195,6 +209,14 @@ def test_a_training_has_a_program_for_each_attack_of_its_schedule():
     assert [first for first, _ in programs.phases(natural)] == [0]
 
 
+def test_functions_have_the_same_names_in_every_export():
+    text = "module @a_inference_run_3008__.44 {\n call @while_cond_2680_const_0__.12(%arg0)"
+    assert (
+        programs._plain(text) == "module @a_inference_run.44 {\n call @while_cond_const.12(%arg0)"
+    )
+    assert programs._plain("call @main_2(%arg0)") == "call @main_2(%arg0)"
+
+
 def test_what_jax_refuses_is_replaced():
     text = '#loc = loc(unknown)\n%1 = mhlo.copy %0 : tensor<2x3xf32> loc("a(b)"("x":1:2))\n'
     expected = "%1 = stablehlo.reshape %0 : (tensor<2x3xf32>) -> tensor<2x3xf32>\n"
@@ -235,13 +257,36 @@ def test_packed_images_come_back_and_a_missing_part_is_said(tmp_path, channels):
 
 
 def test_every_job_has_a_recipe_that_its_challenge_takes():
-    jobs = read_json(ROOT / "accelerator" / "jobs.json")
-    for name, job in jobs.items():
-        export.json_shapes.check({"name": name, **job}, export._JOBS, name)
-        challenge = export.CHALLENGES[job["challenge"]][0]
-        recipe = ROOT / "accelerator" / job["recipe"]
-        make_config(challenge, (recipe, read_json(recipe)))
-        assert set(job["rows"]) <= set(challenge.presets)
+    path = ROOT / "accelerator" / "jobs.json"
+    names = list(read_json(path))
+    assert [job["name"] for job, _ in export.read_jobs(path, names)] == names
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"challenge": "svhn"}, "expected one of mnist, cifar10 as j.challenge, got 'svhn'"),
+        ({"recipe": "other.json"}, "cannot read .*other.json: No such file"),
+        ({"random_seed": -1}, r"of 0 or more and below 2\*\*31 as j.random_seed, got -1"),
+        ({"random_seed": 2**31}, r"of 0 or more and below 2\*\*31 as j.random_seed, got 2147"),
+        ({"steps_per_call": 0}, r"of 1 or more and below 2\*\*31 as j.steps_per_call, got 0"),
+        ({"rows": ["paper_pgd_100x20"]}, "expected some of .* as j.rows, got paper_pgd_100x20"),
+        ({"round_to_bfloat": True}, "expected some of challenge, .* as j, got round_to_bfloat"),
+        (None, "expected an object as j, got none"),
+    ],
+)
+def test_a_job_that_cannot_be_exported_is_said_before_any_is(tmp_path, change, message):
+    good = {"challenge": "mnist", "recipe": "r.json", "random_seed": 1, "rows": ["paper_fgsm"]}
+    good["steps_per_call"] = 3
+    write_json(tmp_path / "r.json", MNIST_RECIPE)
+    write_json(
+        tmp_path / "jobs.json", {"j": change and {**good, **change}, "ok": good, "../j": good}
+    )
+    assert len(export.read_jobs(tmp_path / "jobs.json", ["ok"])) == 1
+    with pytest.raises(InputError, match=message):
+        export.read_jobs(tmp_path / "jobs.json", ["ok", "j"])
+    with pytest.raises(InputError, match="expected a name of letters, digits and .* got '../j'"):
+        export.read_jobs(tmp_path / "jobs.json", ["../j"])
 
 
 def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resumed(tmp_path):
@@ -253,34 +298,28 @@ def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resum
     for number, weight in enumerate((*result.weights, *trained_model.weights)):
         weight.assign(np.full(weight.shape, number + 1.0))
     variables = programs.variables_of(result, trained_model, optimizer)
-    job = {
-        "name": "job",
-        "digest": "d",
-        "challenge": "mnist",
-        "config": dataclasses.asdict(config),
-        "data": "images",
-        "provenance": {"commit": "c", "command": "export.py", "versions": {"tensorflow": "2"}},
-    }
-    write_json(tmp_path / "job.json", job)
+    job, path = tiny.write(tmp_path, config=dataclasses.asdict(config))
+    job_dir, digest = path.parent, job["digest"]
     run = {"command": "run.py", "hardware": {}, "versions": {"jax": "0"}, "seconds": 1.0}
     runs_of_job = [{**run, "first_step": 0, "last_step": 6}]
-    record = {"job": "job", "job_digest": "d", "steps": 6, "runs": runs_of_job, "evaluations": {}}
+    record = {"job": "tiny", "job_digest": digest, "steps": 6, "runs": runs_of_job}
+    record |= {"losses": [], "evaluations": {}}
     write_json(tmp_path / "record.json", record)
-    own = {"step": 6, "seconds": 1.0, "job_digest": "d"}
+    own = {"step": 6, "seconds": 1.0, "job_digest": digest}
     weights = {f"{i:04d}": np.asarray(w) for i, w in enumerate(result.weights)}
     np.savez(tmp_path / "weights.npz", **weights, **own)
     state = {name: np.asarray(variable) for name, variable in variables.items()}
     np.savez(tmp_path / "state.npz", **state, **own)
 
-    assert collect.collect(tmp_path, tmp_path, tmp_path / "new") == 6
-    assert collect.collect(tmp_path, tmp_path, tmp_path / "whole", tmp_path) == 6
+    assert collect.collect(job_dir, tmp_path, tmp_path / "new") == 6
+    assert collect.collect(job_dir, tmp_path, tmp_path / "whole", tmp_path) == 6
     for name in ("new", "whole"):
         loaded = checkpoints.load_model(MNIST, tmp_path / name)
         assert loaded.step == 6
         for weight, expected in zip(loaded.weights, result.weights, strict=True):
             np.testing.assert_array_equal(weight, expected)
         (entry,) = runs.read(tmp_path / name)
-        assert entry["versions"] == {"tensorflow": "2", "jax": "0"} and entry["commit"] == "c"
+        assert entry["versions"] == {"tensorflow": "2", "jax": "0"} and entry["commit"] is None
         # Only the same settings resume it.
         check(tmp_path / name, dataclasses.replace(config, model_dir="."), MNIST)
         with pytest.raises(InputError, match="other training_batch_size"):
@@ -292,70 +331,21 @@ def test_what_comes_back_is_a_training_directory_that_can_be_evaluated_and_resum
     assert restored.restore() == 6
     np.testing.assert_array_equal(again[1].weights[0], trained_model.weights[0])
     with pytest.raises(InputError, match="--model_dir: expected a new directory"):
-        collect.collect(tmp_path, tmp_path, tmp_path / "new")
+        collect.collect(job_dir, tmp_path, tmp_path / "new")
     write_json(tmp_path / "record.json", {**record, "job_digest": "e"})
     with pytest.raises(InputError, match="--run_dir: expected a run of the job"):
-        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+        collect.collect(job_dir, tmp_path, tmp_path / "newer")
     write_json(tmp_path / "record.json", record)
     np.savez(tmp_path / "weights.npz", **{**weights, "0001": weights["0001"][1:]}, **own)
     with pytest.raises(InputError, match=r"expected 0001 of shape \(2,\) in .*, got \(1,\)$"):
-        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
-    write_json(tmp_path / "job.json", {**job, "challenge": "svhn"})
+        collect.collect(job_dir, tmp_path, tmp_path / "newer")
+    write_json(
+        tmp_path / "record.json",
+        {**record, "job_digest": tiny.write(tmp_path, challenge="svhn")[0]["digest"]},
+    )
     with pytest.raises(InputError, match="--job_dir: expected a challenge of mnist, cifar10, got"):
-        collect.collect(tmp_path, tmp_path, tmp_path / "newer")
+        collect.collect(job_dir, tmp_path, tmp_path / "newer")
     assert not (tmp_path / "newer").exists()
-
-
-ARRAYS = {"a": np.arange(900.0), "step": 3, "seconds": 1.0, "job_digest": "d"}
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda path: path.unlink(), "cannot read .*: No such file"),
-        (lambda path: path.write_bytes(b""), "cannot read "),
-        (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot read "),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"\xf0\x3f", b"ab")), "cannot "),
-        (lambda path: np.savez(path, a=np.zeros(900)), "cannot read .*step"),
-        (lambda path: np.savez(path, **{**ARRAYS, "job_digest": "e"}), "of the job j .* another's"),
-        (lambda path: np.savez(path, **{**ARRAYS, "a": np.zeros(3)}), r"a of shape \(900,\) in "),
-    ],
-)
-def test_what_run_py_left_is_read_or_refused_in_one_line(tmp_path, damage, message):
-    path, job = tmp_path / "state.npz", {"name": "j", "digest": "d"}
-    np.savez(path, **ARRAYS)
-    arrays, step, seconds = job_files.read_arrays(path, job, {"a": [900]})
-    assert list(arrays) == ["a"] and (step, seconds) == (3, 1.0)
-    damage(path)
-    with pytest.raises(InputError, match=message) as raised:
-        job_files.read_arrays(path, job, {"a": [900]})
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 3}', '{"name": "j"'])
-def test_a_json_file_of_another_shape_is_refused(tmp_path, text):
-    (tmp_path / "job.json").write_text(text)
-    for read in (
-        lambda path: job_files.read_job(path),
-        lambda path: job_files.read_job(path, to_run=True),
-        lambda path: job_files.read_record(path, {"name": "j", "digest": "d"}, "--run_dir"),
-    ):
-        with pytest.raises(InputError, match="job.json"):
-            read(tmp_path / "job.json")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"evaluations": {"row": {}}}, {"evaluations": {"row": {"num_examples": "8"}}}, {"losses": 3}],
-)
-def test_a_record_whose_results_are_damaged_is_refused(tmp_path, change):
-    path, job = tmp_path / "record.json", {"name": "j", "digest": "d"}
-    record = {"job": "j", "job_digest": "d", "steps": 1, "runs": [], "evaluations": {}}
-    write_json(path, record)
-    assert job_files.read_record(path, job, "--output_dir") == record
-    write_json(path, {**record, **change})
-    with pytest.raises(InputError, match=f"record.json: expected .* as {next(iter(change))}"):
-        job_files.read_record(path, job, "--output_dir")
 
 
 def test_files_of_images_with_other_names_or_shapes_are_refused(tmp_path):
@@ -381,7 +371,7 @@ def test_damaged_images_and_initial_values_are_refused(tmp_path):
     np.savez(path, planes=np.zeros((7, 5), np.uint8), labels=np.zeros(7, np.uint8))
     with pytest.raises(InputError, match="--data_dir: cannot read train-1-of-1.npz"):
         packed_images.load(tmp_path, "train")
-    for described in ({"a": {"kept": True}}, {"a": {"like": "b"}}, {"a": {"value": 1}}):
+    for described in ({"a": {"kept": "0" * 64}}, {"a": {"like": "b"}}, {"a": {"value": 1}}):
         (tmp_path / "initial.npz").write_bytes(b"PK")
         with pytest.raises(InputError, match="cannot read .*initial.npz"):
             initial.initial_values(described, tmp_path)
@@ -390,16 +380,15 @@ def test_damaged_images_and_initial_values_are_refused(tmp_path):
             initial.initial_values(described, tmp_path)
 
 
-def run_with_jax(directory, *words, code=0):
-    command = [JAX_PYTHON, ROOT / "accelerator" / "run.py", f"--jobs_dir={directory / 'jobs'}"]
-    command += [f"--data_dir={directory / 'data'}", f"--output_dir={directory / 'runs'}", *words]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+# The largest deviations of losses (of the first call, and of later ones), and of weights and batch
+# norm's averages as a share of their move. In CIFAR-10's deep network rounding decides on which
+# side of a leaky ReLU's kink an activation lies: from a training in float64 run.py's weights have
+# deviated by 0.002 and train.py's by 0.011, the averages, which see the second attack, by 0.015 and
+# 0.073. A second attack of one step instead of two deviates by 0.16, its loss by 0.004.
+DEVIATIONS = {"mnist": (1e-5, 1e-5, 1e-3, 1e-3), "cifar10": (1e-5, 2e-3, 0.02, 0.1)}
 
 
-@needs_jax
+@tiny.needs_jax
 @pytest.mark.slow
 @pytest.mark.parametrize("challenge", list(RECIPES))
 def test_with_jax_a_training_has_the_losses_and_weights_of_train(
@@ -407,21 +396,24 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
 ):
     row = "paper_fgsm"
     job = exported(tmp_path, challenge, RECIPES[challenge], [row])
-    # The end of --seconds stops it after the first call; the same command resumes.
-    assert "resumes" in run_with_jax(tmp_path, "job", "--seconds=0.001")
-    assert "resuming at step" in run_with_jax(tmp_path, "job")
+    if challenge == "mnist":  # the end of --seconds stops it; the same command resumes
+        assert "resumes" in tiny.run(tmp_path, "job", "--seconds=0")
+        assert "resuming at step 3 of 6" in tiny.run(tmp_path, "job")
+    else:
+        tiny.run(tmp_path, "job")
     run_dir = tmp_path / "runs" / "job"
     record = read_json(run_dir / "record.json")
     total = RECIPES[challenge]["max_num_training_steps"]
-    assert record["steps"] == total and len(record["runs"]) == 2
+    assert record["steps"] == total
 
     train = small[challenge]["train"]
     losses, model = trained(challenge, train, tmp_path / "own", monkeypatch)
     config = make_config(export.CHALLENGES[challenge][0], ("job", job["config"]))
     starts = export.CHALLENGES[challenge][0].build_model(config).get_weights()
+    of_first, of_later, of_weights, of_averages = DEVIATIONS[challenge]
     first = 0
     for last, xent, _ in record["losses"]:
-        rounding = 1e-5 if challenge == "mnist" or not first else 1e-2
+        rounding = of_later if first else of_first
         np.testing.assert_allclose(xent, np.mean(losses[first:last]), rtol=rounding)
         first = last
 
@@ -438,9 +430,11 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
     for name in ("new", "whole"):
         loaded = checkpoints.load_model(export.CHALLENGES[challenge][0], tmp_path / name)
         assert loaded.step == total
-        for weight, own, start in zip(model.weights, loaded.weights, starts, strict=True):
+        for variable, own, start in zip(model.weights, loaded.weights, starts, strict=True):
+            weight = np.asarray(variable)
             moved = np.abs(weight - start).max()
-            assert np.abs(own - weight).max() <= (1e-3 if challenge == "mnist" else 0.02) * moved
+            share = of_averages if "moving" in variable.path else of_weights
+            assert np.abs(np.asarray(own) - weight).max() <= share * moved, variable.path
         entries = runs.read(tmp_path / name)
         assert [entry["last_step"] for entry in entries][-1] == total
         assert {"tensorflow", "jax"} <= set(entries[0]["versions"])
@@ -451,19 +445,3 @@ def test_with_jax_a_training_has_the_losses_and_weights_of_train(
     assert record["evaluations"][row]["natural_accuracy"] == 100 * correct.mean()
     assert record["evaluations"][row]["num_examples"] == 8
     assert job["result"][0].startswith("result/")
-
-
-@needs_jax
-@pytest.mark.slow
-def test_what_cannot_be_run_is_one_line(tmp_path, small):
-    exported(tmp_path, "mnist", MNIST_RECIPE)
-    assert "got 'other'" in run_with_jax(tmp_path, "other", code=1)
-    (tmp_path / "data" / "mnist" / "train-1-of-1.npz").unlink()
-    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
-    assert line.startswith("error: --data_dir: expected all files train-1-of-N.npz")
-    (tmp_path / "jobs" / "job" / "initial.npz").write_bytes(b"PK")
-    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
-    assert line.startswith("error: cannot read ") and "initial.npz" in line
-    (tmp_path / "jobs" / "job" / "job.json").write_text("{}")
-    (line,) = run_with_jax(tmp_path, "job", code=1).splitlines()
-    assert line.startswith("error: ") and line.endswith("job.json: expected name, got none")

@@ -23,7 +23,8 @@ from tests.helpers import ROOT, digits, error_line, pictures, run
 def test_attack_throughput(tmp_path):
     target = tmp_path / "result.json"
     names = ["ours", "ours in bfloat16", "plain tf.function"]
-    flags = ["--batch_size=4", "--rounds=2", f"--implementations={','.join(names)}"]
+    flags = ["--batch_size=4", "--rounds=2", "--matmul_size=512"]
+    flags.append(f"--implementations={','.join(names)}")
     script = ROOT / "benchmarks" / "attack_throughput.py"
     run(script, *flags, f"--output_json={target}", cwd=tmp_path)
     result = json.loads(target.read_text())
@@ -64,10 +65,14 @@ def test_recorded_accuracies_of_all_implementations_agree_within_half_a_point(pa
     assert 10 < min(accuracies) < result["natural_accuracy"] - 2  # or there is nothing to see
 
 
-def test_training_throughput(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [["plain tf.function"], pytest.param(["ours", "plain tf.function"], marks=pytest.mark.slow)],
+    ids=len,
+)
+def test_training_throughput(names, tmp_path):
     target = tmp_path / "result.json"
-    # Each has a process of its own, for its memory.
-    names = ["ours", "plain tf.function"]
+    # Each has a process of its own, for its memory; the loop is ours.
     flags = ["--batch_size=2", "--rounds=1", "--loop_steps=3"]
     flags.append(f"--implementations={','.join(names)}")
     script = ROOT / "benchmarks" / "training_throughput.py"
@@ -123,7 +128,7 @@ def test_distribution_times_each_number_of_devices(tmp_path):
     assert all(0 < rate["lowest"] <= rate["highest"] for rate in rates.values())
 
 
-def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding():
+def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding(two_units):
     config = make_config(CIFAR10, ("test", {"width": "simple", "num_steps": 1}))
     x, y = (tf.constant(array) for array in pictures(4))
     exact, mixed = (

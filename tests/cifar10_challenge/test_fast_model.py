@@ -29,14 +29,14 @@ def network(width, dtype="float32"):
 def compiled(model, precision="float32"):
     """The fast logits of a keras.Model as one graph, as attacks use them."""
     prepare = fast_model(model, CIFAR10).prepare
-    return tf.function(lambda x: prepare(precision)(x))
+    return tf.function(lambda x: prepare(precision)(x), autograph=False)
 
 
 # The wide network has Winograd's convolutions.
 @pytest.mark.parametrize(
     "width, count", [("simple", 4), pytest.param("wide", 1, marks=pytest.mark.slow)]
 )
-def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
+def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count, two_units):
     x, y = pictures(count)
     x[-1] += 0.5
     model = network(width, dtype="float64")
@@ -48,13 +48,15 @@ def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count):
     np.testing.assert_allclose(actual, expected, atol=1e-10 * np.abs(expected).max())
 
 
-# Two units in each group cover every kind of unit; the other units repeat the second.
+# Two units in each group cover every kind of unit; the other units repeat the second. Networks of
+# width 2 and more have Winograd's convolutions.
 @pytest.mark.parametrize(
     "width, count, num_units",
     [
         ("simple", 8, 5),
+        (2, 2, 2),
         pytest.param(4, 2, 2, marks=pytest.mark.slow),
-        ("wide", 1, 2),
+        pytest.param("wide", 1, 2, marks=pytest.mark.slow),
         pytest.param("wide", 2, 5, marks=pytest.mark.slow),
     ],
 )
@@ -89,7 +91,7 @@ def test_ops_after_a_convolution_are_fused_with_it():
     assert joined.count(b"BiasAdd Add") >= 13
 
 
-def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding():
+def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding(two_units):
     x, y = pictures(8)
     weights = network("simple").get_weights()
     exact, model = (build_model("simple", precision=p) for p in (None, "mixed_bfloat16"))
@@ -109,7 +111,7 @@ def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding():
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_pgd_finds_what_the_plain_loop_finds(count):
+def test_pgd_finds_what_the_plain_loop_finds(count, two_units):
     x, y = pictures(count)
     model = network("simple")
     settings = {"epsilon": 8.0, "step_size": 2.0, "num_steps": 2, "bounds": (0.0, 255.0)}
@@ -120,7 +122,7 @@ def test_pgd_finds_what_the_plain_loop_finds(count):
     assert np.mean(np.abs(actual - expected) > 1e-3) < 0.02
 
 
-def test_the_attack_follows_averages_that_change():
+def test_the_attack_follows_averages_that_change(two_units):
     x, y = pictures(2)
     model = network("simple")
     attack = PGD(fast_model(model, CIFAR10), epsilon=8, step_size=2, num_steps=1, bounds=(0, 255))
@@ -130,7 +132,7 @@ def test_the_attack_follows_averages_that_change():
     assert np.mean(attack.perturb(x, y).numpy() != before) > 0.1
 
 
-def test_a_constant_image_has_a_finite_gradient():
+def test_a_constant_image_has_a_finite_gradient(two_units):
     model = network("simple")
     x = tf.fill((1, 32, 32, 3), 7.0)
     assert np.isfinite(input_gradient(compiled(model), x, [1])).all()

@@ -4,8 +4,6 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from absl import flags
@@ -19,6 +17,7 @@ from common.scripts import evaluate, export_model
 from common.scripts.flags import config_from_flags, define_attack_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from paper import accuracy_against_epsilon, adversarial_images, reproduce, training_curve
+from tests.helpers import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHALLENGES = {"mnist": MNIST, "cifar10": CIFAR10}
@@ -631,7 +630,4 @@ print([name for name in flags.FLAGS.flags_by_module_dict() if name.startswith(pa
 
 
 def test_importing_declares_no_flag_and_says_nothing():
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
+    assert run("-c", IMPORT_ALL, cwd=ROOT) == "[]\n"

@@ -9,35 +9,37 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar10_challenge.challenge import CIFAR10
 from common import data
 from common.errors import InputError
 from common.training.batches import training_batches
+from mnist_challenge.challenge import MNIST
 from tests.helpers import write_cifar10, write_idx, write_mnist
 
 
 @pytest.fixture(scope="module")
-def mnist_train(tfds_dir):
-    return data.load_mnist("train", data_dir=tfds_dir)
+def mnist_train(full_set):
+    return full_set(MNIST, "train")
 
 
 @pytest.fixture(scope="module")
-def mnist_validation(tfds_dir):
-    return data.load_mnist("validation", data_dir=tfds_dir)
+def mnist_validation(full_set):
+    return full_set(MNIST, "validation")
 
 
 @pytest.fixture(scope="module")
-def mnist_test(tfds_dir):
-    return data.load_mnist("test", data_dir=tfds_dir)
+def mnist_test(full_set):
+    return full_set(MNIST, "test")
 
 
 @pytest.fixture(scope="module")
-def cifar10_train(tfds_dir):
-    return data.load_cifar10("train", data_dir=tfds_dir)
+def cifar10_train(full_set):
+    return full_set(CIFAR10, "train")
 
 
 @pytest.fixture(scope="module")
-def cifar10_test(tfds_dir):
-    return data.load_cifar10("test", data_dir=tfds_dir)
+def cifar10_test(full_set):
+    return full_set(CIFAR10, "test")
 
 
 @pytest.fixture

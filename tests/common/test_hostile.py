@@ -1,21 +1,21 @@
 """Hostile or mistyped command lines and files give one line each, and exit code 1."""
 
 import json
-import os
-import subprocess
 import sys
+import tempfile
 
 import pytest
 import tensorflow as tf
 
 from common.scripts import app
 from mnist_challenge.model import build_model
-from tests.helpers import EMPTY_HOME, ROOT
+from tests.helpers import ROOT, run
 
-# Runs each command line in a fork of one process, so that TensorFlow is loaded once. What it
-# prints goes to NUMBER.out and NUMBER.err.
+# Runs each command line of a file in a fork of one process, so that the project is imported once.
+# What it prints goes to NUMBER.out and NUMBER.err.
 DRIVER = """
 import json, os, sys
+sys.path.insert(0, sys.argv[1])
 from common.scripts import app, attack_file, compare, evaluate, export_model
 from mnist_challenge.challenge import MNIST
 SCRIPTS = {
@@ -25,7 +25,7 @@ SCRIPTS = {
     "compare.py": (compare.compare, compare.define_flags),
     "export_model.py": (export_model.export_model, export_model.define_flags),
 }
-for number, (script, *words) in enumerate(json.load(sys.stdin)):
+for number, (script, *words) in enumerate(json.load(open(sys.argv[2]))):
     child = os.fork()
     if not child:
         for handle, name in ((1, "out"), (2, "err")):
@@ -43,21 +43,15 @@ for number, (script, *words) in enumerate(json.load(sys.stdin)):
 """
 
 
-def run_all(command_lines, place, **environment):
+def run_all(command_lines, place, **options):
     """Exit code, stdout and stderr of each."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": EMPTY_HOME, **environment}
-    environment.pop("TFDS_DATA_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(command_lines),
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    codes = [int(line) for line in done.stdout.split()]
-    assert len(codes) == len(command_lines), done.stderr
+    with tempfile.NamedTemporaryFile("w") as file:
+        json.dump(command_lines, file)
+        file.flush()
+        codes = [
+            int(line) for line in run("-c", DRIVER, ROOT, file.name, cwd=place, **options).split()
+        ]
+    assert len(codes) == len(command_lines)
     found = []
     for number, code in enumerate(codes):
         texts = [place / f"{number}.{name}" for name in ("out", "err")]
@@ -172,12 +166,13 @@ def test_a_flag_given_twice_counts_as_it_was_given_last(place):
     (place / "result.json").unlink()
 
 
-def test_a_path_of_control_codes_cannot_pass_for_the_programs_lines(tmp_path):
+def test_a_path_of_control_codes_cannot_pass_for_the_programs_lines(tmp_path, monkeypatch):
     """Where it is a true one; under a keras.json that another project wants."""
     build_model(scale=1, seed=1).save(tmp_path / f"{FORGED}.keras")
     (tmp_path / "keras.json").write_text(
         json.dumps({"floatx": "float64", "image_data_format": "channels_first"})
     )
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     few = (f"--model_dir={FORGED}.keras", "--num_eval_examples=10")
     adv = f"--store_adv_path=adv-{FORGED}"
     found = run_all(
@@ -188,7 +183,7 @@ def test_a_path_of_control_codes_cannot_pass_for_the_programs_lines(tmp_path):
             ("compare.py", "--rows=natural", f"--output_json=rows-{FORGED}", *few),
         ],
         tmp_path,
-        KERAS_HOME=str(tmp_path),
+        afresh=True,
     )
     shown = r"x natural: 100.00% error: none\x1b[2J\x1b]0;owned\x07 \u202e"
     for code, out, err in found:
@@ -248,6 +243,7 @@ def test_other_errors_are_faults_of_the_program_and_keep_their_traceback(monkeyp
         app.run_words(fails)
 
 
+@pytest.mark.slow  # TensorFlow waits ten seconds for memory
 def test_a_tensor_that_no_memory_holds_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script.py"])
     with pytest.raises(SystemExit):

@@ -42,9 +42,10 @@ def test_the_report_is_the_evaluators(trained):
         Trial(attack, name=name)
         for name, attack in standard_suite(trained, **OPTIONS, precision="float32")
     ]
+    assert [trial.settings() for trial in report.trials] == [trial.settings() for trial in trials]
     expected = Evaluator(
         trained,
-        trials,
+        report.trials,  # which are compiled
         to_pixels=tf.constant,
         batch_size=100,
         seed=3,

@@ -306,14 +306,9 @@ def test_the_originals_accept_what_pgd_attack_writes(challenge, epsilon, tmp_pat
     size = {"scale": 1} if challenge is MNIST else {"width": "simple"}
     model = challenge.build_model(config.make_config(challenge, ("test", size)))
     checkpoints.export(model, tmp_path / "model")
-    run(
-        challenge.directory / "pgd_attack.py",
-        "--model_dir=model",
-        "--num_eval_examples=70",
-        "--num_steps=3",
-        f"--step_size={epsilon / 2}",
-        cwd=tmp_path,
-    )
+    few = ("--model_dir=model", "--num_eval_examples=70")
+    steps = ("--num_steps=3", f"--step_size={epsilon / 2}")
+    made = run(challenge.directory / "pgd_attack.py", *few, *steps, cwd=tmp_path)
     path = tmp_path / "attack.npy"
     sample = np.load(ROOT / "common" / "samples" / f"{challenge.name.lower().replace('-', '')}.npz")
     x_nat = challenge.to_pixels(sample["images"][:70].reshape(70, *challenge.image_shape))
@@ -325,6 +320,8 @@ def test_the_originals_accept_what_pgd_attack_writes(challenge, epsilon, tmp_pat
     assert originals_accept(path, x_nat, challenge, epsilon)
     assert not originals_accept(path, x_nat, challenge, epsilon / 2)
     submission.check(x_adv, x_nat, challenge, epsilon)
+    scored = run(challenge.directory / "run_attack.py", *few, cwd=tmp_path)
+    assert made.split("Accuracy under attack: ")[1].splitlines()[0] in scored
 
 
 @BOTH

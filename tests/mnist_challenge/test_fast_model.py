@@ -24,7 +24,7 @@ def noisy_digits(count, noise):
 def compiled(model):
     """The fast logits of a keras.Model as one graph, as attacks use them."""
     prepare = fast_model(model, MNIST).prepare
-    return tf.function(lambda x: prepare("float32")(x))
+    return tf.function(lambda x: prepare("float32")(x), autograph=False)
 
 
 @NOISE

@@ -75,10 +75,11 @@ def test_a_committed_picture_is_that_of_the_results(name, tmp_path):
     assert committed.stat().st_size < 150_000
     theirs, ours = plt.imread(committed), plt.imread(tmp_path / "again.png")
     # Another version of matplotlib may place letters elsewhere.
-    if version_of(committed) == version_of(tmp_path / "again.png"):
+    if is_same := version_of(committed) == version_of(tmp_path / "again.png"):
         np.testing.assert_array_equal(theirs, ours)
-    style.save(item.draw(result), tmp_path / "third.png")
-    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "third.png").read_bytes()
+    if name in BY_DEFAULT or not is_same:
+        style.save(item.draw(result), tmp_path / "third.png")
+        assert (tmp_path / "again.png").read_bytes() == (tmp_path / "third.png").read_bytes()
 
 
 def version_of(path):

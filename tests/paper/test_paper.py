@@ -176,7 +176,6 @@ def test_figures(script, challenge, flags, tmp_path):
         "--output=picture.png",
         *flags,
         cwd=tmp_path,
-        afresh=(script, challenge) == ("training_curve.py", "mnist"),
     )
     picture = plt.imread(tmp_path / "picture.png")
     assert picture.shape[0] > 200 and picture.shape[1] > 600 and picture.std() > 0.1

@@ -41,6 +41,12 @@ MAKERS = {
     "square": lambda model, **o: Square(model, num_queries=40, **o),
 }
 every_attack = pytest.mark.parametrize("name", MAKERS)
+# For what an attack's loss and target do not change: the others' classes are among these.
+CLASSES = ("pgd", "multi_targeted", "apgd_xent", "fab_targeted", "square")
+every_class = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in CLASSES else pytest.mark.slow) for name in MAKERS],
+)
 the_new = pytest.mark.parametrize(
     "name", ["apgd_targeted", "fab_targeted", "square", "multi_targeted"]
 )
@@ -79,7 +85,7 @@ def test_examples_stay_in_ball_and_range_and_depend_on_seed_and_index_alone(name
         np.testing.assert_allclose(part, x.numpy()[batch], atol=1e-6)
 
 
-@every_attack
+@every_class
 def test_no_ball_returns_the_image(name):
     _, _, model = linear_model()
     x_nat, y = labelled(model, count=3)
@@ -98,7 +104,7 @@ def test_a_network_is_attacked_in_inference_mode_and_left_alone(name):
     np.testing.assert_allclose(x, as_function, atol=1e-6)
 
 
-@every_attack
+@every_class
 def test_a_function_may_have_python_control_flow_over_tensors(name):
     _, _, linear = linear_model()
 

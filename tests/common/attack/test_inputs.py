@@ -31,7 +31,7 @@ from common.attack.staged import state_of
 from common.errors import InputError
 from common.evaluation import Evaluator, State, Trial, pitfalls
 from tests.common.attack.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
-from tests.common.attack.test_every_attack import MAKERS, make
+from tests.common.attack.test_every_attack import CLASSES, MAKERS, every_class, make
 
 _, _, MODEL = linear_model()
 IMAGES = np.rint(255 * images()).astype(np.uint8)
@@ -44,10 +44,7 @@ every_attack_and_norm = pytest.mark.parametrize(
     ("name", "norm"),
     [
         *((name, "linf") for name in MAKERS),
-        *(
-            (name, "l2")
-            for name in ("pgd", "multi_targeted", "apgd_xent", "fab_targeted", "square")
-        ),
+        *((name, "l2") for name in CLASSES),
     ],
 )
 
@@ -141,7 +138,7 @@ def test_other_labels_are_refused(case):
         attack.perturb(X, Y)
 
 
-@every_attack
+@every_class
 def test_every_attack_takes_the_labels_of_keras_and_refuses_those_out_of_range(name):
     attack = make(name, MODEL, "linf")
     with pytest.raises(InputError, match="y: expected classes from 0 to 4, got 5"):
@@ -332,7 +329,7 @@ def test_invalid_images_are_refused_in_any_form(case, form):
     assert is_one_line(error)
 
 
-@every_attack
+@every_class
 def test_every_attack_refuses_such_images(name):
     attack = make(name, MODEL, "linf")
     for x in (tf.constant(X * 255), tf.constant(X * np.nan), (X * 255).tolist()):
@@ -745,7 +742,7 @@ def test_evaluations_and_pitfalls_count_it_as_a_prediction():
 # https://github.com/MadryLab/trak/issues/36
 
 
-@every_attack
+@every_class
 def test_every_attack_takes_logits_in_half_precision(name):
     x = make(name, lambda x: tf.cast(MODEL(x), tf.float16), "linf", epsilon=0.05).perturb(X, Y)
     assert x.dtype == tf.float32 and np.any(is_misclassified(MODEL(x), Y))
@@ -822,7 +819,14 @@ def test_what_is_not_logits_is_refused(case):
 # https://github.com/Harry24k/adversarial-attacks-pytorch/issues/150
 
 
-@pytest.mark.parametrize("name", sorted(set(MAKERS) - {"square"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in CLASSES else pytest.mark.slow)
+        for name in MAKERS
+        if name != "square"
+    ],
+)
 @pytest.mark.parametrize(
     "function",
     [
@@ -885,7 +889,7 @@ def test_pgd_is_compiled_for_few_sizes(kind, order):
 
 @pytest.mark.parametrize("name", ["multi_targeted", "apgd_xent", "fab_targeted", "square"])
 def test_the_others_are_compiled_for_few_sizes(name):
-    x_nat = images(30)
+    x_nat = images(16)
     y = np.argmax(MODEL(x_nat), axis=1)
     prepared = collections.Counter()
 
@@ -895,11 +899,11 @@ def test_the_others_are_compiled_for_few_sizes(name):
 
     attack = make(name, FastModel(MODEL, prepare), "linf", epsilon=0.005)
     whole = make(name, MODEL, "linf", epsilon=0.005).perturb(x_nat, y, seed=3).numpy()
-    for size in range(8, 31, 2):
+    for size in range(8, 17):
         x = attack.perturb(x_nat[:size], y[:size], seed=3)
         np.testing.assert_allclose(x, whole[:size], atol=1e-6)
-    # Two or three functions are compiled, and not each of them for 12 sizes.
-    assert prepared["times"] <= 3 * 5
+    # Two or three functions are compiled, and not each of them for 9 sizes.
+    assert prepared["times"] <= 3 * 4
 
 
 def test_the_first_size_is_exact_and_larger_ones_double():

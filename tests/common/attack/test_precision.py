@@ -232,7 +232,8 @@ def test_the_fast_forms_agree_to_the_rounding_of_bfloat16(challenge, taken):
     x = tf.constant(x)
     model = checkpoints.load_model(challenge, challenge.shipped).logits
     exact, rounded = (
-        tf.function(lambda x, name=name: model.prepare(name)(x)) for name in ("float32", "bfloat16")
+        tf.function(lambda x, name=name: model.prepare(name)(x), autograph=False)
+        for name in ("float32", "bfloat16")
     )
     z, expected = rounded(x).numpy(), exact(x).numpy()
     assert z.dtype == np.float32
