@@ -176,7 +176,7 @@ def export(function, specs, variables, path, exact=False):
     (shape, dtype) of each. The other outputs are the function's results.
 
     Args:
-        function: of tensors to tensors; it reads and assigns variables.
+        function: maps tensors to tensors; it reads and assigns variables.
         specs: the tf.TensorSpecs of its arguments, all of fixed shape.
         variables: dict of names to the tf.Variables that it may use.
         path: the file's path.

@@ -583,7 +583,7 @@ def _write_whole(path, write, what):
     """Writes a directory so that it is there whole or not at all.
 
     Args:
-        path: of the directory; an existing one is replaced.
+        path: the directory; an existing one is replaced.
         write: function of a path, which writes the directory there.
         what: what it is, for the message.
 

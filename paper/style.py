@@ -55,8 +55,8 @@ def subplots(rows, columns, width, height, **options):
     """Returns a figure of the project's style and its axes, always as a (rows, columns) array.
 
     Args:
-        rows, columns: of axes.
-        width, height: of the figure, in inches of 100 pixels.
+        rows, columns: numbers of axes.
+        width, height: the figure's size, in inches of 100 pixels.
         **options: further arguments of `plt.subplots`.
     """
     matplotlib.rcdefaults()  # whatever the user's own style is

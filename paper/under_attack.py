@@ -182,7 +182,7 @@ class Accuracy:
 
     Attributes:
         value: in percent.
-        num_examples: of how many images.
+        num_examples: the number of images.
         is_from_card: whether it is from the network's card.
     """
 

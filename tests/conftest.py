@@ -135,3 +135,41 @@ def data_dir(full_set, shared):
             write_cifar10(place, test.images, test.labels)
             (place / "whole").touch()
     return str(place)
+
+
+@pytest.fixture
+def nothing_at_hand(monkeypatch, tmp_path):
+    """Returns an empty directory, with no network and no data in the working directory."""
+    from common import data
+
+    monkeypatch.setattr(data, "_reachable", lambda url: False)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    """Returns a function from flags to what compare.py prints, run here in an empty directory."""
+    from absl import flags
+
+    from common.scripts import compare as compare_lib
+    from common.scripts.flags import config_from_flags, define_flags
+    from mnist_challenge.challenge import MNIST
+    from tests.helpers import EMPTY_HOME
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample, as for `start`
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+    def compare(*arguments, challenge=MNIST):
+        flag_values = flags.FlagValues()
+        define_flags(challenge, flag_values)
+        compare_lib.define_flags(challenge, flag_values)
+        flag_values(["compare.py", *arguments])
+        settings = config_from_flags(challenge, flag_values)
+        capsys.readouterr()
+        compare_lib.compare(challenge, settings, flag_values)
+        return capsys.readouterr().out
+
+    return compare

@@ -1,6 +1,7 @@
 """Helpers of several tests: scripts run as users run them, tiny trainings, images, gradients."""
 
 import gzip
+import json
 import os
 import pathlib
 import pickle
@@ -12,12 +13,15 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from cifar10_challenge import train as cifar10_train
 from cifar10_challenge.challenge import CIFAR10
+from cifar10_challenge.model import build_model as build_cifar10
 from common import data
 from common.config import make_config
+from common.errors import InputError
 from common.training import loop, optimizers
 from tests import forked
 
@@ -162,3 +166,36 @@ def input_gradient(logits_of, x, y):
         tape.watch(x)
         loss = sum_xent(logits_of(x), y)
     return tape.gradient(loss, x)
+
+
+def normed_network(width, dtype="float32"):
+    """A network with batch norms that are not the identity, some with negative factors."""
+    model = build_cifar10(width, seed=2, dtype=dtype)
+    random = np.random.default_rng(3)
+    for weight in model.weights:
+        if not weight.path.endswith("kernel"):
+            low, high = (0.5, 1.5) if weight.path.endswith("moving_variance") else (-0.5, 1.5)
+            weight.assign(random.uniform(low, high, weight.shape))
+    return model
+
+
+# Files and errors.
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def rows_of(path):
+    """The rows of a result, without the time they took."""
+    result = json.loads(path.read_text())
+    return [{name: row[name] for name in row if name != "seconds"} for row in result["rows"]]
+
+
+def refused(expected, call, *args, **kwargs):
+    """`call` raises an InputError of one line, in which `expected` occurs; returns the line."""
+    with pytest.raises(InputError) as error:
+        call(*args, **kwargs)
+    message = str(error.value)
+    assert expected in message and "\n" not in message
+    return message

@@ -51,7 +51,7 @@ def randomised(first, second):
     Args:
         first, second: float (n, classes), the two calls' outputs.
     """
-    # A logit that is -inf in both calls is no difference.
+    # A logit that is -inf in both calls does not differ.
     first, second = (
         np.nan_to_num(np.asarray(logits, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         for logits in (first, second)

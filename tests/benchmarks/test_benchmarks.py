@@ -16,8 +16,7 @@ from common.errors import InputError
 from common.evaluation import suites
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
-from tests.cifar10_challenge.test_fast_model import network
-from tests.helpers import ROOT, digits, error_line, pictures, run
+from tests.helpers import ROOT, digits, error_line, normed_network, pictures, run
 
 
 def test_attack_throughput(tmp_path):
@@ -177,7 +176,7 @@ def test_the_shipped_network_is_used_if_it_has_the_size(scale):
     "challenge, make, images",
     [
         (MNIST, lambda: build_model(2, seed=1), digits),
-        (CIFAR10, lambda: network("simple"), pictures),
+        (CIFAR10, lambda: normed_network("simple"), pictures),
     ],
     ids=["mnist", "cifar10"],
 )
@@ -244,7 +243,7 @@ def test_torch_network_of_cifar10_is_the_same():
     from benchmarks import torch_networks
 
     x, _ = pictures(3)
-    model = network("simple")
+    model = normed_network("simple")
     theirs = torch_networks.Cifar10({weight.path: weight.numpy() for weight in model.weights})
     logits = theirs.eval()(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
     np.testing.assert_allclose(logits, model(tf.constant(x), training=False), rtol=1e-3, atol=1e-3)

@@ -12,18 +12,7 @@ from cifar10_challenge.model import build_model
 from cifar10_challenge.winograd import WinogradConv
 from common.attack import PGD
 from common.checkpoints import fast_model
-from tests.helpers import input_gradient, pictures
-
-
-def network(width, dtype="float32"):
-    """A network with batch norms that are not the identity, some with negative factors."""
-    model = build_model(width, seed=2, dtype=dtype)
-    random = np.random.default_rng(3)
-    for weight in model.weights:
-        if not weight.path.endswith("kernel"):
-            low, high = (0.5, 1.5) if weight.path.endswith("moving_variance") else (-0.5, 1.5)
-            weight.assign(random.uniform(low, high, weight.shape))
-    return model
+from tests.helpers import input_gradient, normed_network, pictures
 
 
 def compiled(model, precision="float32"):
@@ -39,7 +28,7 @@ def compiled(model, precision="float32"):
 def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count, two_units):
     x, y = pictures(count)
     x[-1] += 0.5
-    model = network(width, dtype="float64")
+    model = normed_network(width, dtype="float64")
     x = tf.constant(x, tf.float64)
     logits = model(x, training=False).numpy()
     np.testing.assert_allclose(compiled(model)(x), logits, atol=1e-10 * np.abs(logits).max())
@@ -63,14 +52,14 @@ def test_exact_arithmetic_gives_the_plain_networks_gradients(width, count, two_u
 def test_float32_gives_the_logits_to_rounding(width, count, num_units, monkeypatch):
     monkeypatch.setattr(cifar10_challenge.model, "UNITS_PER_GROUP", num_units)
     x, _ = pictures(count)
-    model = network(width)
+    model = normed_network(width)
     expected = plain.cifar10_model(width, model.get_weights())(x, training=False).numpy()
     actual = compiled(model)(tf.constant(x))
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_ops_after_a_convolution_are_fused_with_it():
-    function = compiled(network("simple"))
+    function = compiled(normed_network("simple"))
     context.enable_run_metadata()
     try:
         function(tf.constant(pictures(2)[0]))
@@ -93,7 +82,7 @@ def test_ops_after_a_convolution_are_fused_with_it():
 
 def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding(two_units):
     x, y = pictures(8)
-    weights = network("simple").get_weights()
+    weights = normed_network("simple").get_weights()
     exact, model = (build_model("simple", precision=p) for p in (None, "mixed_bfloat16"))
     exact.set_weights(weights)
     model.set_weights(weights)
@@ -113,7 +102,7 @@ def test_in_mixed_precision_it_computes_in_bfloat16_to_its_rounding(two_units):
 @pytest.mark.parametrize("count", [1, 5])
 def test_pgd_finds_what_the_plain_loop_finds(count, two_units):
     x, y = pictures(count)
-    model = network("simple")
+    model = normed_network("simple")
     settings = {"epsilon": 8.0, "step_size": 2.0, "num_steps": 2, "bounds": (0.0, 255.0)}
     expected = plain.pgd(plain.cifar10_model("simple", model.get_weights()), **settings)(x, y)
     actual = PGD(fast_model(model, CIFAR10), random_start=False, **settings).perturb(x, y)
@@ -124,7 +113,7 @@ def test_pgd_finds_what_the_plain_loop_finds(count, two_units):
 
 def test_the_attack_follows_averages_that_change(two_units):
     x, y = pictures(2)
-    model = network("simple")
+    model = normed_network("simple")
     attack = PGD(fast_model(model, CIFAR10), epsilon=8, step_size=2, num_steps=1, bounds=(0, 255))
     before = attack.perturb(x, y).numpy()
     for weight in model.non_trainable_weights:
@@ -133,7 +122,7 @@ def test_the_attack_follows_averages_that_change(two_units):
 
 
 def test_a_constant_image_has_a_finite_gradient(two_units):
-    model = network("simple")
+    model = normed_network("simple")
     x = tf.fill((1, 32, 32, 3), 7.0)
     assert np.isfinite(input_gradient(compiled(model), x, [1])).all()
 

@@ -10,53 +10,13 @@ from cifar10_challenge.model import build_model
 from cifar10_challenge.train import augment
 from common.config import make_config
 from tests.helpers import input_gradient, pictures, sum_xent
+from tests.originals import cifar10_logits
 
 tf1 = tf.compat.v1
 
 
 def weights_by_path(model):
     return {weight.path: weight.numpy() for weight in model.weights}
-
-
-def original_logits(x, weights, training):
-    """The original's graph from raw ops; returns logits and the averages after this pass."""
-    averages = {}
-
-    def conv(x, name, stride=1):
-        return tf.nn.conv2d(x, weights[f"{name}/kernel"], strides=stride, padding="SAME")
-
-    def norm_and_leaky_relu(x, name):
-        gamma, beta, mean, variance = (
-            weights[f"{name}/{part}"]
-            for part in ("gamma", "beta", "moving_mean", "moving_variance")
-        )
-        if training:
-            old = mean, variance
-            mean, variance = tf.nn.moments(x, [0, 1, 2])
-            averages[f"{name}/moving_mean"] = 0.9 * old[0] + 0.1 * mean
-            averages[f"{name}/moving_variance"] = 0.9 * old[1] + 0.1 * variance
-        x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, 0.001)
-        return tf.where(x < 0, 0.1 * x, x)
-
-    mean, variance = tf.nn.moments(x, [1, 2, 3], keepdims=True)
-    x = (x - mean) / tf.maximum(tf.sqrt(variance), 1 / 3072**0.5)
-    x = conv(x, "stem")
-    for group, stride in ((1, 1), (2, 2), (3, 2)):
-        for unit in range(5):
-            name = f"unit{group}_{unit}"
-            shortcut = x
-            x = norm_and_leaky_relu(x, f"{name}_pre_norm")
-            if name == "unit1_0":
-                shortcut = x
-            x = conv(x, f"{name}_conv1", stride if unit == 0 else 1)
-            x = conv(norm_and_leaky_relu(x, f"{name}_mid_norm"), f"{name}_conv2")
-            if unit == 0:
-                shortcut = tf.nn.avg_pool2d(shortcut, stride, stride, "VALID")
-                half = (x.shape[-1] - shortcut.shape[-1]) // 2
-                shortcut = tf.pad(shortcut, [[0, 0], [0, 0], [0, 0], [half, half]])
-            x = x + shortcut
-    x = tf.reduce_mean(norm_and_leaky_relu(x, "last_norm"), [1, 2])
-    return tf.matmul(x, weights["logits/kernel"]) + weights["logits/bias"], averages
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +133,7 @@ def test_logits_gradients_and_averages_are_the_originals(simple, training):
     with tf.Graph().as_default(), tf1.Session() as session:
         pixels = tf.constant(x, tf.float64)
         its_weights = {path: weight.astype("f8") for path, weight in weights.items()}
-        logits, averages = original_logits(pixels, its_weights, training)
+        logits, averages = cifar10_logits(pixels, its_weights, training)
         gradient = tf.gradients(sum_xent(logits, y), pixels)[0]
         logits, gradient, averages = session.run([logits, gradient, averages])
 
@@ -191,7 +151,7 @@ def test_wide_network_has_the_originals_logits(wide):
     weights = weights_by_path(wide)
     with tf.Graph().as_default(), tf1.Session() as session:
         fed = {path: tf1.placeholder(tf.float32, w.shape) for path, w in weights.items()}
-        logits, _ = original_logits(tf.constant(x), fed, training=False)
+        logits, _ = cifar10_logits(tf.constant(x), fed, training=False)
         logits = session.run(logits, {fed[path]: weights[path] for path in fed})
     np.testing.assert_allclose(wide(x, training=False), logits, rtol=1e-4, atol=1e-4)
 

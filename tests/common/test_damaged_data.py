@@ -11,7 +11,6 @@ import pytest
 
 from common import data
 from common.errors import InputError
-from tests.common.test_data import nothing_at_hand  # noqa: F401 (a fixture)
 from tests.helpers import write_mnist
 
 
@@ -109,14 +108,14 @@ def test_another_dataset_in_the_directory_is_refused(tfds_dir, tmp_path):
     assert "expected 10,000 images (28, 28, 1)" in message and "(10000, 32, 32, 3)" in message
 
 
-def test_a_description_that_is_a_directory_is_named(nothing_at_hand):  # noqa: F811
+def test_a_description_that_is_a_directory_is_named(nothing_at_hand):
     path = nothing_at_hand / "mnist" / "3.0.1" / "dataset_info.json"
     path.mkdir(parents=True)
     message = refusal(data.load_mnist, "test", data_dir=nothing_at_hand, allow_sample=True)
     assert message == f"cannot read {path}: Is a directory"
 
 
-def test_a_directory_instead_of_an_original_file_is_named(nothing_at_hand):  # noqa: F811
+def test_a_directory_instead_of_an_original_file_is_named(nothing_at_hand):
     write_mnist(nothing_at_hand, np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.uint8))
     path = nothing_at_hand / "t10k-images-idx3-ubyte.gz"
     path.unlink()
@@ -128,7 +127,7 @@ def test_a_directory_instead_of_an_original_file_is_named(nothing_at_hand):  # n
     assert f"{nothing_at_hand / 'test_batch'} cannot be read: IsADirectoryError" in message
 
 
-def test_a_directory_that_cannot_be_read_is_named(nothing_at_hand, monkeypatch):  # noqa: F811
+def test_a_directory_that_cannot_be_read_is_named(nothing_at_hand, monkeypatch):
     stat, denied = pathlib.Path.stat, nothing_at_hand / "mnist" / "3.0.1" / "dataset_info.json"
 
     def guarded(path, **kwargs):
@@ -194,7 +193,7 @@ def test_a_data_dir_that_does_not_exist_is_one_line(tmp_path, place):
 
 
 @pytest.fixture
-def no_home(nothing_at_hand, monkeypatch):  # noqa: F811
+def no_home(nothing_at_hand, monkeypatch):
     """A user without HOME and without an entry in passwd, as os.path tells of one.
 
     https://github.com/NousResearch/hermes-agent/issues/107295
@@ -230,7 +229,7 @@ def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["file", "full"])
 def test_an_unwritable_directory_is_reported_before_the_download(
-    nothing_at_hand,  # noqa: F811
+    nothing_at_hand,
     monkeypatch,
     fault,
 ):

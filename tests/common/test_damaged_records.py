@@ -16,7 +16,7 @@ from common.evaluation.presets import make_state_dir
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Optional
 from mnist_challenge.challenge import MNIST
 from paper import readme_tables
-from tests.common.scripts.test_compare import compare, rows_of  # noqa: F401 (a fixture)
+from tests.helpers import rows_of
 
 DAMAGED = {
     "empty": b"",
@@ -188,7 +188,7 @@ def test_damaged_files_are_renamed(content, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_damaged_row_is_reported_renamed_and_evaluated_again(tmp_path, compare):  # noqa: F811
+def test_a_damaged_row_is_reported_renamed_and_evaluated_again(tmp_path, compare):
     compare(*FEW)
     expected = rows_of(tmp_path / "r.json")
     (kept,) = (tmp_path / "kept").glob("natural-*.json")

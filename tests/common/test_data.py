@@ -42,15 +42,6 @@ def cifar10_test(full_set):
     return full_set(CIFAR10, "test")
 
 
-@pytest.fixture
-def nothing_at_hand(monkeypatch, tmp_path):
-    """Returns an empty directory, with no network and no data in the working directory."""
-    monkeypatch.setattr(data, "_reachable", lambda url: False)
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def sha256(array):
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 

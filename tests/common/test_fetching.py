@@ -23,8 +23,8 @@ from common.errors import InputError
 from common.original_checkpoints import load_original
 from common.scripts import fetch_model
 from mnist_challenge.challenge import MNIST
-from tests.common.test_original_checkpoints import MNIST_CONFIG, content, original_mnist, refused
-from tests.helpers import ROOT, error_line, run, start
+from tests.helpers import ROOT, content, error_line, refused, run, start
+from tests.originals import MNIST_CONFIG, original_mnist
 
 tf1 = tf.compat.v1
 

@@ -15,38 +15,25 @@ from cifar10_challenge.model import build_model as build_cifar10
 from common import checkpoints
 from common.attack import PGD, FastModel, xent_loss
 from common.config import make_config
-from common.errors import InputError
 from common.original_checkpoints import is_original, load_original, save_original
 from common.scripts import evaluate
 from common.scripts.flags import define_flags
 from common.scripts.train import export_newest
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model as build_mnist
-from tests.cifar10_challenge import test_model as cifar10
-from tests.helpers import ROOT, digits, input_gradient, pictures, sum_xent, train
+from tests.helpers import ROOT, content, digits, input_gradient, pictures, refused, sum_xent, train
 from tests.helpers import run as run_script
-from tests.mnist_challenge import test_model as mnist
+from tests.originals import (
+    MNIST_CONFIG,
+    MNIST_SHAPES,
+    Original,
+    cifar10_logits,
+    mnist_logits,
+    mnist_shapes,
+    original_mnist,
+)
 
 tf1 = tf.compat.v1
-
-MNIST_SHAPES = {
-    "Variable": (5, 5, 1, 32),
-    "Variable_1": (32,),
-    "Variable_2": (5, 5, 32, 64),
-    "Variable_3": (64,),
-    "Variable_4": (3136, 1024),
-    "Variable_5": (1024,),
-    "Variable_6": (1024, 10),
-    "Variable_7": (10,),
-}
-
-
-def mnist_shapes(scale):
-    """The same of another capacity; taps, pixel channels and classes do not grow with it."""
-    return {
-        name: tuple(n if n in (1, 5, 10) else n * scale // 16 for n in shape)
-        for name, shape in MNIST_SHAPES.items()
-    }
 
 
 # What the original MNIST training saves, Adam included.
@@ -54,51 +41,9 @@ MNIST_CHECKPOINT = {
     **{f"{name}{end}": s for name, s in MNIST_SHAPES.items() for end in ("", "/Adam", "/Adam_1")},
     **dict.fromkeys(("beta1_power", "beta2_power", "global_step"), ()),
 }
-# The config.json that the original copies beside its checkpoints, in its own words.
-MNIST_CONFIG = {
-    "_comment": "===== MODEL CONFIGURATION =====",
-    "model_dir": "models/adv_trained",
-    "tf_random_seed": 4557077,
-    "optimizer": "adam",
-    "step_size": 1e-4,
-    "epsilon": 0.3,
-    "k": 40,
-    "a": 0.01,
-    "random_start": True,
-    "loss_func": "xent",
-    "store_adv_path": "attack.npy",
-}
 
 
 # The originals.
-
-
-@dataclasses.dataclass
-class Original:
-    """An original network in the current graph.
-
-    Logits and gradient are in inference mode and in float64, where rounding flips no ReLU.
-    """
-
-    x: tf.Tensor
-    y: tf.Tensor
-    logits: tf.Tensor
-    train_step: tf.Operation
-
-    def __post_init__(self):
-        (self.gradient,) = tf.gradients(sum_xent(self.logits, self.y), self.x)
-
-
-def original_mnist(scale):
-    """The original's graph, Adam included, with random variables."""
-    x, y = tf1.placeholder(tf.float64, (None, 28, 28, 1)), tf1.placeholder(tf.int32, (None,))
-    random = np.random.default_rng(1)
-    weights = [random.normal(0.02, 0.1, s).astype("f4") for s in mnist_shapes(scale).values()]
-    variables = mnist.original_variables(weights)
-    loss = sum_xent(mnist.original_logits(tf.cast(x, tf.float32), variables), y)
-    step = tf1.train.AdamOptimizer(1e-4).minimize(loss, tf1.train.get_or_create_global_step())
-    exact = [tf.cast(variable, tf.float64) for variable in variables]
-    return Original(x, y, mnist.original_logits(x, exact), step)
 
 
 def original_cifar10_variables(widths):
@@ -150,7 +95,7 @@ def original_cifar10(widths):
     """The original's graph, momentum included, with random variables."""
     x, y = tf1.placeholder(tf.float64, (None, 32, 32, 3)), tf1.placeholder(tf.int32, (None,))
     variables = original_cifar10_variables(widths)
-    logits, averages = cifar10.original_logits(tf.cast(x, tf.float32), variables, training=True)
+    logits, averages = cifar10_logits(tf.cast(x, tf.float32), variables, training=True)
     moves = [tf1.assign(variables[path], average) for path, average in averages.items()]
     kernels = [w for path, w in variables.items() if path.endswith("kernel")]
     decay = tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
@@ -159,7 +104,7 @@ def original_cifar10(widths):
             sum_xent(logits, y) / 4 + 2e-4 * decay, tf1.train.get_or_create_global_step()
         )
     exact = {path: tf.cast(variable, tf.float64) for path, variable in variables.items()}
-    return Original(x, y, cifar10.original_logits(x, exact, training=False)[0], step)
+    return Original(x, y, cifar10_logits(x, exact, training=False)[0], step)
 
 
 @dataclasses.dataclass
@@ -250,24 +195,11 @@ def write_checkpoint(directory, shapes, step=1):
     return directory
 
 
-def content(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
 def assert_close(actual, expected):
     """Equal to 1e-5 of the largest."""
     assert np.abs(expected).max() > 0.001
     error = np.abs(np.asarray(actual) - expected).max()
     assert error <= 1e-5 * np.abs(expected).max()
-
-
-def refused(expected, call, *args, **kwargs):
-    """`call` raises an InputError of one line, in which `expected` occurs; returns the line."""
-    with pytest.raises(InputError) as error:
-        call(*args, **kwargs)
-    message = str(error.value)
-    assert expected in message and "\n" not in message
-    return message
 
 
 # Reading.
@@ -354,10 +286,10 @@ def test_the_wide_cifar10_network(tmp_path):
     x, y = pictures(1)
     with tf.Graph().as_default(), tf1.Session() as session:
         variables = original_cifar10_variables((16, 160, 320, 640))
-        logits, _ = cifar10.original_logits(tf.constant(x), variables, training=False)
+        logits, _ = cifar10_logits(tf.constant(x), variables, training=False)
         exact = {name: tf.cast(variable, tf.float64) for name, variable in variables.items()}
         pixels = tf.constant(x, tf.float64)
-        exact_logits, _ = cifar10.original_logits(pixels, exact, training=False)
+        exact_logits, _ = cifar10_logits(pixels, exact, training=False)
         gradient = tf.gradients(sum_xent(exact_logits, y), pixels)[0]
         session.run(tf1.global_variables_initializer())
         tf1.train.Saver().save(session, str(tmp_path / "checkpoint"), global_step=70000)
@@ -407,10 +339,10 @@ def test_the_original_restores_what_is_saved(tmp_path, name):
         if name == "mnist":
             x_input = tf.constant(x)
             variables = [tf1.Variable(tf.zeros(weight.shape)) for weight in model.weights]
-            logits = mnist.original_logits(x_input, variables)
+            logits = mnist_logits(x_input, variables)
         else:
             variables = original_cifar10_variables((16, 16, 32, 64))
-            logits, _ = cifar10.original_logits(tf.constant(x), variables, training=False)
+            logits, _ = cifar10_logits(tf.constant(x), variables, training=False)
         number = tf1.train.get_or_create_global_step()
         newest = tf1.train.latest_checkpoint(str(tmp_path / "moved"))
         tf1.train.Saver().restore(session, newest)  # every variable of the graph

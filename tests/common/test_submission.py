@@ -276,7 +276,7 @@ def test_pixels_in_other_units_get_a_hint(challenge, epsilon):
         )
     with pytest.raises(InputError, match=r"\(image 0, counted from 0\)" + hint):
         submission.check(x_adv, x_nat, challenge, epsilon)
-    # A single pixel, or dark images, are no other units.
+    # A single pixel, or dark images, do not mean other units.
     x_nat, x_adv = grey(challenge)
     x_adv[0].flat[0] = high * 1.5
     with pytest.raises(InputError, match=r"counted from 0\)$"):

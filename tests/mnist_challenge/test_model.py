@@ -5,30 +5,9 @@ import tensorflow as tf
 from mnist_challenge.challenge import MNIST
 from mnist_challenge.model import build_model
 from tests.helpers import digits, input_gradient, sum_xent
+from tests.originals import mnist_logits, mnist_variables
 
 tf1 = tf.compat.v1
-
-
-def original_logits(x, variables):
-    """The original's graph, in its order of operations: bias, ReLU, then pooling."""
-    kernel1, bias1, kernel2, bias2, kernel3, bias3, kernel4, bias4 = variables
-
-    def conv_relu_pool(x, kernel, bias):
-        x = tf.nn.relu(tf.nn.conv2d(x, kernel, strides=1, padding="SAME") + bias)
-        return tf.nn.max_pool2d(x, ksize=2, strides=2, padding="SAME")
-
-    x = tf.reshape(x, [-1, 28, 28, 1])
-    x = conv_relu_pool(conv_relu_pool(x, kernel1, bias1), kernel2, bias2)
-    x = tf.reshape(x, [-1, kernel3.shape[0]])
-    return tf.matmul(tf.nn.relu(tf.matmul(x, kernel3) + bias3), kernel4) + bias4
-
-
-def original_variables(weights):
-    """TensorFlow 1 variables that start at `weights`, named as in the published checkpoints."""
-    variables = [tf1.Variable(weight) for weight in weights]
-    names = ["Variable", *(f"Variable_{i}" for i in range(1, 8))]
-    assert [variable.op.name for variable in variables] == names
-    return variables
 
 
 @pytest.mark.parametrize(
@@ -94,8 +73,8 @@ def test_logits_and_gradients_are_the_originals(scale, noise):
 
     with tf.Graph().as_default(), tf1.Session() as session:
         flat = tf.constant(x.reshape(-1, 784), tf.float64)
-        variables = original_variables([weight.astype("f8") for weight in weights])
-        logits = original_logits(flat, variables)
+        variables = mnist_variables([weight.astype("f8") for weight in weights])
+        logits = mnist_logits(flat, variables)
         gradient = tf.gradients(sum_xent(logits, y), flat)[0]
         session.run(tf1.global_variables_initializer())
         logits, gradient = session.run([logits, gradient])

@@ -250,16 +250,19 @@ def python_of_the_readme():
 
 def test_python_of_the_readme_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, attack = python_of_the_readme()
+    _, attack, load = python_of_the_readme()
     names = {}
     exec(attack, names)
     assert names["x_adv"].shape == (50, 28, 28, 1)
+    exec(load, names)
+    expected = names["model"].logits(names["x_adv"])
+    np.testing.assert_allclose(names["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_and_evaluated_as_the_readme_says(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    own, _ = python_of_the_readme()
+    own, *_ = python_of_the_readme()
     names = {}
     exec(own, names)
     assert len(names["trainer"].history.history["val_robust_accuracy"]) == 20

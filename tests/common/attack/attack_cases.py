@@ -2,7 +2,10 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
+
+from common.attack import APGD, FAB, PGD, MultiTargeted, Square
 
 SHAPE = (6, 6, 2)
 NUM_CLASSES = 5
@@ -108,3 +111,36 @@ def small_network(seed=0):
             keras.layers.Dense(NUM_CLASSES, kernel_initializer=keras.initializers.HeNormal(seed)),
         ]
     )
+
+
+EPSILON = {"linf": 0.02, "l2": 0.15}  # breaks some of the images, and not all
+MAKERS = {
+    "pgd": lambda model, **o: PGD(model, step_size=o["epsilon"] / 4, num_steps=8, **o),
+    "targeted": lambda model, **o: PGD(
+        model, step_size=o["epsilon"] / 4, num_steps=8, target="random", **o
+    ),
+    "odi_pgd": lambda model, **o: PGD(
+        model, step_size=o["epsilon"] / 4, num_steps=8, odi_steps=2, **o
+    ),
+    "multi_targeted": lambda model, **o: MultiTargeted(
+        model, step_size=o["epsilon"] / 4, num_steps=3, num_targets=3, **o
+    ),
+    "apgd_xent": lambda model, **o: APGD(model, num_steps=10, **o),
+    "apgd_dlr": lambda model, **o: APGD(model, num_steps=10, loss_func="dlr", **o),
+    "apgd_targeted": lambda model, **o: APGD(
+        model, num_steps=10, loss_func="targeted_dlr", num_targets=3, **o
+    ),
+    "fab_targeted": lambda model, **o: FAB(model, num_steps=8, num_targets=3, **o),
+    "square": lambda model, **o: Square(model, num_queries=40, **o),
+}
+# For what an attack's loss and target do not change: the others' classes are among these.
+CLASSES = ("pgd", "multi_targeted", "apgd_xent", "fab_targeted", "square")
+every_class = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in CLASSES else pytest.mark.slow) for name in MAKERS],
+)
+
+
+def make(name, model, norm, **options):
+    options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False, **options}
+    return MAKERS[name](model, **options)

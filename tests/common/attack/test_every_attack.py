@@ -9,53 +9,26 @@ import tensorflow as tf
 
 from common.attack import (
     APGD,
-    FAB,
-    PGD,
     FastModel,
-    MultiTargeted,
-    Square,
     is_misclassified,
 )
 from common.attack.ball import length
 from common.errors import InputError
-from tests.common.attack.attack_cases import labelled, linear_model, small_network
-
-EPSILON = {"linf": 0.02, "l2": 0.15}  # breaks some of the images, and not all
-MAKERS = {
-    "pgd": lambda model, **o: PGD(model, step_size=o["epsilon"] / 4, num_steps=8, **o),
-    "targeted": lambda model, **o: PGD(
-        model, step_size=o["epsilon"] / 4, num_steps=8, target="random", **o
-    ),
-    "odi_pgd": lambda model, **o: PGD(
-        model, step_size=o["epsilon"] / 4, num_steps=8, odi_steps=2, **o
-    ),
-    "multi_targeted": lambda model, **o: MultiTargeted(
-        model, step_size=o["epsilon"] / 4, num_steps=3, num_targets=3, **o
-    ),
-    "apgd_xent": lambda model, **o: APGD(model, num_steps=10, **o),
-    "apgd_dlr": lambda model, **o: APGD(model, num_steps=10, loss_func="dlr", **o),
-    "apgd_targeted": lambda model, **o: APGD(
-        model, num_steps=10, loss_func="targeted_dlr", num_targets=3, **o
-    ),
-    "fab_targeted": lambda model, **o: FAB(model, num_steps=8, num_targets=3, **o),
-    "square": lambda model, **o: Square(model, num_queries=40, **o),
-}
-every_attack = pytest.mark.parametrize("name", MAKERS)
-# For what an attack's loss and target do not change: the others' classes are among these.
-CLASSES = ("pgd", "multi_targeted", "apgd_xent", "fab_targeted", "square")
-every_class = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in CLASSES else pytest.mark.slow) for name in MAKERS],
+from tests.common.attack.attack_cases import (
+    EPSILON,
+    MAKERS,
+    every_class,
+    labelled,
+    linear_model,
+    make,
+    small_network,
 )
+
+every_attack = pytest.mark.parametrize("name", MAKERS)
 the_new = pytest.mark.parametrize(
     "name", ["apgd_targeted", "fab_targeted", "square", "multi_targeted"]
 )
 both_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
-
-
-def make(name, model, norm, **options):
-    options = {"epsilon": EPSILON[norm], "norm": norm, "jit_compile": False, **options}
-    return MAKERS[name](model, **options)
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def test_no_random_point_of_the_hyperplane_is_closer(norm):
 
 
 def test_the_step_by_hand_with_a_pixel_at_its_end():
-    # 0.05 is left of the second pixel, the first has to go on alone: 2 t + 1 * 0.05 = 0.45.
+    # The second pixel has 0.05 left; the first moves the rest alone: 2 t + 1 * 0.05 = 0.45.
     x = np.float32([0.5, 0.95]).reshape(1, 1, 2, 1)
     normal = np.float32([2, 1]).reshape(1, 1, 2, 1)
     delta = step_to_hyperplane(x, normal, np.float32([0.45]), (0.0, 1.0), "linf")

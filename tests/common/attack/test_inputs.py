@@ -30,8 +30,16 @@ from common.attack.sizes import Sizes
 from common.attack.staged import state_of
 from common.errors import InputError
 from common.evaluation import Evaluator, State, Trial, pitfalls
-from tests.common.attack.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
-from tests.common.attack.test_every_attack import CLASSES, MAKERS, every_class, make
+from tests.common.attack.attack_cases import (
+    CLASSES,
+    MAKERS,
+    NUM_CLASSES,
+    SHAPE,
+    every_class,
+    images,
+    linear_model,
+    make,
+)
 
 _, _, MODEL = linear_model()
 IMAGES = np.rint(255 * images()).astype(np.uint8)

@@ -50,7 +50,7 @@ def test_bumps_have_length_one(size):
     assert np.linalg.norm(bump(size)) == pytest.approx(1)
 
 
-FAR = np.float32([60, 0, 0, 0, 0])  # nothing is broken: the search goes on to its end
+FAR = np.float32([60, 0, 0, 0, 0])  # nothing is broken: the search runs to its end
 
 
 @pytest.mark.parametrize("queries, least", [(1, 0.0), (2000, 0.9)])

@@ -8,17 +8,14 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
 from common.errors import InputError
 from common.leaderboard import Entry, rank, read_boards, read_leaderboard, standing, to_csv
-from common.scripts import compare as compare_lib
 from common.scripts.compare import Row, choose_rows, long_rows
-from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.helpers import EMPTY_HOME, ROOT, error_line, interrupted_in_its_attack, run, start
+from tests.helpers import ROOT, error_line, interrupted_in_its_attack, rows_of, run, start
 
 COMPARE = ROOT / "mnist_challenge" / "compare.py"
 BOTH = pytest.mark.parametrize("challenge", [MNIST, CIFAR10], ids=["mnist", "cifar10"])
@@ -154,32 +151,6 @@ def test_the_leaderboards_are_whole(challenge):
 
 
 # The script.
-
-
-@pytest.fixture
-def compare(tmp_path, monkeypatch, capsys):
-    """Function from flags to what compare.py prints, run here in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", EMPTY_HOME)  # the sample, as for `start`
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-
-    def compare(*arguments, challenge=MNIST):
-        flag_values = flags.FlagValues()
-        define_flags(challenge, flag_values)
-        compare_lib.define_flags(challenge, flag_values)
-        flag_values(["compare.py", *arguments])
-        settings = config_from_flags(challenge, flag_values)
-        capsys.readouterr()
-        compare_lib.compare(challenge, settings, flag_values)
-        return capsys.readouterr().out
-
-    return compare
-
-
-def rows_of(path):
-    """The rows of a result, without the time they took."""
-    result = json.loads(path.read_text())
-    return [{name: row[name] for name in row if name != "seconds"} for row in result["rows"]]
 
 
 @pytest.mark.slow

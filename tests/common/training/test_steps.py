@@ -16,7 +16,7 @@ from common.config import make_config
 from common.training import loop, optimizers, steps
 from mnist_challenge.challenge import MNIST
 from tests.helpers import digits, pictures, sum_xent
-from tests.mnist_challenge.test_model import original_logits, original_variables
+from tests.originals import mnist_logits, mnist_variables
 
 tf1 = tf.compat.v1
 
@@ -56,8 +56,8 @@ def test_mnist_steps_are_tensorflow_1s_adam_on_the_summed_loss(recipe):
     means = [float(update(x, x, y)[0]) for _ in range(10)]
 
     with tf.Graph().as_default(), tf1.Session() as session:
-        variables = original_variables(start)
-        loss = sum_xent(original_logits(tf.constant(x.reshape(-1, 784)), variables), y)
+        variables = mnist_variables(start)
+        loss = sum_xent(mnist_logits(tf.constant(x.reshape(-1, 784)), variables), y)
         minimise = tf1.train.AdamOptimizer(1e-4).minimize(loss)
         session.run(tf1.global_variables_initializer())
         losses = [session.run([loss, minimise])[0] for _ in range(10)]
