@@ -24,7 +24,8 @@ from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
     [
         (MNIST, {"scale": 1}),
         (MNIST, {"scale": 1, "average_decay": 0.9}),
-        (MNIST, {"scale": 1, "precision": "bfloat16"}),
+        # By default in test_model_b.py, with dropout.
+        pytest.param(MNIST, {"scale": 1, "precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(
             CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}, marks=pytest.mark.slow
         ),
