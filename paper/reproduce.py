@@ -10,7 +10,8 @@ results. Numbers of a network that has changed since are computed again.
 
 --num_images, --num_restarts and so on replace a setting of the items that have it. Only --afresh
 replaces a result of other settings. --own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
-computes an item with your own network.
+computes an item with your own network. --networks_dir=/tmp/capacity takes the networks that are not
+shipped from a directory that has them by their names, such as that of mnist_challenge/capacity.py.
 """
 
 import pathlib
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from common import checkpoints, files
+from common import cards, checkpoints, files
 from common.errors import InputError, one_line
 from common.provenance import provenance
 from common.scripts import app
@@ -48,21 +49,35 @@ class Source:
         is_sample: whether small networks with random weights and the shipped sample's images
             replace all networks and images.
         own: paths of models that replace networks, by the networks' names.
+        networks_dir: path of a directory with models by the names of networks that are not shipped;
+            None for none.
     """
 
-    def __init__(self, data_dir, is_sample, own=()):
+    def __init__(self, data_dir, is_sample, own=(), networks_dir=None):
         self._data_dir, self._is_sample, self._own = data_dir, is_sample, dict(own)
+        self._networks_dir = None if networks_dir is None else pathlib.Path(networks_dir)
         self._models, self._splits = {}, {}
 
     def exists(self, network):
         """Whether there is such a network."""
-        return self._is_sample or network.name in self._own or network.exists()
+        return self._is_sample or self._path(network) is not None or network.exists()
+
+    def _path(self, network):
+        """The path of a network that is not the shipped one, or None."""
+        if network.name in self._own:
+            return self._own[network.name]
+        if self._networks_dir is None or network.exists():
+            return None
+        path = self._networks_dir / network.name
+        is_trained = (path / "saved_model").is_dir() or (path / cards.CARD).is_file()
+        return str(path) if is_trained else None
 
     def model(self, network):
         """The network as a `LoadedModel`."""
         if network not in self._models:
-            if network.name in self._own:
-                loaded = checkpoints.load_model(network.challenge, self._own[network.name])
+            path = None if self._is_sample else self._path(network)
+            if path is not None:
+                loaded = checkpoints.load_model(network.challenge, path)
             else:
                 loaded = network.load_sample() if self._is_sample else network.load()
             self._models[network] = loaded
@@ -70,7 +85,7 @@ class Source:
 
     def digest(self, network):
         """The digest of its weights, read from its card if it is a shipped one."""
-        if self._is_sample or network in self._models or network.name in self._own:
+        if self._is_sample or network in self._models or self._path(network) is not None:
             return self.model(network).digest()
         return network.digest()
 
@@ -215,7 +230,7 @@ def main(words, flag_values=flags.FLAGS):
     if flag_values.all and words:
         raise InputError(f"--all: expected no names of items beside it, got {' '.join(words)}")
     given = {name: flag_values[name].value for name in overrides() if flag_values[name].present}
-    directory, own = HERE, own_models(flag_values)
+    directory, own, others = HERE, own_models(flag_values), networks_dir(flag_values)
     if flag_values.sample or flag_values.output_dir is not None:
         directory = pathlib.Path(flag_values.output_dir or SAMPLE_DIR)
         if flag_values.sample and directory.resolve() == HERE:
@@ -229,7 +244,7 @@ def main(words, flag_values=flags.FLAGS):
             raise InputError(f"--{name}: expected an item that has it, got {' '.join(words)}")
     for place in (directory, directory / "results", directory / "figures"):
         place.mkdir(exist_ok=True)
-    source = Source(flag_values.data_dir, flag_values.sample, own)
+    source = Source(flag_values.data_dir, flag_values.sample, own, others)
     for item in chosen:
         make(item, flag_values, given, source, directory)
     page = directory / "README.md"
@@ -259,6 +274,18 @@ def own_models(flag_values):
     return own
 
 
+def networks_dir(flag_values):
+    """Returns the path of --networks_dir, or None.
+
+    Raises:
+        InputError: there is no such directory.
+    """
+    path = flag_values.networks_dir
+    if path is not None and not pathlib.Path(path).is_dir():
+        raise InputError(f"--networks_dir: expected a directory, got {path}")
+    return path
+
+
 def overrides():
     """Returns the settings that a flag replaces, by name, with the items that have them."""
     found = {}
@@ -281,6 +308,8 @@ def define_flags(flag_values=flags.FLAGS):
     )
     text = "models of yours in the place of networks, NAME=PATH,...; they want an --output_dir"
     flags.DEFINE_list("own_models", None, text, flag_values)
+    text = "directory of networks that are not shipped, by their names, such as capacity.py's"
+    define_path("networks_dir", None, text, flag_values)
     place = "where results/, figures/ and README.md go (default: paper/)"
     define_path("output_dir", None, place, flag_values)
     define_path("data_dir", None, "TensorFlow Datasets directory", flag_values)

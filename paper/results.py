@@ -157,10 +157,15 @@ class Result:
         return bool(self.numbers) and possible <= set(self.records)
 
     def is_stale(self, part):
-        """Whether a computed part's numbers are of another network or computation."""
+        """Whether a computed part's numbers are of another network or computation.
+
+        Numbers of a network that is not here cannot be compared, and stay.
+        """
         record = self.records[part.name]
-        digests = {network.label: self.source.digest(network) for network in part.networks}
-        return record["version"] != self.item.version or record["networks"] != digests
+        here = [network for network in part.networks if self.source.exists(network)]
+        digests = {network.label: self.source.digest(network) for network in here}
+        is_another = not digests.items() <= record["networks"].items()
+        return is_another or record["version"] != self.item.version
 
     def verdict(self):
         """The item's `Verdict`, at most "in part" while networks, and so parts, are missing."""

@@ -21,7 +21,7 @@ from common.attack.losses import (
     leads_by,
     scale_of,
 )
-from common.attack.staged import StagedAttack, where
+from common.attack.staged import StagedAttack, state_of, where
 from common.errors import InputError
 
 # By the names of `loss_func`.
@@ -94,6 +94,26 @@ class APGD(StagedAttack):
         InputError: a number is out of range; the model has too few classes for the loss.
     """
 
+    State = state_of(
+        "scale",  # of the image's logits, for "scaled_xent"
+        "highest_of_all",  # the loss at x_adv, the highest of all climbs
+        # The climb:
+        "target",  # its class, if it is targeted
+        "x",  # the iterate
+        "x_previous",
+        "loss",  # at x_previous, or at the point to which it returned
+        "x_best",  # the point of the highest loss
+        "gradient_best",
+        "loss_best",
+        "step_size",
+        # Since the last of `halving_steps`:
+        "num_increases",
+        "was_halved",
+        "loss_best_before",
+        # In bfloat16, a point that float32 is to judge:
+        "proposed",
+        "x_proposed",
+    )
     SETTINGS = ("num_steps", "loss_func", "random_start", "num_targets")
 
     def __init__(
@@ -137,8 +157,8 @@ class APGD(StagedAttack):
                 f"the model has {num_classes}"
             )
         if self.loss_func == "scaled_xent":
-            state = {**state, "scale": scale_of(logits)}
-        return {**state, "highest_of_all": tf.fill(tf.shape(state["y"]), -np.inf)}
+            state = state._replace(scale=scale_of(logits))
+        return state._replace(highest_of_all=tf.fill(tf.shape(state.y), -np.inf))
 
     def _stages(self, num_classes):
         for rank in self._ranks(num_classes) if self.is_targeted else [0]:
@@ -156,30 +176,29 @@ class APGD(StagedAttack):
         if self.is_targeted:
             state = self._towards(state, rank)
         else:
-            state = {**state, "x": self._start_of(state, rank, self.epsilon)}
-        x = state["x"]
-        lowest = tf.fill(tf.shape(state["y"]), -np.inf)
-        return {
-            **state,
-            "x_previous": x,
-            "loss": lowest,
-            "x_best": x,
-            "gradient_best": tf.zeros_like(x),
-            "loss_best": lowest,
-            "step_size": tf.fill(tf.shape(state["y"]), 2.0 * self.epsilon),
-            "num_increases": tf.zeros_like(state["y"]),
-            # At the last of `halving_steps`.
-            "was_halved": tf.zeros_like(state["broken"]),
-            "loss_best_before": lowest,
-            **({} if self._model.is_exact else {"proposed": state["broken"], "x_proposed": x}),
-        }
+            state = state._replace(x=self._start_of(state, rank, self.epsilon))
+        x = state.x
+        lowest = tf.fill(tf.shape(state.y), -np.inf)
+        if not self._model.is_exact:
+            state = state._replace(proposed=state.broken, x_proposed=x)
+        return state._replace(
+            x_previous=x,
+            loss=lowest,
+            x_best=x,
+            gradient_best=tf.zeros_like(x),
+            loss_best=lowest,
+            step_size=tf.fill(tf.shape(state.y), 2.0 * self.epsilon),
+            num_increases=tf.zeros_like(state.y),
+            was_halved=tf.zeros_like(state.broken),
+            loss_best_before=lowest,
+        )
 
     def _loss(self, logits, state):
         if self.is_targeted:
-            return TARGETED_LOSSES["dlr"](logits, state["y"], state["target"])
+            return TARGETED_LOSSES["dlr"](logits, state.y, state.target)
         if self.loss_func == "scaled_xent":
-            return LOSSES["xent"](state["scale"][:, None] * logits, state["y"])
-        return LOSSES[self.loss_func](logits, state["y"])
+            return LOSSES["xent"](state.scale[:, None] * logits, state.y)
+        return LOSSES[self.loss_func](logits, state.y)
 
     @stage
     def _climb(self, state, first, last, num_since):
@@ -188,60 +207,57 @@ class APGD(StagedAttack):
 
         def climb(i, state):
             z, loss, gradient, undefined = value_and_gradient(
-                lambda z: self._loss(z, state), logits, state["x"]
+                lambda z: self._loss(z, state), logits, state.x
             )
             state = self._judged(state, z) if self._model.is_exact else self._proposed(state, z)
             state = self._evaluated(state, loss, gradient)
-            undefined = state["undefined"] | (undefined & ~state["broken"])
-            state = {**state, "undefined": undefined}
+            undefined = state.undefined | (undefined & ~state.broken)
+            state = state._replace(undefined=undefined)
             # The first step only records values for the next of `halving_steps`.
             halves = (i == first) & (num_since > 0)
             state, gradient = self._halved(state, gradient, halves, num_since)
             state = where(
                 halves | (i == 0),
                 state,
-                num_increases=tf.zeros_like(state["num_increases"]),
-                loss_best_before=state["loss_best"],
+                num_increases=tf.zeros_like(state.num_increases),
+                loss_best_before=state.loss_best,
             )
             return self._stepped(state, gradient, tf.where(i > 0, MOMENTUM, 1.0))
 
-        return self._model.iterate(climb, state, first, last, is_done="broken", passes=(1, 0))
+        return self._model.iterate(climb, state, first, last, passes=(1, 0), ends_early=True)
 
     def _judged(self, state, logits):
         """Records whether float32 logits say that x is misclassified."""
-        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
-        return where(broken, state, x_adv=state["x"], broken=broken)
+        broken = is_misclassified(logits, state.y) & ~state.broken
+        return where(broken, state, x_adv=state.x, broken=broken)
 
     def _proposed(self, state, logits):
         """Records x as a point that float32 is to judge, if bfloat16 logits say so."""
-        proposed = leads_by(logits, state["y"], LEAST_LEAD_IN_BFLOAT16) & ~state["proposed"]
-        return where(proposed, state, x_proposed=state["x"], proposed=proposed)
+        proposed = leads_by(logits, state.y, LEAST_LEAD_IN_BFLOAT16) & ~state.proposed
+        return where(proposed, state, x_proposed=state.x, proposed=proposed)
 
     def _confirm(self, state):
         """Lets float32 judge the proposed points; those that it refutes are forgotten."""
-        rows = np.flatnonzero((state["proposed"] & ~state["broken"]).numpy())
+        rows = np.flatnonzero((state.proposed & ~state.broken).numpy())
         if not len(rows):
             return state
-        x, y = (tf.gather(state[name], rows) for name in ("x_proposed", "y"))
-        broken = np.zeros(len(state["y"]), bool)
+        x, y = tf.gather(state.x_proposed, rows), tf.gather(state.y, rows)
+        broken = np.zeros(len(state.y), bool)
         broken[rows] = is_misclassified(self._model.logits(x), y)
-        passes = np.zeros(state["passes"].shape, np.int64)
+        passes = np.zeros(state.passes.shape, np.int64)
         passes[rows, 1] = 1
-        state = where(tf.constant(broken), state, x_adv=state["x_proposed"])
-        broken = state["broken"] | broken
-        return {**state, "broken": broken, "proposed": broken, "passes": state["passes"] + passes}
+        state = where(tf.constant(broken), state, x_adv=state.x_proposed)
+        broken = state.broken | broken
+        return state._replace(broken=broken, proposed=broken, passes=state.passes + passes)
 
     def _evaluated(self, state, loss, gradient):
         """Records the loss and gradient at x."""
-        state = {
-            **state,
-            "num_increases": state["num_increases"] + tf.cast(loss > state["loss"], tf.int32),
-            "loss": loss,
-        }
+        is_increase = tf.cast(loss > state.loss, tf.int32)
+        state = state._replace(num_increases=state.num_increases + is_increase, loss=loss)
         return where(
-            loss > state["loss_best"],
+            loss > state.loss_best,
             state,
-            x_best=state["x"],
+            x_best=state.x,
             gradient_best=gradient,
             loss_best=loss,
         )
@@ -249,29 +265,29 @@ class APGD(StagedAttack):
     def _halved(self, state, gradient, halves, num_steps):
         """Halves the steps of examples that gained little in `num_steps`, if `halves`."""
         least = LEAST_INCREASES * tf.cast(num_steps, tf.float32)
-        condition_1 = tf.cast(state["num_increases"], tf.float32) < least
-        condition_2 = ~state["was_halved"] & (state["loss_best"] == state["loss_best_before"])
+        condition_1 = tf.cast(state.num_increases, tf.float32) < least
+        condition_2 = ~state.was_halved & (state.loss_best == state.loss_best_before)
         halved = condition_1 | condition_2
         state = where(halves, state, was_halved=halved)
         halved &= halves
-        gradient = select(halved, state["gradient_best"], gradient)
+        gradient = select(halved, state.gradient_best, gradient)
         state = where(
             halved,
             state,
-            step_size=state["step_size"] / 2.0,
-            x=state["x_best"],
-            loss=state["loss_best"],
+            step_size=state.step_size / 2.0,
+            x=state.x_best,
+            loss=state.loss_best,
         )
         return state, gradient
 
     def _stepped(self, state, gradient, momentum):
-        x, x_nat = state["x"], state["x_nat"]
-        step_size = per_image(state["step_size"], x)
+        x, x_nat = state.x, state.x_nat
+        step_size = per_image(state.step_size, x)
         z = step(x, gradient, x_nat, self.epsilon, step_size, self.bounds, self.norm)
         # The subtraction fixes the order: TensorFlow may add three terms differently in each half.
-        moved = x + momentum * (z - x) - (1.0 - momentum) * (state["x_previous"] - x)
+        moved = x + momentum * (z - x) - (1.0 - momentum) * (state.x_previous - x)
         moved = project(moved, x_nat, self.epsilon, self.bounds, self.norm)
-        return {**state, "x": moved, "x_previous": x}
+        return state._replace(x=moved, x_previous=x)
 
     @stage
     def _finish(self, state):
@@ -280,14 +296,14 @@ class APGD(StagedAttack):
 
         def finish(_, state):
             if not self._model.is_exact:  # the best point's own verdict and loss
-                z = exact(state["x_best"])
-                state = {**self._judged({**state, "x": state["x_best"]}, z), "x": state["x"]}
-                state = {**state, "loss_best": self._loss(z, state)}
-            z = exact(state["x"])
+                z = exact(state.x_best)
+                state = self._judged(state._replace(x=state.x_best), z)._replace(x=state.x)
+                state = state._replace(loss_best=self._loss(z, state))
+            z = exact(state.x)
             state = self._judged(state, z)
-            state = self._evaluated(state, self._loss(z, state), state["gradient_best"])
-            is_best = (state["loss_best"] > state["highest_of_all"]) & ~state["broken"]
-            return where(is_best, state, x_adv=state["x_best"], highest_of_all=state["loss_best"])
+            state = self._evaluated(state, self._loss(z, state), state.gradient_best)
+            is_best = (state.loss_best > state.highest_of_all) & ~state.broken
+            return where(is_best, state, x_adv=state.x_best, highest_of_all=state.loss_best)
 
         passes = (0, 1 if self._model.is_exact else 2)
         return self._model.iterate(finish, state, 0, 1, passes=passes)

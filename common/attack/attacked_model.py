@@ -26,7 +26,7 @@ class AttackedModel:
 
     Attributes:
         precision: a `Precision`, or None before `decide_precision`.
-        num_classes: int, or None until a batch has been seen.
+        num_classes: int, or None until a batch has been seen if the model does not tell.
         uses_xla: whether XLA compiles the attack.
     """
 
@@ -41,7 +41,7 @@ class AttackedModel:
     ):
         check_precision(precision)
         model = keras_model_of(model)
-        self.num_classes = None
+        self.num_classes = _num_classes_of(model)
         self.precision = None
         self._asked, self._bounds = precision, bounds
         self.uses_xla = compiles_with_xla(jit_compile)
@@ -131,7 +131,7 @@ class AttackedModel:
         may need it, see `_as_run`.
 
         Args:
-            function: a function of tensors, or of dicts of tensors.
+            function: a function of tensors, or of named tuples of tensors.
             uses_xla: False for a function that draws random numbers, as XLA's are different.
             any_size: whether it is always compiled for batches of unknown size.
         """
@@ -143,7 +143,7 @@ class AttackedModel:
         )
 
     def compile_stage(self, function, any_size=False, **options):
-        """`compile`, for a function of a state, tensors (batch, ...) by name, and further tensors.
+        """`compile`, for a function of a state, tensors (batch, ...), and of further tensors.
 
         It is traced at once for batches of any size, unless it is compiled for few sizes; otherwise
         it would be traced again as the batch shrinks.
@@ -154,52 +154,51 @@ class AttackedModel:
         def call(state, *args, **kwargs):
             nonlocal is_traced
             if not is_traced:
-                specs = {
-                    name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)
-                    for name, tensor in state.items()
-                }
+                specs = tf.nest.map_structure(
+                    lambda tensor: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype), state
+                )
                 compiled.get_concrete_function(specs, *args, **kwargs)
                 is_traced = True
             return compiled(state, *args, **kwargs)
 
         return call
 
-    def iterate(self, step, state, first, last, is_done=None, passes=(0, 0)):
+    def iterate(self, step, state, first, last, passes=None, ends_early=False):
         """`state` after state <- step(i, state) for i from `first` to below `last`.
 
         It is called within a tf.function.
 
         Args:
             step: function of an int tensor and a state to a state; examples are independent in it.
-            state: dict of tensors (batch, ...).
+            state: named tuple of tensors (batch, ...).
             first, last: ints or int tensors.
-            is_done: the name of a bool entry of `state`; the loop ends once all are True.
-            passes: numbers of gradients and of further forward passes of a step for an example that
-                is not done.
+            passes: numbers of gradients and of further forward passes of a step, which are added to
+                `state.passes`; None for a state that does not count them.
+            ends_early: whether the loop ends once all of `state.broken` are True; a broken example
+                has no further passes.
         """
-        counts = "passes" in state
-        names = list(state)
-        halves = zip(*(self._halves(state[name]) for name in names), strict=True)
-        halves = [dict(zip(names, half, strict=True)) for half in halves]
+        halves = zip(*map(self._halves, tf.nest.flatten(state)), strict=True)
+        halves = [tf.nest.pack_sequence_as(state, half) for half in halves]
 
         def continues(i, *halves):
-            if is_done is None:
+            if not ends_early:
                 return i < last
-            return (i < last) & ~tf.reduce_all([tf.reduce_all(half[is_done]) for half in halves])
+            return (i < last) & ~tf.reduce_all([tf.reduce_all(half.broken) for half in halves])
 
         def body(i, *halves):
-            return (i + 1, *(counted(half, step(i, half)) for half in halves))
+            return (i + 1, *map(counted, halves, map(functools.partial(step, i), halves)))
 
         def counted(half, new):
-            if not counts or is_done is None:
+            if not ends_early:
                 return new
-            taken = tf.cast(~half[is_done], tf.int64)[:, None] * tf.constant(passes, tf.int64)
-            return {**new, "passes": new["passes"] + taken}
+            taken = tf.cast(~half.broken, tf.int64)[:, None] * tf.constant(passes, tf.int64)
+            return new._replace(passes=new.passes + taken)
 
         i, *halves = tf.while_loop(continues, body, (tf.convert_to_tensor(first), *halves))
-        state = {name: tf.concat([half[name] for half in halves], axis=0) for name in names}
-        if counts and is_done is None:
-            state["passes"] += tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
+        state = tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *halves)
+        if passes is not None and not ends_early:
+            taken = tf.cast(i - first, tf.int64) * tf.constant(passes, tf.int64)
+            state = state._replace(passes=state.passes + taken)
         return state
 
     def padded(self, rows):
@@ -239,6 +238,14 @@ class AttackedModel:
         return tf.split(
             tensor, [count // 2, count - count // 2] if self._is_fast and count > 1 else 1
         )
+
+
+def _num_classes_of(model):
+    """The number of logits of a keras.Model that tells it, or None."""
+    network = model.network if isinstance(model, FastModel) else model
+    shape = getattr(network, "output_shape", None) if isinstance(network, keras.Model) else None
+    is_known = isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[1], int)
+    return shape[1] if is_known and shape[1] > 1 else None
 
 
 def compiled(method=None, **options):

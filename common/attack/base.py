@@ -160,13 +160,13 @@ class Attack:
         if self._model.num_classes is None and x_nat.shape[0] != 0:
             to_labels(y, count)  # for what is wrong with any model
             with as_raised():
-                self._trace(x_nat, seed, index)
+                self._trace(x_nat)
                 if self._model.num_classes is None and tf.executing_eagerly():
                     # The shape of a traced batch does not tell.
                     self._model.num_classes = int(self._model.logits(x_nat).shape[-1])
         y = to_labels(y, count, self._model.num_classes)
         return x_nat, tf.convert_to_tensor(y), seed, index
 
-    def _trace(self, x_nat, seed, index):
+    def _trace(self, x_nat):
         """Traces the model for such a batch, to find its classes."""
         self._model.logits_of_padded.get_concrete_function(self._model.spec(x_nat))

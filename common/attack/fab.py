@@ -13,7 +13,7 @@ from common.attack.ball import length, per_image, select
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import LARGEST, real_number, whole_number
 from common.attack.losses import is_misclassified, leads_by, margin, targeted_margin_loss
-from common.attack.staged import StagedAttack, where
+from common.attack.staged import StagedAttack, state_of, where
 
 SEGMENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the steps after which broken examples leave
 # The search ends on the boundary, where another form of the model may round the other way: a point
@@ -101,6 +101,20 @@ class FAB(StagedAttack):
             seed. False starts every run at the image.
     """
 
+    State = state_of(
+        "radius",  # an example is broken once x_adv is that close
+        "lead_nat",  # of the best wrong class over the label, at the image
+        "distance_adv",  # of x_adv from the image, infinite if no point was found
+        # The climb towards a target:
+        "target",
+        "x",  # the iterate
+        "x_best",  # its closest misclassified point
+        "distance_best",
+        "lead_best",
+        # The final search:
+        "x_inner",  # the point on the way to the image that is not misclassified
+        "lead_inner",
+    )
     name = "fab_targeted"
     SETTINGS = (
         "num_steps",
@@ -165,11 +179,10 @@ class FAB(StagedAttack):
         return self._run(x_nat, y, seed, index, radius=tf.fill(tf.shape(y), radius))
 
     def _begin(self, state, logits):
-        return {
-            **state,
-            "lead_nat": -margin(logits, state["y"]),
-            "distance_adv": tf.fill(tf.shape(state["y"]), np.inf),
-        }
+        return state._replace(
+            lead_nat=-margin(logits, state.y),
+            distance_adv=tf.fill(tf.shape(state.y), np.inf),
+        )
 
     def _stages(self, num_classes):
         lasts = sorted({-int(-share * self.num_steps // 1) for share in SEGMENTS})
@@ -182,17 +195,17 @@ class FAB(StagedAttack):
 
     @drawing_stage
     def _start(self, state, rank):
-        is_restart = state["seed"][:, 1] > 0
+        is_restart = state.seed[:, 1] > 0
         start = self._start_of(state, rank, self.epsilon / 2.0)
-        return {
-            **state,
-            "target": tf.gather(state["targets"], rank, axis=1),
-            "x": select(is_restart, start, state["x_nat"]),
-            # This target's closest point.
-            "x_best": state["x_nat"],
-            "distance_best": tf.fill(tf.shape(state["y"]), np.inf),
-            "lead_best": tf.zeros_like(state["lead_nat"]),
-        }
+        return state._replace(
+            target=tf.gather(state.targets, rank, axis=1),
+            x=select(is_restart, start, state.x_nat),
+            x_best=state.x_nat,
+            distance_best=tf.fill(tf.shape(state.y), np.inf),
+            lead_best=tf.zeros_like(state.lead_nat),
+            x_inner=state.x_nat,
+            lead_inner=state.lead_nat,
+        )
 
     @stage
     def _walk(self, state, num_steps):
@@ -200,22 +213,22 @@ class FAB(StagedAttack):
 
         def walk(_, state):
             x, undefined = self._beyond_boundary(state, logits)
-            undefined = state["undefined"] | (undefined & ~state["broken"])
-            state = {**state, "undefined": undefined}
+            undefined = state.undefined | (undefined & ~state.broken)
+            state = state._replace(undefined=undefined)
             z = exact(x)
-            broken = is_misclassified(z, state["y"])
-            state = self._evaluated(state, x, -margin(z, state["y"]), broken)
-            back = state["x_nat"] + self.beta * (x - state["x_nat"])
-            return {**state, "x": select(broken, back, x)}
+            broken = is_misclassified(z, state.y)
+            state = self._evaluated(state, x, -margin(z, state.y), broken)
+            back = state.x_nat + self.beta * (x - state.x_nat)
+            return state._replace(x=select(broken, back, x))
 
-        return self._model.iterate(walk, state, 0, num_steps, is_done="broken", passes=(1, 1))
+        return self._model.iterate(walk, state, 0, num_steps, passes=(1, 1), ends_early=True)
 
     def _beyond_boundary(self, state, logits):
         """The next point, and whether the gradient was not a number."""
-        x, x_nat = state["x"], state["x_nat"]
+        x, x_nat = state.x, state.x_nat
 
         def lead_of_target(z):
-            return targeted_margin_loss(z, state["y"], state["target"])
+            return targeted_margin_loss(z, state.y, state.target)
 
         _, lead, normal, undefined = value_and_gradient(lead_of_target, logits, x)
         normal = tf.clip_by_value(normal, -LARGEST, LARGEST)  # which can be squared
@@ -237,38 +250,34 @@ class FAB(StagedAttack):
 
     def _evaluated(self, state, x, lead, broken):
         """Records points; `broken` says which of them are misclassified."""
-        distance = length(x - state["x_nat"], self.norm)
+        distance = length(x - state.x_nat, self.norm)
         state = where(
-            broken & (distance < state["distance_best"]),
+            broken & (distance < state.distance_best),
             state,
             x_best=x,
             distance_best=distance,
             lead_best=lead,
         )
-        is_closer = broken & (distance < state["distance_adv"]) & ~state["broken"]
+        is_closer = broken & (distance < state.distance_adv) & ~state.broken
         state = where(is_closer, state, x_adv=x, distance_adv=distance)
-        return {**state, "broken": state["broken"] | (state["distance_adv"] <= state["radius"])}
+        return state._replace(broken=state.broken | (state.distance_adv <= state.radius))
 
     @stage
     def _search(self, state):
         """Interpolates the boundary between this target's closest point and the image."""
         logits = self._model.prepare(exact=True)
-        inner = {"x_inner": state["x_nat"], "lead_inner": state["lead_nat"]}
 
         def search(_, state):
             # The point at which the lead of the best wrong class, if it were linear, would be 0.
-            lead, lead_inner = state["lead_best"], state["lead_inner"]
+            lead, lead_inner = state.lead_best, state.lead_inner
             share = tf.clip_by_value(tf.math.divide_no_nan(lead, lead - lead_inner), 0.0, 1.0)
-            x = state["x_best"]
-            x += SHARE_OF_WAY * per_image(share, x) * (state["x_inner"] - x)
+            x = state.x_best
+            x += SHARE_OF_WAY * per_image(share, x) * (state.x_inner - x)
             z = logits(x)
-            lead = -margin(z, state["y"])
-            broken = leads_by(z, state["y"], LEAST_LEAD)
-            broken &= tf.math.is_finite(state["distance_best"])
+            lead = -margin(z, state.y)
+            broken = leads_by(z, state.y, LEAST_LEAD)
+            broken &= tf.math.is_finite(state.distance_best)
             state = self._evaluated(state, x, lead, broken)
             return where(~broken, state, x_inner=x, lead_inner=lead)
 
-        state = self._model.iterate(
-            search, {**state, **inner}, 0, self.num_search_steps, passes=(0, 1)
-        )
-        return {name: value for name, value in state.items() if name not in inner}
+        return self._model.iterate(search, state, 0, self.num_search_steps, passes=(0, 1))

@@ -8,7 +8,7 @@ from common.attack.ball import select, step
 from common.attack.gradient import value_and_gradient
 from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified, targeted_margin_loss
-from common.attack.staged import StagedAttack
+from common.attack.staged import StagedAttack, state_of
 
 
 class MultiTargeted(StagedAttack):
@@ -24,6 +24,11 @@ class MultiTargeted(StagedAttack):
         num_targets: how many classes, the likeliest at the image; 9 are all wrong ones of ten.
     """
 
+    State = state_of(
+        "highest",  # z_target - z_y at x_adv, the highest of all climbs
+        "x",  # the iterate
+        "target",  # the climb's class
+    )
     name = "multi_targeted"
     SETTINGS = ("step_size", "num_steps", "random_start", "num_targets")
 
@@ -39,7 +44,7 @@ class MultiTargeted(StagedAttack):
         self.num_queries = self.num_targets
 
     def _begin(self, state, logits):
-        return {**state, "highest": tf.fill(tf.shape(state["y"]), -np.inf)}
+        return state._replace(highest=tf.fill(tf.shape(state.y), -np.inf))
 
     def _stages(self, num_classes):
         for rank in self._ranks(num_classes):
@@ -55,31 +60,30 @@ class MultiTargeted(StagedAttack):
 
         def climb(_, state):
             def loss(z):
-                return targeted_margin_loss(z, state["y"], state["target"])
+                return targeted_margin_loss(z, state.y, state.target)
 
-            _, _, gradient, undefined = value_and_gradient(loss, logits, state["x"])
+            _, _, gradient, undefined = value_and_gradient(loss, logits, state.x)
             x = step(
-                state["x"],
+                state.x,
                 gradient,
-                state["x_nat"],
+                state.x_nat,
                 self.epsilon,
                 self.step_size,
                 self.bounds,
                 self.norm,
             )
-            return {**state, "x": x, "undefined": state["undefined"] | undefined}
+            return state._replace(x=x, undefined=state.undefined | undefined)
 
         def finish(_, state):
-            z = exact(state["x"])
-            value = targeted_margin_loss(z, state["y"], state["target"])
-            broken = is_misclassified(z, state["y"])
-            better = (broken | (value > state["highest"])) & ~state["broken"]
-            return {
-                **state,
-                "x_adv": select(better, state["x"], state["x_adv"]),
-                "highest": select(better, value, state["highest"]),
-                "broken": state["broken"] | broken,
-            }
+            z = exact(state.x)
+            value = targeted_margin_loss(z, state.y, state.target)
+            broken = is_misclassified(z, state.y)
+            better = (broken | (value > state.highest)) & ~state.broken
+            return state._replace(
+                x_adv=select(better, state.x, state.x_adv),
+                highest=select(better, value, state.highest),
+                broken=state.broken | broken,
+            )
 
         state = self._model.iterate(climb, state, 0, self.num_steps, passes=(1, 0))
         return self._model.iterate(finish, state, 0, 1, passes=(0, 1))

@@ -1,5 +1,6 @@
 """Projected gradient descent: steps of a fixed size from a random point of the ball."""
 
+import collections
 import functools
 
 import numpy as np
@@ -31,6 +32,16 @@ from common.errors import InputError
 LOSS_FUNCS = ("xent", "cw")
 TARGETS = ("random", "least_likely", "next")
 START, OUTPUT_DIRECTION, TARGET = None, 1, 2  # streams of random numbers
+
+_STATE = (
+    "x",  # the iterate
+    "x_nat",
+    "y",
+    "undefined",  # bool, whether a gradient had a NaN
+    "weights",  # of the logits, for `odi_steps`
+    "target",  # the class, for an attack with a `target`
+)
+State = collections.namedtuple("State", _STATE, defaults=[(), ()])
 
 
 class PGD(Attack):
@@ -132,15 +143,16 @@ class PGD(Attack):
             self._undefined = ()
             return x_nat
         self._check_target()
+        size = scale * self.epsilon, scale * self.step_size
         if not tf.executing_eagerly():
-            return self._attack(x_nat, y, seed, index, scale)[0]
+            return self._climb(self._begin(x_nat, y, seed, index, size[0]), *size)[0]
         count = len(x_nat)
         rows = self._model.padded(np.arange(count))
         if len(rows) > count:
             x_nat, y, index = (tf.gather(values, rows) for values in (x_nat, y, index))
             seed = tf.gather(seed, rows) if seed.shape.rank == 2 else seed
         with as_raised():
-            x, undefined = self._attack(x_nat, y, seed, index, scale)
+            x, undefined = self._climb(self._begin(x_nat, y, seed, index, size[0]), *size)
         if len(rows) > count:
             x, undefined = x[:count], undefined[:count]
         self._undefined = undefined
@@ -153,7 +165,7 @@ class PGD(Attack):
             x_nat, y, seed, index, scale: see `perturb`; classes as int32 (batch,).
 
         Returns:
-            Dict of tensors (batch, ...); "x" are the images under attack.
+            Named tuple of tensors (batch, ...); `x` are the images under attack.
 
         Raises:
             InputError: the attack has a `target` or `odi_steps`; or as `perturb`.
@@ -180,43 +192,38 @@ class PGD(Attack):
         size = scale * self.epsilon, scale * self.step_size
         return self._climber(self._model.prepare(), self._loss_of, *size)(0, state)
 
-    @compiled(uses_xla=False)
-    def _attack(self, x_nat, y, seed, index, scale):
-        """The end points, and bool (batch,), which images had a gradient with NaN."""
-        epsilon, step_size = scale * self.epsilon, scale * self.step_size
-        state = self._start(x_nat, y, seed, index, epsilon)
-        state |= self._options(x_nat, y, seed, index)
-        x, undefined = self._climb(state, epsilon, step_size)
-        if self.target is not None:
-            is_target = state["target"] == y
-            x, undefined = select(is_target, x_nat, x), undefined & ~is_target
-        return x, undefined
-
     def _start(self, x_nat, y, seed, index, epsilon):
         x = x_nat
         if self._starts_at_random:
             ball = epsilon, self.bounds, seed, index, self.norm, START
             x = uniform_start(x_nat, *ball, side_by_side=self._model.uses_xla)
-        return {"x": x, "x_nat": x_nat, "y": y, "undefined": tf.zeros_like(y, tf.bool)}
+        options = self._options(x_nat, y, seed, index)
+        return State(x, x_nat, y, tf.zeros_like(y, tf.bool), **options)
+
+    _begin = compiled(_start, uses_xla=False)
 
     @compiled
     def _climb(self, state, epsilon, step_size):
+        """The end points, and bool (batch,), which images had a gradient with NaN."""
         logits = self._model.prepare()
         if self.odi_steps:
             diversify = self._climber(logits, _combination_of_logits, epsilon, epsilon)
             state = self._model.iterate(diversify, state, 0, self.odi_steps)
         climb = self._climber(logits, self._loss_of, epsilon, step_size)
         state = self._model.iterate(climb, state, 0, self.num_steps)
-        return state["x"], state["undefined"]
+        if self.target is None:
+            return state.x, state.undefined
+        is_target = state.target == state.y
+        return select(is_target, state.x_nat, state.x), state.undefined & ~is_target
 
     def _climber(self, logits, loss_of, epsilon, step_size):
         """A step of gradient ascent on a loss, as function (number, state) to state."""
 
         def climb(_, state):
-            loss, x = loss_of(state), state["x"]
+            loss, x = loss_of(state), state.x
             _, _, gradient, undefined = value_and_gradient(loss, logits, x)
-            x = step(x, gradient, state["x_nat"], epsilon, step_size, self.bounds, self.norm)
-            return {**state, "x": x, "undefined": state["undefined"] | undefined}
+            x = step(x, gradient, state.x_nat, epsilon, step_size, self.bounds, self.norm)
+            return state._replace(x=x, undefined=state.undefined | undefined)
 
         return climb
 
@@ -224,12 +231,12 @@ class PGD(Attack):
         """The loss that the steps ascend, a function from logits to float32 (batch,)."""
         if self.target is not None:
             loss = TARGETED_LOSSES[self.loss_func]
-            return functools.partial(loss, y=state["y"], target=state["target"])
+            return functools.partial(loss, y=state.y, target=state.target)
         options = {"kappa": self.kappa} if self.loss_func == "cw" else {}
-        return functools.partial(LOSSES[self.loss_func], y=state["y"], **options)
+        return functools.partial(LOSSES[self.loss_func], y=state.y, **options)
 
     def _options(self, x_nat, y, seed, index):
-        """The state's further entries for `odi_steps`, "weights", and for `target`, "target"."""
+        """The state's `weights`, for `odi_steps`, and `target`, as a dict of those that it has."""
         options = {}
         if self.odi_steps or self.target in TARGETS:
             logits = self._model.prepare(exact=True)(x_nat)
@@ -253,12 +260,14 @@ class PGD(Attack):
                 f"got {self.target}"
             )
 
-    def _trace(self, x_nat, seed, index):
-        size = self._model.spec(x_nat).shape[0]
-        of_batch = tf.TensorSpec((size,), tf.int32)
-        seed = self._model.spec(seed) if seed.shape.rank == 2 else tf.TensorSpec((2,), tf.int32)
-        scale = tf.TensorSpec((), tf.float32)
-        self._attack.get_concrete_function(self._model.spec(x_nat), of_batch, seed, of_batch, scale)
+    def _trace(self, x_nat):
+        if self.odi_steps or self.target is not None:
+            super()._trace(x_nat)
+            return
+        x = self._model.spec(x_nat)  # as `perturb` calls it, so that it is traced only once
+        y, undefined = (tf.TensorSpec(x.shape[:1], dtype) for dtype in (tf.int32, tf.bool))
+        number = tf.TensorSpec((), tf.float32)
+        self._climb.get_concrete_function(State(x, x, y, undefined), number, number)
 
     def settings(self):
         """The hyperparameters as a dict, for the files that record what was run.
@@ -289,7 +298,7 @@ def _to_target(target):
 
 def _combination_of_logits(state):
     def loss(logits):
-        return tf.reduce_sum(state["weights"] * finite_logits(logits), axis=-1)
+        return tf.reduce_sum(state.weights * finite_logits(logits), axis=-1)
 
     return loss
 

@@ -14,7 +14,7 @@ from common.attack.attacked_model import drawing, stage
 from common.attack.ball import draw, length, per_image, project
 from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
-from common.attack.staged import StagedAttack, where
+from common.attack.staged import StagedAttack, state_of, where
 
 # The queries, out of 10,000, after which the share of pixels is halved. 500 is in the paper's code,
 # which made its numbers, and not in its text.
@@ -77,6 +77,12 @@ class Square(StagedAttack):
         schedule_queries: number of queries of the schedule of p, by default `num_queries`.
     """
 
+    State = state_of(
+        "margin_adv",  # at x_adv, the least that float32 has found
+        "x",  # the point of the least margin, in the arithmetic of the queries
+        "margin",  # at x
+        "numbers",  # the random numbers of the next queries, uniform in [-1, 1)
+    )
     name = "square"
     random_start = True
     SETTINGS = ("num_queries", "p_init", "schedule_queries")
@@ -100,7 +106,7 @@ class Square(StagedAttack):
         return min(max(size, 1), height, width)
 
     def _begin(self, state, logits):
-        return {**state, "margin_adv": margin(logits, state["y"])}
+        return state._replace(margin_adv=margin(logits, state.y))
 
     def _stages(self, num_classes):
         yield self._from_start
@@ -116,59 +122,59 @@ class Square(StagedAttack):
             first = last
 
     def _numbers(self, state, shape, stream):
-        return self._draw(tf.constant(shape), state["seed"], state["index"], tf.constant(stream))
+        return self._draw(tf.constant(shape), state.seed, state.index, tf.constant(stream))
 
     @drawing
     def _draw(self, shape, seed, index, stream):
         return draw(shape, seed, index, stream)
 
     def _from_start(self, state):
-        _, height, width, channels = state["x_nat"].shape
+        _, height, width, channels = state.x_nat.shape
         if self.norm == "linf":
             shape = (width, channels)
         else:
             tile = _tile_size(height, width)
             shape = (height // tile, width // tile, channels + 1)
-        return self._start({**state, "numbers": self._numbers(state, shape, 0)})
+        return self._start(state._replace(numbers=self._numbers(state, shape, 0)))
 
     def _next_queries(self, state, first, last):
         # Four coordinates, one number for the L2 attack's update, and the channels' signs. A block
         # is always whole, as each shape is compiled anew.
-        numbers = self._numbers(state, (BLOCK, 5 + state["x_nat"].shape[3]), first)
-        _, height, width, _ = state["x_nat"].shape
+        numbers = self._numbers(state, (BLOCK, 5 + state.x_nat.shape[3]), first)
+        _, height, width, _ = state.x_nat.shape
         sizes = [self.square_size(first + i, height, width) for i in range(BLOCK)]
         sizes, count = tf.constant(sizes, tf.int32), tf.constant(last - first)
-        return self._search({**state, "numbers": numbers}, sizes, count)
+        return self._search(state._replace(numbers=numbers), sizes, count)
 
     @stage
     def _start(self, state):
         logits = self._model.prepare()
 
         def start(_, state):
-            x_nat, numbers = state["x_nat"], state["numbers"]
+            x_nat, numbers = state.x_nat, state.numbers
             if self.norm == "linf":
                 x = x_nat + self.epsilon * _sign(numbers)[:, None]
             else:
                 tiles = _tiles(numbers, *x_nat.shape[1:3])
                 x = x_nat + self.epsilon * tf.math.l2_normalize(tiles, axis=(1, 2, 3))
             x = project(x, x_nat, self.epsilon, self.bounds, self.norm)
-            state = {**state, "x": x, "margin": tf.fill(tf.shape(state["y"]), np.inf)}
+            state = state._replace(x=x, margin=tf.fill(tf.shape(state.y), np.inf))
             return self._tried(state, x, logits(x))
 
-        state = {**state, "x": state["x_nat"], "margin": state["margin_adv"]}
+        state = state._replace(x=state.x_nat, margin=state.margin_adv)
         return self._model.iterate(start, state, 0, 1, passes=(0, 1))
 
     @stage
     def _search(self, state, sizes, num_queries):
         logits = self._model.prepare()
-        height, width = state["x_nat"].shape[1:3]
+        height, width = state.x_nat.shape[1:3]
         if self.norm == "l2":
             bumps = _bumps(
                 {self.square_size(q, height, width) for q in range(self.num_queries)}, height, width
             )
 
         def search(i, state):
-            numbers = tf.gather(state["numbers"], i, axis=1)
+            numbers = tf.gather(state.numbers, i, axis=1)
             size = sizes[i]
             if self.norm == "linf":
                 x = self._with_square(state, size, numbers)
@@ -176,10 +182,10 @@ class Square(StagedAttack):
                 x = self._with_bump(state, size, tf.gather(bumps, size), numbers)
             return self._tried(state, x, logits(x))
 
-        return self._model.iterate(search, state, 0, num_queries, is_done="broken", passes=(0, 1))
+        return self._model.iterate(search, state, 0, num_queries, passes=(0, 1), ends_early=True)
 
     def _with_square(self, state, size, numbers):
-        x_nat = state["x_nat"]
+        x_nat = state.x_nat
         _, height, width, channels = x_nat.shape
         top, left = _place(numbers[:, 0:2], size, x_nat)
         rows, columns = _between(top, size, height), _between(left, size, width)
@@ -187,14 +193,14 @@ class Square(StagedAttack):
         window = rows[:, :, None] & tf.repeat(columns, channels, axis=1)[:, None]
         sign = tf.tile(_sign(numbers[:, 5:]), (1, width))[:, None]
         x_nat, x = (
-            tf.reshape(images, (-1, height, width * channels)) for images in (x_nat, state["x"])
+            tf.reshape(images, (-1, height, width * channels)) for images in (x_nat, state.x)
         )
         corner = tf.clip_by_value(x_nat + self.epsilon * sign, *self.bounds)
         return tf.reshape(tf.where(window, corner, x), (-1, height, width, channels))
 
     def _with_bump(self, state, size, bumps, numbers):
-        x_nat = state["x_nat"]
-        delta = state["x"] - x_nat
+        x_nat = state.x_nat
+        delta = state.x - x_nat
         top, left = _place(numbers[:, 0:2], size, x_nat)
         window = _window(top, left, size, x_nat)
         other = _window(*_place(numbers[:, 2:4], size, x_nat), size, x_nat)
@@ -219,8 +225,8 @@ class Square(StagedAttack):
 
     def _tried(self, state, x, logits):
         """Keeps `x` for the examples whose least margin so far it has."""
-        new = margin(logits, state["y"])
-        state = where(new < state["margin"], state, x=x, margin=new)
+        new = margin(logits, state.y)
+        state = where(new < state.margin, state, x=x, margin=new)
         if not self._model.is_exact:
             return state
         return self._judged(state, x, logits)
@@ -231,17 +237,17 @@ class Square(StagedAttack):
         exact = self._model.prepare(exact=True)
 
         def judge(_, state):
-            return self._judged(state, state["x"], exact(state["x"]))
+            return self._judged(state, state.x, exact(state.x))
 
         return self._model.iterate(judge, state, 0, 1, passes=(0, 1))
 
     def _judged(self, state, x, logits):
         """Records `x`, by its float32 logits, as broken or as the point of the least margin."""
-        broken = is_misclassified(logits, state["y"]) & ~state["broken"]
-        new = margin(logits, state["y"])
-        is_better = broken | (new < state["margin_adv"])
-        state = where(is_better & ~state["broken"], state, x_adv=x, margin_adv=new)
-        return {**state, "broken": state["broken"] | broken}
+        broken = is_misclassified(logits, state.y) & ~state.broken
+        new = margin(logits, state.y)
+        is_better = broken | (new < state.margin_adv)
+        state = where(is_better & ~state.broken, state, x_adv=x, margin_adv=new)
+        return state._replace(broken=state.broken | broken)
 
 
 def _sign(numbers):

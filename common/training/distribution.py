@@ -441,7 +441,7 @@ class Replicas:
 
         def join(x_nat, state):
             natural, _ = self._natural_here(x_nat.shape[0])
-            return tf.concat([x_nat[:natural], state["x"]], axis=0)
+            return tf.concat([x_nat[:natural], state.x], axis=0)
 
         state = self._strategy.run(start, (x_nat, y))
         _, state = tf.while_loop(

@@ -18,7 +18,7 @@ from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from paper import ascent, document, items, reproduce, style
 from paper.item import IN_PART, NOT_REPRODUCED, QUESTIONS, REPRODUCED, Item, Part, Work, verdict_of
-from paper.networks import NATURAL, ROBUST, Network
+from paper.networks import FGSM_TRAINED, NATURAL, ROBUST, Network
 from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
 from tests.helpers import ROOT, error_line, run
 
@@ -253,6 +253,7 @@ def test_words_that_are_no_item_are_refused(tmp_path):
             "--own_models=adv_trained=/tmp/x",
             "--own_models: expected an --output_dir for their results, got none",
         ),
+        ("figure_1", "--networks_dir=no", "--networks_dir: expected a directory, got no"),
     ],
 )
 def test_flags_that_do_not_go_with_the_items_are_refused(
@@ -287,6 +288,24 @@ def test_own_models_replace_a_network(place):
     result = Result.read(item, place, source)
     assert calls == ["fgsm_trained"] and result.state() == DONE
     assert Result.read(item, place).state() == STALE  # the shipped network is another
+
+
+def test_a_directory_has_networks_that_are_not_shipped(place, tmp_path):
+    calls, networks_dir = [], tmp_path / "networks"
+    networks_dir.mkdir()
+    (networks_dir / GHOST.name).symlink_to(FGSM_TRAINED.path)
+    (networks_dir / NATURAL.name).symlink_to(FGSM_TRAINED.path)  # the shipped one comes first
+    source = reproduce.Source(None, False, networks_dir=networks_dir)
+    flag_values = types.SimpleNamespace(sample=False, afresh=False, pdf=False)
+    item = counting_item((NATURAL, GHOST), calls)
+    reproduce.make(item, flag_values, {"count": 1}, source, place)
+    assert calls == ["natural", GHOST.name]
+    assert Result.read(item, place, source).state() == DONE
+    assert Result.read(item, place).state() == DONE  # without the directory there is no other
+    (networks_dir / GHOST.name).unlink()
+    (networks_dir / GHOST.name).symlink_to(NATURAL.path)
+    source = reproduce.Source(None, False, networks_dir=networks_dir)
+    assert Result.read(item, place, source).state() == STALE
 
 
 @pytest.mark.parametrize("flag", ["adv_trained", "adv_trained=", "no_such=x", "=x"])

@@ -101,17 +101,17 @@ def test_it_reaches_the_closest_point_of_the_sphere():
 
 def conditions(num_increases, was_halved, best, best_before):
     image = tf.zeros((1, 1, 1, 1))
-    state = {
-        "num_increases": tf.constant([num_increases]),
-        "was_halved": tf.constant([was_halved]),
-        "loss_best": tf.constant([best]),
-        "loss_best_before": tf.constant([best_before]),
-        "step_size": tf.constant([0.5]),
-        "x": image + 0.1,
-        "x_best": image + 0.2,
-        "gradient_best": image + 0.3,
-        "loss": tf.constant([-1.0]),
-    }
+    state = APGD.State(
+        num_increases=tf.constant([num_increases]),
+        was_halved=tf.constant([was_halved]),
+        loss_best=tf.constant([best]),
+        loss_best_before=tf.constant([best_before]),
+        step_size=tf.constant([0.5]),
+        x=image + 0.1,
+        x_best=image + 0.2,
+        gradient_best=image + 0.3,
+        loss=tf.constant([-1.0]),
+    )
     attack = APGD(lambda x: x, epsilon=0.3)
     return attack._halved(state, image + 0.4, tf.constant(True), tf.constant(20))
 
@@ -130,11 +130,11 @@ def test_the_step_is_halved_under_either_condition(
     num_increases, was_halved, best, best_before, halves
 ):
     state, gradient = conditions(num_increases, was_halved, best, best_before)
-    assert state["step_size"].numpy() == [0.25 if halves else 0.5]
-    assert state["was_halved"].numpy() == [halves]
-    np.testing.assert_allclose(np.ravel(state["x"]), [0.2 if halves else 0.1])
+    assert state.step_size.numpy() == [0.25 if halves else 0.5]
+    assert state.was_halved.numpy() == [halves]
+    np.testing.assert_allclose(np.ravel(state.x), [0.2 if halves else 0.1])
     np.testing.assert_allclose(np.ravel(gradient), [0.3 if halves else 0.4])
-    assert state["loss"].numpy() == [best if halves else -1.0]
+    assert state.loss.numpy() == [best if halves else -1.0]
 
 
 # Against the paper's algorithm, written down once more.

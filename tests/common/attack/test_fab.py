@@ -134,7 +134,7 @@ def test_all_restarts_but_the_first_begin_elsewhere(norm):
     np.testing.assert_array_equal(distances[restarts == 0], from_image[restarts == 0])
     assert np.all(distances[restarts > 0] != from_image[restarts > 0])
     # The start for the first target is anywhere in the ball of half the radius.
-    moved = length(starts[0]["x"] - x_nat, norm).numpy()
+    moved = length(starts[0].x - x_nat, norm).numpy()
     assert np.all(moved[restarts == 0] == 0)
     assert np.all((moved[restarts > 0] > 0) & (moved[restarts > 0] <= 0.25 * (1 + 1e-5)))
     assert moved.max() > 0.15

@@ -27,6 +27,7 @@ from common.attack.ball import check_radius
 from common.attack.gradient import as_logits
 from common.attack.inputs import to_labels
 from common.attack.sizes import Sizes
+from common.attack.staged import state_of
 from common.errors import InputError
 from common.evaluation import Evaluator, State, Trial, pitfalls
 from tests.common.attack.attack_cases import NUM_CLASSES, SHAPE, images, linear_model
@@ -554,12 +555,12 @@ def test_seeds_of_evaluations_are_refused_too():
 
 def test_a_count_of_passes_does_not_overflow():
     attack = pgd()
-    state = {"i": tf.zeros((2,)), "passes": tf.zeros((2, 2), tf.int64)}
-    step = lambda i, state: {**state, "i": state["i"] + 1}  # noqa: E731
+    state = state_of()(index=tf.zeros((2,)), passes=tf.zeros((2, 2), tf.int64))
+    step = lambda i, state: state._replace(index=state.index + 1)  # noqa: E731
     many = 2**31 - 1
     for _ in range(3):
         state = attack._model.iterate(step, state, many - 2, many, passes=(many, 1))
-    assert state["passes"].numpy().tolist() == [[6 * many, 6]] * 2
+    assert state.passes.numpy().tolist() == [[6 * many, 6]] * 2
 
 
 def test_broken_examples_have_no_further_restarts():
