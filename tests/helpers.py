@@ -91,7 +91,7 @@ def interrupted_in_its_attack(process):
 def train(challenge, model_dir, watched=False, **settings):
     """Trains on the shipped sample with the optimizers of the challenges' train.py."""
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
-    sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
+    sample = challenge.load("sample").head(50)
 
     rate = optimizers.learning_rate(config.step_size_schedule)
     if challenge is CIFAR10:

@@ -152,7 +152,9 @@ def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
     "script, challenge, flags",
     [
         ("adversarial_images.py", "mnist", ("--num_steps=2",)),
-        ("adversarial_images.py", "cifar10", ("--num_steps=2",)),
+        pytest.param(
+            "adversarial_images.py", "cifar10", ("--num_steps=2",), marks=pytest.mark.slow
+        ),
         ("adversarial_images.py", "mnist", ("--attack=pgd_l2", "--epsilon=2")),
         ("training_curve.py", "mnist", ()),
         ("training_curve.py", "cifar10", ()),
@@ -161,10 +163,11 @@ def test_a_submission_stays_on_its_board_and_ours_is_made_anew():
             "mnist",
             ("--num_steps=2", "--epsilons=0.3,0.4", "--num_eval_examples=20"),
         ),
-        (
+        pytest.param(
             "accuracy_against_epsilon.py",
             "cifar10",
             ("--attack=pgd_l2", "--num_steps=2", "--epsilons=40,300", "--num_eval_examples=20"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

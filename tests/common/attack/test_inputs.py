@@ -47,12 +47,16 @@ X = data.mnist_pixels(IMAGES)
 Y = np.argmax(MODEL(X), axis=1).astype(np.int32)
 ONE_HOT = np.eye(NUM_CLASSES)[Y]
 every_attack = pytest.mark.parametrize("name", MAKERS)
-# In L2 one attack of each class: the others differ from it in loss and target alone.
-every_attack_and_norm = pytest.mark.parametrize(
+# One attack of each class: the others differ from it in loss and target alone.
+every_class_and_norm = pytest.mark.parametrize(
     ("name", "norm"),
     [
-        *((name, "linf") for name in MAKERS),
-        *((name, "l2") for name in CLASSES),
+        *((name, norm) for name in CLASSES for norm in ("linf", "l2")),
+        *(
+            pytest.param(name, "linf", marks=pytest.mark.slow)
+            for name in MAKERS
+            if name not in CLASSES
+        ),
     ],
 )
 
@@ -603,7 +607,7 @@ def test_an_undefined_gradient_is_no_step(norm):
     assert np.any(attack.perturb(X, Y) != X) and attack.num_undefined == 0
 
 
-@every_attack_and_norm
+@every_class_and_norm
 def test_no_attack_makes_images_that_are_not_finite(name, norm):
     @tf.custom_gradient
     def undefined_at_times(x):
@@ -622,7 +626,7 @@ def test_no_attack_makes_images_that_are_not_finite(name, norm):
     assert attack.num_undefined == 0
 
 
-@every_attack_and_norm
+@every_class_and_norm
 def test_an_infinite_gradient_has_a_direction(name, norm):
     @tf.custom_gradient
     def steep(x):  # its first pixel is the one that counts

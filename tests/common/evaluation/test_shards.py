@@ -80,7 +80,7 @@ ATTACKS = {
     ids=["mnist", "cifar10"],
 )
 def test_16_shards_of_the_networks_are_a_single_run(challenge, name, epsilon, precision, tmp_path):
-    split = challenge.load("test", data_dir=None, allow_sample=True).head(40)
+    split = challenge.load("sample").head(40)
     model = load_model(challenge, name).logits
     options = {"epsilon": epsilon, "bounds": challenge.bounds, "precision": precision}
     trials = [Trial(make(model, **options), 2, name=kind) for kind, make in ATTACKS.items()]

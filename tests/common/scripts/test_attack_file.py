@@ -170,8 +170,17 @@ def full(path, content):
     raise InputError(f"cannot write {path}: No space left on device")
 
 
-@pytest.mark.parametrize("name", ["r.json", "attack.npy", "attack.npy.json"])
-@pytest.mark.parametrize("attacks", ["pgd", "pgd,fgsm"])
+@pytest.mark.parametrize(
+    ("attacks", "name"),
+    [
+        ("pgd", "r.json"),
+        ("pgd", "attack.npy"),
+        ("pgd", "attack.npy.json"),
+        ("pgd,fgsm", "r.json"),
+        pytest.param("pgd,fgsm", "attack.npy", marks=pytest.mark.slow),
+        pytest.param("pgd,fgsm", "attack.npy.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_result_of_eval_that_cannot_be_written_is_written_later(
     name, attacks, attack, monkeypatch, no_attacks
 ):

@@ -256,10 +256,10 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_whole_attack_file_gets_the_line_to_hand_in(tmp_path, compare, tfds_dir):
-    test = MNIST.load("test", data_dir=tfds_dir)
+def test_a_whole_attack_file_gets_the_line_to_hand_in(tmp_path, compare, data_dir):
+    test = MNIST.load("test", data_dir=data_dir)
     np.save(tmp_path / "mine.npy", MNIST.to_pixels(test.images).reshape(-1, 784))
-    settings = ("--attack_file=mine.npy", f"--data_dir={tfds_dir}")
+    settings = ("--attack_file=mine.npy", f"--data_dir={data_dir}")
     out = compare(*settings, "--model_dir=adv_trained_b", "--output_json=r.json")
     accuracy = json.loads((tmp_path / "r.json").read_text())["accuracy"]
     digest = hashlib.sha256((tmp_path / "mine.npy").read_bytes()).hexdigest()

@@ -127,7 +127,7 @@ def train(kind, dtype="float64", parts=None, **settings):
     )
     with distribution.faults_as_lines(config):
         distribution.devices_of(config)  # before TensorFlow's first op
-        sample = challenge.load("test", data_dir=None, allow_sample=True).head(50)
+        sample = challenge.load("sample").head(50)
         points, interpolation = config.step_size_schedule, config.step_size_interpolation
         rate = optimizers.learning_rate(points, interpolation)
         loop.train(

@@ -1,12 +1,12 @@
 """Trainings that are killed between any two operations on their files, and resumed."""
 
 import contextlib
-import multiprocessing
 import os
 import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 
@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(whole, 
 
 def kill_at(directory, number):
     """Trains, and kills its own process at the `number`-th operation of writing a checkpoint."""
-    count = 0
+    count, directory = 0, pathlib.Path(directory)
 
     def maybe_kill():
         nonlocal count
@@ -279,20 +279,19 @@ def kill_at(directory, number):
 def test_kills_do_not_change_the_weights(count, whole, tmp_path):
     directory, _ = whole
     (tmp_path / "run").mkdir()  # the hook of a process that makes it would end there
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    program = f"import sys; from {__name__} import kill_at; kill_at(sys.argv[1], int(sys.argv[2]))"
     draw = random.Random(0)
     num_killed_while_writing = 0
     for number in range(count):
         at = draw.randint(1, 25) if number % 2 else 10**6
-        process = context.Process(target=kill_at, args=(tmp_path / "run", at))
-        process.start()
+        process = helpers.start("-c", program, tmp_path / "run", at, cwd=helpers.ROOT)
         if number % 2 == 0:
-            process.join(draw.uniform(0.5, 2.0))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.5, 2.0))
             process.kill()
-        process.join(300)
+        process.communicate(300)
         left = list((tmp_path / "run").glob(".checkpoint.*")) if (tmp_path / "run").exists() else []
-        assert process.exitcode in (-signal.SIGKILL, 0)
+        assert process.returncode in (-signal.SIGKILL, 0)
         num_killed_while_writing += bool(left)
     assert num_killed_while_writing >= count // 2
     train(tmp_path / "run")

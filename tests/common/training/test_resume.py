@@ -24,7 +24,8 @@ from tests.helpers import TINY_CIFAR10, checkpoint_arrays, train
     [
         (MNIST, {"scale": 1}),
         (MNIST, {"scale": 1, "average_decay": 0.9}),
-        (MNIST, {"scale": 1, "precision": "bfloat16"}),
+        # By default in test_model_b.py, with dropout.
+        pytest.param(MNIST, {"scale": 1, "precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(
             CIFAR10, {**TINY_CIFAR10, "precision": "mixed_bfloat16"}, marks=pytest.mark.slow
         ),
@@ -111,7 +112,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 
 
 def test_the_loss_falls(tmp_path):
-    x = MNIST.load("test", data_dir=None, allow_sample=True)
+    x = MNIST.load("sample")
     model = train(
         MNIST,
         tmp_path,
@@ -291,7 +292,7 @@ def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, caps
     assert (at_3["step"], at_6["step"]) == (3, 6) and 0 < at_3["seconds"] < at_6["seconds"]
     loaded = load_model(MNIST, tmp_path)
     config = make_config(MNIST, ("test", MNIST.presets["paper_pgd_40"]))
-    sample = MNIST.load("test", data_dir=None, allow_sample=True).head(50)
+    sample = MNIST.load("sample").head(50)
     trial = suites.preset_trial("paper_pgd_40", loaded.logits, config, MNIST)
     evaluator = make_evaluator(MNIST, config, [trial], loaded)
     summary = evaluator.run(sample.images, sample.labels).summary()
