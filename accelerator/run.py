@@ -41,6 +41,7 @@ from common import rounded_weights
 from common.errors import InputError, one_line, reason_of
 from common.files import write_json
 from common.interruption import Interrupted, Interruption
+from common.scripts.console import show_messages
 
 
 class Program:
@@ -434,6 +435,7 @@ def main(words=None):
 
 
 if __name__ == "__main__":
+    show_messages()
     try:
         main()
     except (InputError, OSError, MemoryError) as error:

@@ -17,6 +17,7 @@ from common.attack import FastModel
 from common.attack.gradient import in_inference_mode
 from common.errors import InputError, one_line, reason_of
 from common.files import expand_path, plain_path
+from common.messages import tell
 from common.original_checkpoints import is_original, load_original
 
 MOST_UNROLLED = 8  # calls that one graph contains of a model with a fixed batch size
@@ -152,7 +153,7 @@ class TrainingRun:
 
     def _report(self, faults, consequence):
         for step, fault in faults.items():
-            print(f"note: checkpoint-{step} in {self._directory} is {fault}; {consequence}")
+            tell(f"note: checkpoint-{step} in {self._directory} is {fault}; {consequence}")
 
     def _unreadable(self, reason):
         return InputError(

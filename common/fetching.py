@@ -10,7 +10,6 @@ import pathlib
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import time
 import urllib.request
@@ -19,9 +18,10 @@ import zipfile
 import tensorflow as tf
 from tqdm import tqdm
 
-from common import checkpoints
+from common import checkpoints, messages
 from common.errors import InputError, one_line, reason_of
 from common.files import Lock, write_json
+from common.messages import tell
 from common.original_checkpoints import load_original
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -135,8 +135,7 @@ def download(source, path):
                     f"cannot download {source.url}: {reason}; an archive from elsewhere can be "
                     f"given with --from_file={path.name}"
                 ) from error
-            line = f"{path.name}: {reason}; next try in {pauses[0]:g} s"
-            print(one_line(line), file=sys.stderr)
+            messages.warn(f"{path.name}: {reason}; next try in {pauses[0]:g} s")
             time.sleep(pauses.pop(0))
     try:
         part.rename(path)
@@ -196,7 +195,7 @@ def default_directory(challenge):
 def _is_fetched(name, target):
     """Returns whether the model is there, and says so; raises InputError if something else is."""
     if os.path.isfile(target / "saved_model.pb"):
-        print(one_line(f"{name}: already in {target}; delete that to fetch it again"))
+        tell(f"{name}: already in {target}; delete that to fetch it again")
         return True
     if os.path.lexists(target):
         raise InputError(f"expected a fetched model or nothing in {target}, got something else")
@@ -328,7 +327,7 @@ def _make_model(challenge, name, source, archive, target):
             model, step = load_original(challenge, directory)
         except InputError as error:  # it may name a directory that will be gone
             raise _ArchiveError(str(error).replace(str(unpacked), str(archive))) from error
-        print(one_line(f"{name}: making a SavedModel of it"), flush=True)  # it takes ten seconds
+        tell(f"{name}: making a SavedModel of it")  # it takes ten seconds
         checkpoints.export(model, new)
         card = {
             "name": name,
@@ -348,9 +347,9 @@ def _make_model(challenge, name, source, archive, target):
         new.rename(target)
     network = ", ".join(f"{setting} {value}" for setting, value in card["network"].items())
     known = "as published" if source.sha256 else "no digest is published"
-    print(f"{name}: step {step}, {network}, {card['parameters']:,} parameters")
-    print(f"sha256 of the archive: {whole['sha256']} ({known})")
-    print(one_line(f"SavedModel in {target}"))
+    tell(f"{name}: step {step}, {network}, {card['parameters']:,} parameters")
+    tell(f"sha256 of the archive: {whole['sha256']} ({known})")
+    tell(f"SavedModel in {target}")
 
 
 def _checkpoint_directory(unpacked, archive):

@@ -16,6 +16,7 @@ except ImportError:  # Windows has none
     fcntl = None
 
 from common.errors import InputError, one_line, reason_of
+from common.messages import tell
 
 
 def write_json(path, values):
@@ -257,7 +258,7 @@ class Lock:
                 ) from None
             except OSError as error:  # a file system without locks
                 reason = reason_of(error)
-                print(f"note: no lock on {self._directory} ({reason}); start nothing else in it")
+                tell(f"note: no lock on {self._directory} ({reason}); start nothing else in it")
                 break
             file.close()  # its last holder removed it in between
             file = self._open()

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import InputError, one_line
 from common.files import keep_aside, read_json
+from common.messages import tell
 
 _DEEPEST = 50  # objects and lists within each other
 
@@ -125,9 +126,7 @@ def read_or_keep_aside(path, shape, consequence, is_own=None):
             return value
         raise InputError(f"{path} is of something else")
     except InputError as error:
-        print(
-            f"note: {error}; it is kept as {keep_aside(path).name}, and {consequence}", flush=True
-        )
+        tell(f"note: {error}; it is kept as {keep_aside(path).name}, and {consequence}")
         return None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from common import files
 from common.errors import InputError, one_line, reason_of
 from common.files import read_json, write_atomically, write_json
+from common.messages import tell
 
 TOLERANCE = 1e-4  # the originals', on distance and on pixel range
 _CHUNK = 500  # images checked at a time, to bound the memory
@@ -89,7 +90,7 @@ def load_note(path):
             raise InputError(f"expected a JSON object, got {type(note).__name__}")
         digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     except (InputError, OSError) as error:
-        print(f"note: {_note_path(path)} cannot be read: {one_line(error)}", flush=True)
+        tell(f"note: {_note_path(path)} cannot be read: {error}")
         return {}
     return note if note.get("file_sha256") == digest else {}
 

@@ -14,6 +14,8 @@ import pickle
 import numpy as np
 import pytest
 
+from common.scripts.console import show_messages
+
 
 @pytest.fixture(scope="session", autouse=True)
 def imported_modules_are_kept():
@@ -32,6 +34,12 @@ def memory_is_given_back():
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def messages_are_shown():
+    """Shows the library's messages, as scripts do."""
+    show_messages()
 
 
 @pytest.fixture(scope="session", autouse=True)

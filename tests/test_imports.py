@@ -8,8 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the ground up: a module imports those of its own line and of the lines above it here.
 STOREYS = (
-    "errors files json_shapes interruption provenance startup challenge plain_pickle philox"
-    " rounded_weights",
+    "errors messages files json_shapes interruption provenance startup challenge plain_pickle"
+    " philox rounded_weights",
     "attack",
     "config",
     "data checkpoint_files checkpoints original_checkpoints fetching submission",
@@ -89,10 +89,11 @@ def test_a_challenge_imports_no_other_challenge_and_a_network_only_keras(path):
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parts[0] == "common"], ids=str)
-def test_only_scripts_end_the_process(path):
+def test_only_scripts_print_and_end_the_process(path):
     if path.parts[1] in ("scripts", "startup.py"):
         return
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        assert not (isinstance(node, ast.Name) and node.id == "print"), node.lineno
         is_exit = isinstance(node, ast.Attribute) and node.attr in ("exit", "_exit")
         assert not (is_exit and isinstance(node.value, ast.Name) and node.value.id in ("sys", "os"))
 

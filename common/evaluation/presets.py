@@ -3,10 +3,9 @@
 import contextlib
 import json
 import pathlib
-import sys
 
-from common import json_shapes
-from common.errors import InputError, one_line, reason_of
+from common import json_shapes, messages
+from common.errors import InputError, reason_of
 from common.evaluation import pitfalls, suites
 from common.evaluation.evaluator import Evaluator
 from common.evaluation.report import warn
@@ -14,6 +13,7 @@ from common.evaluation.state import State, digest_of
 from common.evaluation.subject import key_of
 from common.files import check_writable, write_json
 from common.json_shapes import ANYTHING, COUNT, NUMBER, Nullable, Optional
+from common.messages import tell
 
 
 def make_evaluator(challenge, config, trials, loaded, **options):
@@ -30,7 +30,7 @@ def make_evaluator(challenge, config, trials, loaded, **options):
 
 @contextlib.contextmanager
 def resumable(state, name):
-    """Within its context an `Evaluator` runs with a `State`; prints where it resumes or stops.
+    """Within its context an `Evaluator` runs with a `State`; it tells where it resumes or stops.
 
     Afterwards the state holds all that was found; the caller removes it once a result is written.
 
@@ -39,17 +39,16 @@ def resumable(state, name):
         name: what is evaluated, for people.
     """
     if state.path.exists():
-        print(one_line(f"{name}: resuming from {state.path}"), flush=True)
+        tell(f"{name}: resuming from {state.path}")
     try:
         yield
     except KeyboardInterrupt:
-        line = f"stopped; the same command resumes there, from {state.path}"
-        print(one_line(line), flush=True)
+        tell(f"stopped; the same command resumes there, from {state.path}")
         raise
     try:
         state.keep_last()
     except InputError as error:  # the result can still be shown
-        print(f"note: {error}", file=sys.stderr, flush=True)
+        messages.warn(f"note: {error}")
 
 
 _FINISHED = {

@@ -1,7 +1,8 @@
 """The results of an evaluation as lines of text and as a dict for JSON."""
 
 import dataclasses
-import sys
+
+from common import messages
 
 
 def line(trial):
@@ -124,8 +125,8 @@ def table_lines(trials, result, published=None):
 
 
 def warn(warnings):
-    """Prints warnings to stderr, a line each, and returns them as a list."""
+    """Warns of each of `warnings`, and returns them as a list."""
     warnings = list(warnings)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
+        messages.warn(f"warning: {warning}")
     return warnings

@@ -4,27 +4,28 @@ import pathlib
 
 from common.config import read_json
 from common.errors import one_line
+from common.messages import tell
 from common.provenance import provenance
 
 
 def model_path(config, challenge):
     """Returns the configured model's path, or the shipped model's if there is nothing at config's.
 
-    The shipped model replaces only config.json's own; a printed line says so.
+    The shipped model replaces only config.json's own; a message says so.
     """
     own = challenge.directory / read_json(challenge.directory / "config.json")["model_dir"]
     shipped = challenge.directory / "models" / challenge.shipped
     if pathlib.Path(config.model_dir) == own and not own.exists() and shipped.exists():
-        print(one_line(f"no model of your own in {own}: taking the shipped {challenge.shipped}"))
+        tell(f"no model of your own in {own}: taking the shipped {challenge.shipped}")
         return shipped
     return config.model_dir
 
 
 def load_test_images(config, challenge):
-    """Returns the first `num_eval_examples` test images, or sample images; prints which."""
+    """Returns the first `num_eval_examples` test images, or sample images; a message says which."""
     images = challenge.load("test", data_dir=config.data_dir, allow_sample=True)
     images = images.head(config.num_eval_examples)
-    print(one_line(images.source))
+    tell(images.source)
     return images
 
 

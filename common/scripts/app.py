@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from common import startup
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, drop_output
+from common.scripts.console import show_messages
 from common.scripts.flags import config_from_flags, define_flags, help_text
 
 # Failures of disk, memory or files that the scripts do not handle where they occur.
@@ -88,7 +89,8 @@ def _parser(challenge=None):
 
 @contextlib.contextmanager
 def _failures_in_one_line():
-    """Turns a failure into one line and an exit code."""
+    """Turns a failure into one line and an exit code, and shows messages."""
+    show_messages()
     try:
         yield
     except InputError as error:

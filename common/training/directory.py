@@ -7,8 +7,9 @@ import pathlib
 from common import checkpoint_files, checkpoints
 from common import config as config_lib
 from common.attack import precision
-from common.errors import InputError, one_line, reason_of
+from common.errors import InputError, reason_of
 from common.files import Lock, keep_aside, write_atomically, write_json
+from common.messages import tell
 from common.original_checkpoints import is_original
 from common.training import runs, validation
 from common.training.distribution import settings_digest
@@ -192,10 +193,10 @@ def with_precision(config, challenge):
         if recorded.get("precision") in ("float32", "bfloat16"):
             chosen = recorded["precision"]
     if chosen == "float32":
-        print("training steps in float32")
+        tell("training steps in float32")
     else:
         where = "which this machine has no known unit for" if unit is None else f"by {unit}"
-        print(one_line(f"training steps in bfloat16, {where}; weights, validation in float32"))
+        tell(f"training steps in bfloat16, {where}; weights, validation in float32")
     return dataclasses.replace(config, precision=chosen)
 
 
@@ -234,5 +235,5 @@ def _write_config(directory, config):
             config_lib.read_json(path)
         except InputError as error:
             aside = keep_aside(path).name
-            print(f"note: {error}; it is kept as {aside}, and this command's settings count")
+            tell(f"note: {error}; it is kept as {aside}, and this command's settings count")
     write_atomically(path, config.to_json().encode())

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from common.attack import is_misclassified, xent_loss
 from common.errors import InputError, one_line
+from common.messages import tell
 from common.training import steps
 from common.training.losses import make_loss
 from common.training.optimizers import average_weights, copy_weights
@@ -146,7 +147,7 @@ def _start(num_devices, cluster):
     _restrict_gpus(num_devices)
     others = ", ".join(addresses[:worker] + addresses[worker + 1 :])
     told = f": waiting for {others}" if others else ""
-    print(one_line(f"worker {worker} of {len(addresses)}, {addresses[worker]}{told}"), flush=True)
+    tell(f"worker {worker} of {len(addresses)}, {addresses[worker]}{told}")
     try:
         with _signals_end_at_once():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()

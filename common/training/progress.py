@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from common.errors import InputError, one_line, reason_of
 from common.interruption import SIGPIPE, Interrupted, drop_output
+from common.messages import tell
 
 # The loss of a constant prediction; see `PlateauWarning`.
 PLATEAU_LOSS = math.log(10)
@@ -58,7 +59,7 @@ class Log:
     def __enter__(self):
         step, total = self._directory.first_step, self._config.max_num_training_steps
         if step and not self._is_silent:
-            print(f"resuming at step {step} of {total}")
+            tell(f"resuming at step {step} of {total}")
         with self._heard():
             self._bar = tqdm(total=total, initial=step, unit="step", disable=self._is_silent)
         return self

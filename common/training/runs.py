@@ -4,9 +4,9 @@ import pathlib
 import time
 
 from common import json_shapes
-from common.errors import one_line
 from common.files import write_json
 from common.json_shapes import NUMBER
+from common.messages import tell
 from common.provenance import provenance
 
 FILE = "runs.json"
@@ -40,7 +40,7 @@ class Runs:
             self._runs[-1]["num_replicas"] = num_replicas
         for part in ("versions", "hardware"):
             if before.get(part) not in (None, self._runs[-1][part]):
-                print(one_line(f"note: the run before had other {part}, {before[part]}"))
+                tell(f"note: the run before had other {part}, {before[part]}")
         self.update(step)
 
     def update(self, step):
