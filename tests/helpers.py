@@ -88,10 +88,10 @@ def interrupted_in_its_attack(process):
 # Trainings.
 
 
-def train(challenge, model_dir, watched=False, **settings):
-    """Trains on the shipped sample with the optimizers of the challenges' train.py."""
+def train(challenge, model_dir, watched=False, images=None, **settings):
+    """Trains on a `Split`, or the shipped sample's head, with the challenges' optimizers."""
     config = make_config(challenge, ("test", {**TINY, "model_dir": str(model_dir), **settings}))
-    sample = challenge.load("sample").head(50)
+    sample = images or challenge.load("sample").head(50)
 
     rate = optimizers.learning_rate(config.step_size_schedule)
     if challenge is CIFAR10:
