@@ -1,5 +1,6 @@
 """Helpers of several tests: scripts run as users run them, tiny trainings, images, gradients."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -86,6 +87,12 @@ def interrupted_in_its_attack(process):
 
 
 # Trainings.
+
+
+def end_of_sample(challenge):
+    """The last 50 images of the shipped sample, whose first images are evaluated."""
+    sample = challenge.load("sample")
+    return dataclasses.replace(sample, images=sample.images[-50:], labels=sample.labels[-50:])
 
 
 def train(challenge, model_dir, watched=False, images=None, **settings):

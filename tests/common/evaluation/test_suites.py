@@ -26,7 +26,7 @@ from common.scripts import evaluate as evaluate_lib
 from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
 from tests.common.attack.attack_cases import labelled, linear_model
-from tests.helpers import EMPTY_HOME, ROOT, error_line, run, train
+from tests.helpers import EMPTY_HOME, ROOT, end_of_sample, error_line, run, train
 
 FEW_IMAGES = 32
 FEW = (f"--num_eval_examples={FEW_IMAGES}", "--eval_batch_size=8")
@@ -37,11 +37,10 @@ PAPER = [name for name in MNIST.presets if name.startswith("paper_")]
 def tiny(tmp_path_factory):
     """The directory of a small network, trained a little without an adversary."""
     directory = tmp_path_factory.mktemp("tiny") / "run"
-    sample = MNIST.load("sample")  # whose first images are evaluated
     train(
         MNIST,
         directory,
-        images=dataclasses.replace(sample, images=sample.images[-50:], labels=sample.labels[-50:]),
+        images=end_of_sample(MNIST),
         scale=1,
         adversary="none",
         max_num_training_steps=100,

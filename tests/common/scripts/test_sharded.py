@@ -16,7 +16,7 @@ from common.files import Lock
 from common.scripts import attack_file, evaluate
 from common.scripts.flags import config_from_flags, define_flags
 from mnist_challenge.challenge import MNIST
-from tests.helpers import EMPTY_HOME, ROOT, error_line, run, train
+from tests.helpers import EMPTY_HOME, ROOT, end_of_sample, error_line, run, train
 
 COUNT = 48
 FEW = (f"--num_eval_examples={COUNT}", "--eval_batch_size=8", "--precision=float32")
@@ -31,6 +31,7 @@ def tiny(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tiny") / "run"
     settings = {"adversary": "none", "training_batch_size": 50, "step_size_schedule": [[0, 0.005]]}
     counts = {"num_output_steps": 100, "num_validation_steps": 0, "num_checkpoint_steps": 100}
+    settings["images"] = end_of_sample(MNIST)
     train(MNIST, directory, scale=1, max_num_training_steps=60, **settings, **counts)
     return directory
 
