@@ -121,40 +121,6 @@ def earlier_entries(path, what, check=lambda entries: None):
     return entries
 
 
-def check_seeds(seeds):
-    """Raises InputError unless each text of a list is a whole number below 2**31."""
-    if not all(text.isdigit() and int(text) < 2**31 for text in seeds):
-        raise InputError(f"--seeds: expected whole numbers below 2**31, got {seeds}")
-
-
-def seed_by_seed(path, what, names, seeds, measured, line):
-    """Measures what a result file does not have yet, prints a line of each entry and writes it.
-
-    Args:
-        path: the file, or None; other commands may write further entries meanwhile.
-        what: see `earlier_entries`.
-        names: what is measured with each seed, a list of text.
-        seeds: list of text, see `check_seeds`.
-        measured: function of a name and an int seed that returns the entry, a dict for JSON, and a
-            function that is called once the entry is written.
-        line: function from an entry to its line of text.
-
-    Raises:
-        InputError: as `earlier_entries`.
-    """
-    entries = earlier_entries(path, what)
-    for seed in seeds:
-        for each in names:
-            name = f"{each}, seed {seed}"
-            if name not in entries:
-                entry, is_written = measured(each, int(seed))
-                entries = {**entries, **earlier_entries(path, what), name: entry}
-                if path:
-                    save(path, {**what, "attacks": entries})
-                is_written()
-            print(f"{name:18} {line(entries[name])}", flush=True)
-
-
 def save(path, result, packages=()):
     """Writes a benchmark's result as JSON, with command, hardware, threads and versions."""
     record = provenance()

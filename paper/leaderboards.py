@@ -145,7 +145,15 @@ def _runs_in(result):
         if len(worst["attacks"]) < 4:
             return []
         return [entry("standard", worst["accuracy"]["ours"], result["seed"], "float32")]
-    runs = [(*run.split(", seed "), found) for run, found in result["attacks"].items()]
+    runs = [(*split_run(name), found["accuracy"]) for name, found in result["attacks"].items()]
     return [
-        entry(suite, found["accuracy"], seed, found["precision"]) for suite, seed, found in runs
+        entry(suite, accuracy, seed, precision)
+        for suite, precision, seed, accuracy in runs
+        if suite in SUITES
     ]
+
+
+def split_run(name):
+    """Returns suite, precision and seed of a run's name in a result of `benchmarks/suites.py`."""
+    suite, precision, seed = name.split(", ")
+    return suite, precision, seed.removeprefix("seed ")

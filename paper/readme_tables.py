@@ -239,8 +239,8 @@ def fast_suite_table():
 def suites_table():
     """The table of suites beside the standard one, on the same images from the same seed.
 
-    If the benchmark has not run the standard suite, its results are those of `autoattack.py`, and
-    there is no ratio of times.
+    Times are compared in the same arithmetic. Verdicts are too, unless the benchmark has not run
+    the standard suite: then they are those of `autoattack.py`, in float32.
     """
     lines = [
         "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
@@ -248,31 +248,78 @@ def suites_table():
         "|---|---|---|---|---|---|---|---|---|",
     ]
     machines, known = set(), _standard_verdicts()
-    paths = sorted(SPEED.glob("suites_*.json"))
-    if not paths:
-        return "These commands have not run to their end yet."
-    for path in paths:
-        result = read_speed(path.stem)
-        for name, entry in result["attacks"].items():
-            suite, _, seed = name.partition(", seed ")
-            machines.add(f"{entry['threads']} of {entry['processor']}, {entry['precision']}")
-            what = result["model"], result["data"], int(seed)
-            standard = result["attacks"].get(f"standard, seed {seed}")
-            verdicts = standard["withstood"] if standard else known.get(what)
+    for result, runs in _suite_runs():
+        for (suite, precision, seed), entry in runs.items():
+            if suite not in suites.ANY_MODEL:
+                continue
+            machines.add(_threads(entry))
+            standard = runs.get(("standard", precision, seed))
+            verdicts = standard["withstood"] if standard else known.get(_images(result, seed))
             cells = ["", "", ""]
             if verdicts and suite != "standard":
-                pairs = list(zip(entry["withstood"], verdicts, strict=True))
-                cells = [f"{100 * verdicts.count('1') / len(verdicts):.2f}"]
-                cells += [str(pairs.count(pair)) for pair in (("0", "1"), ("1", "0"))]
+                cells = [f"{_accuracy(verdicts):.2f}", *_only_one(entry["withstood"], verdicts)]
             ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
             lines.append(
-                f"| {pathlib.Path(result['model']).name}, {result['num_examples']:,}, {seed} | "
-                f"{suite} | {entry['accuracy']:.2f} | {' | '.join(cells)} | "
+                f"| {_subject(result)}, {seed} | {suite}, {precision} | {entry['accuracy']:.2f} | "
+                f"{' | '.join(cells)} | "
                 f"{entry['num_left_alone'] or ''} | {entry['cpu_seconds']:.0f} | "
                 f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} |"
             )
-    lines += ["", f"Threads, processor and arithmetic: {'; '.join(sorted(machines))}."]
-    return "\n".join(lines)
+    if not machines:
+        return "These commands have not run to their end yet."
+    return "\n".join([*lines, "", f"Threads and processor: {'; '.join(sorted(machines))}."])
+
+
+def precision_table():
+    """The table of attacks in bfloat16 beside the same in float32, as Markdown."""
+    lines = [
+        "| network, images, seed | attack | float32 | bfloat16 | broken by float32 alone | by "
+        "bfloat16 alone | CPU time, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    machines = set()
+    for result, runs in _suite_runs():
+        for (suite, precision, seed), exact in runs.items():
+            rounded = runs.get((suite, "bfloat16", seed))
+            if precision != "float32" or rounded is None:
+                continue
+            machines.add(_threads(exact))
+            times = exact["cpu_seconds"], rounded["cpu_seconds"]
+            lines.append(
+                f"| {_subject(result)}, {seed} | {suite} | {exact['accuracy']:.2f} | "
+                f"{rounded['accuracy']:.2f} | "
+                f"{' | '.join(_only_one(exact['withstood'], rounded['withstood']))} | "
+                f"{times[0]:.0f} and {times[1]:.0f} | {times[0] / times[1]:.1f} |"
+            )
+    if not machines:
+        return "This command has not run to its end yet."
+    return "\n".join([*lines, "", f"Threads and processor: {'; '.join(sorted(machines))}."])
+
+
+def _suite_runs():
+    """Yields each result of `suites.py`, and its entries by (suite, precision, seed)."""
+    for path in sorted(SPEED.glob("suites_*.json")):
+        result = read_speed(path.stem)
+        entries = result["attacks"].items()
+        yield result, {leaderboards.split_run(name): entry for name, entry in entries}
+
+
+def _threads(entry):
+    return f"{entry['threads']} of {entry['processor']}"
+
+
+def _subject(result):
+    return f"{pathlib.Path(result['model']).name}, {result['num_examples']:,}"
+
+
+def _accuracy(withstood):
+    return 100 * withstood.count("1") / len(withstood)
+
+
+def _only_one(first, second):
+    """How many examples only the first, and only the second broke, as text."""
+    pairs = list(zip(first, second, strict=True))
+    return [str(pairs.count(pair)) for pair in (("0", "1"), ("1", "0"))]
 
 
 def distribution_table():
@@ -309,10 +356,14 @@ def _standard_verdicts():
     """The examples that withstood our standard suite in float32, by (model, data, seed)."""
     results = [read_speed(path.stem) for path in sorted(SPEED.glob("autoattack_*.json"))]
     return {
-        (result["model"], result["data"], result["seed"]): result["worst_case"]["withstood"]["ours"]
+        _images(result, result["seed"]): result["worst_case"]["withstood"]["ours"]
         for result in results
         if len(result["worst_case"]["attacks"]) == 4
     }
+
+
+def _images(result, seed):
+    return result["model"], result["data"], int(seed)
 
 
 def _speed(entry):
@@ -341,6 +392,7 @@ TABLES = {
         autoattack_table,
         fast_suite_table,
         suites_table,
+        precision_table,
         distribution_table,
     ),
 }

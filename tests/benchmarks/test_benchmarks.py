@@ -91,11 +91,11 @@ def test_suites_are_run_once_and_kept(tmp_path):
     out = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
     result = json.loads((tmp_path / "r.json").read_text())
     (entry,) = result["attacks"].values()
-    assert list(result["attacks"]) == ["fast, seed 1"] and result["num_examples"] == 3
+    assert list(result["attacks"]) == ["fast, float32, seed 1"] and result["num_examples"] == 3
     assert entry["accuracy"] == pytest.approx(100 * entry["withstood"].count("1") / 3)
     assert entry["cpu_seconds"] > 0 and entry["threads"] > 0
     assert [done["name"] for done in entry["attacks"]] == [stage.name for stage in suites.FAST]
-    assert "square: " in out and out.splitlines()[-1].startswith("fast, seed 1 ")
+    assert "square: " in out and out.splitlines()[-1].startswith("fast, float32, seed 1: ")
     again = run(script, *flags, "--suites=fast", "--seeds=1", cwd=tmp_path)
     assert "square: " not in again and again.splitlines()[-1] == out.splitlines()[-1]
     assert {path.name for path in tmp_path.iterdir()} == {"r.json"}
@@ -106,7 +106,8 @@ def test_suites_are_run_once_and_kept(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--output_json=r.json", "--suites=paper"), "--suites: expected some of standard, fast"),
+        (("--output_json=r.json", "--suites=paper"), "--suites: expected some of pgd, apgd_xent, "),
+        (("--output_json=r.json", "--precisions=auto"), "--precisions: expected some of float32, "),
         (("--output_json=r.json", "--seeds=one"), "--seeds: expected whole numbers"),
         ((), "--output_json: expected a file"),
     ],
@@ -146,8 +147,6 @@ def test_a_step_in_mixed_precision_is_the_float32_step_to_rounding(two_units):
         ("attack_throughput.py", "--model_dir=no", "--model_dir: "),
         ("training_throughput.py", "--implementations=magic", "--implementations: expected ours"),
         ("distribution.py", "--devices=two", "--devices: expected numbers of 1 or more, got"),
-        ("precision.py", "--attacks=magic", "--attacks: expected some of pgd, apgd_xent, suite"),
-        ("precision.py", "--seeds=x", "--seeds: expected whole numbers below 2**31, got ['x']"),
         ("autoattack.py", "--attacks=", "--attacks: expected one or more, got none"),
         ("autoattack.py", "--attacks=magic", "--attacks: expected some of apgd_xent, "),
     ],
@@ -186,19 +185,21 @@ def test_plain_networks_are_the_challenges(challenge, make, images):
     np.testing.assert_allclose(logits, model(x, training=False), rtol=1e-3, atol=1e-3)
 
 
-def test_precision_compares_both_arithmetics_and_resumes(tmp_path):
-    target = tmp_path / "result.json"
-    flags = ["--num_images=5", "--attacks=pgd", "--seeds=3", f"--output_json={target}"]
-    script = ROOT / "benchmarks" / "precision.py"
-    run(script, *flags, cwd=tmp_path)
-    entry = json.loads(target.read_text())["attacks"]["pgd, seed 3"]
-    for precision in ("float32", "bfloat16"):
-        assert entry[precision]["accuracy"] in (80.0, 100.0)
-        (attack,) = entry[precision]["attacks"]
-        assert attack["name"] == "paper_pgd_40" and attack["num_gradients"] >= 4 * 40
-    assert len(entry["only_float32_breaks"]) <= 1
+def test_suites_are_run_in_both_arithmetics_and_kept(tmp_path):
+    target = tmp_path / "r.json"
+    flags = ["--num_images=5", "--suites=pgd", "--precisions=float32,bfloat16", "--seeds=3"]
+    script = ROOT / "benchmarks" / "suites.py"
+    run(script, *flags, "--output_json=r.json", cwd=tmp_path)
+    entries = json.loads(target.read_text())["attacks"]
+    assert list(entries) == ["pgd, float32, seed 3", "pgd, bfloat16, seed 3"]
+    for name, entry in entries.items():
+        assert entry["accuracy"] in (80.0, 100.0)
+        (done,) = entry["attacks"]
+        assert done["name"] == "paper_pgd_40" and done["num_gradients"] >= 4 * 40
+        assert entry["precision"] in name
     written = target.read_bytes()
-    assert "times as fast" in run(script, *flags, cwd=tmp_path)
+    again = run(script, *flags, "--output_json=r.json", cwd=tmp_path)
+    assert again.splitlines()[-1].startswith("pgd, bfloat16, seed 3: ")
     assert target.read_bytes() == written
 
 

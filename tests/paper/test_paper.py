@@ -32,21 +32,35 @@ def test_suites_stand_beside_the_standard_one_of_the_same_images_and_seed(tmp_pa
     monkeypatch.setattr(readme_tables, "SPEED", tmp_path)
     assert "not run" in readme_tables.suites_table()
     what = {"model": "mnist_challenge/models/m", "data": "first 4", "num_examples": 4}
-    run = {"processor": "A", "threads": 1, "precision": "float32", "num_left_alone": 0}
+    assert "not run" in readme_tables.precision_table()
+    run = {"processor": "A", "threads": 1, "num_left_alone": 0}
     fast = {**run, "accuracy": 50.0, "withstood": "0011", "cpu_seconds": 2, "num_left_alone": 1}
     standard = {**run, "accuracy": 25.0, "withstood": "1000", "cpu_seconds": 25}
-    entries = {"fast, seed 0": fast, "standard, seed 0": standard, "fast, seed 7": fast}
+    entries = {
+        "fast, float32, seed 0": fast,
+        "standard, float32, seed 0": standard,
+        "fast, bfloat16, seed 0": {**fast, "withstood": "0101", "cpu_seconds": 1},
+        "fast, float32, seed 7": fast,
+    }
     (tmp_path / "suites_m.json").write_text(json.dumps({**what, "attacks": entries}))
     worst = {"attacks": ["a", "b", "c", "d"], "withstood": {"ours": "0010"}}
     theirs = {**what, "seed": 7, "worst_case": worst}
     (tmp_path / "autoattack_m.json").write_text(json.dumps(theirs))
     rows = readme_tables.suites_table().splitlines()[2:]
     assert rows == [
-        "| m, 4, 0 | fast | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 |",
-        "| m, 4, 0 | standard | 25.00 |  |  |  |  | 25 |  |",
-        "| m, 4, 7 | fast | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  |",  # against autoattack.py's verdicts
+        "| m, 4, 0 | fast, float32 | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 |",
+        "| m, 4, 0 | standard, float32 | 25.00 |  |  |  |  | 25 |  |",
+        "| m, 4, 0 | fast, bfloat16 | 50.00 |  |  |  | 1 | 1 |  |",
+        # Against autoattack.py's verdicts.
+        "| m, 4, 7 | fast, float32 | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  |",
         "",
-        "Threads, processor and arithmetic: 1 of A, float32.",
+        "Threads and processor: 1 of A.",
+    ]
+    rows = readme_tables.precision_table().splitlines()[2:]
+    assert rows == [
+        "| m, 4, 0 | fast | 50.00 | 50.00 | 1 | 1 | 2 and 1 | 2.0 |",
+        "",
+        "Threads and processor: 1 of A.",
     ]
 
 
@@ -99,13 +113,13 @@ def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch
 
     def write(name, count, **accuracies):
         entries = {
-            run.replace("_", ", seed "): {"accuracy": accuracy, "precision": "bfloat16"}
+            run.replace("_", ", bfloat16, seed "): {"accuracy": accuracy}
             for run, accuracy in accuracies.items()
         }
         result = {"model": model, "num_examples": count, "attacks": entries}
         (tmp_path / f"suites_{name}.json").write_text(json.dumps(result))
 
-    write("a", 100, fast_0=10.0, strong_0=20.0)
+    write("a", 100, fast_0=10.0, strong_0=20.0, pgd_0=5.0)
     write("b", 1000, fast_1=31.0, fast_2=30.0)
     fast, strong = leaderboards.suite_entries(MNIST, card)
     assert (fast.accuracy, fast.num_examples, strong.num_examples) == (30.0, 1000, 100)
