@@ -7,7 +7,6 @@ evaluate. DIR/jobs gets the programs and each job's folder, DIR/data the images,
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
@@ -159,7 +158,11 @@ def export_job(job, config, data, directory, exported):
     variables = programs.variables_of(result, trained, experiment["optimizer"])
 
     def exported_once(kind, settings, make, exact=False):
-        """The file of a program, relative to `directory`; jobs of the same settings share it."""
+        """The file of a program, relative to `directory`.
+
+        Jobs of the same settings share it. So do jobs whose programs are the same text, such as
+        evaluations after different trainings: run.py compiles each file once.
+        """
         of_training = {
             name: value
             for name, value in dataclasses.asdict(settings).items()
@@ -167,10 +170,11 @@ def export_job(job, config, data, directory, exported):
         }
         key = json.dumps([job["challenge"], kind, of_training, len(train.images)], default=str)
         if key not in exported:
-            digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-            path = directory / PROGRAMS / f"{kind}-{digest}.json.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            programs.export(*make(), variables, path, exact)
+            fresh = directory / PROGRAMS / f"{kind}.json.gz.part"
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            programs.export(*make(), variables, fresh, exact)
+            path = fresh.with_name(f"{kind}-{job_files.digest_of_file(fresh)[:12]}.json.gz")
+            fresh.replace(path)
             exported[key] = f"{PROGRAMS}/{path.name}"
         return exported[key]
 

@@ -40,7 +40,7 @@ from accelerator.stream import Batches
 from common import rounded_weights
 from common.errors import InputError, one_line, reason_of
 from common.files import write_json
-from common.interruption import Interrupted, Interruption
+from common.interruption import SIGPIPE, Interrupted, Interruption, drop_output
 from common.scripts.console import show_messages
 
 
@@ -438,6 +438,9 @@ if __name__ == "__main__":
     show_messages()
     try:
         main()
+    except BrokenPipeError:  # the reader of what is printed is gone, such as `head`
+        drop_output()
+        sys.exit(128 + SIGPIPE)
     except (InputError, OSError, MemoryError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -185,6 +185,10 @@ def test_a_program_is_stablehlo_alone_and_names_every_variable(tmp_path, small):
         # A training updates all its variables, an evaluation none.
         assert updated == (set(job["initial"]) if "train" in name else set())
         assert set(program["variables"]) <= set(job["initial"])
+    # After another training the evaluation is the same program, which run.py compiles once.
+    other = exported(tmp_path, "mnist", {**ONE_ATTACK, "epsilon": 0.25}, ["paper_fgsm"])
+    assert other["evaluations"] == job["evaluations"] and other["phases"] != job["phases"]
+    assert not list((tmp_path / "jobs").glob("**/*.part"))
     assert job["result"] == [
         f"result/{layer}"
         for layer in (

@@ -1,6 +1,8 @@
 """run.py on a job that is written by hand: results, resuming, and failures of the device."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -34,6 +36,13 @@ def test_a_stopped_training_resumes_and_its_rows_are_evaluated_once(tmp_path):
     assert [(r["first_step"], r["last_step"]) for r in found["runs"]] == [(0, 2), (2, 6)]
     out = tiny.run(tmp_path, "tiny")
     assert "natural" not in out and record(tmp_path) == found
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_run_as_other_scripts(tmp_path):
+    tiny.write(tmp_path)
+    read, write = os.pipe()
+    os.close(read)
+    assert tiny.run(tmp_path, "tiny", code=128 + signal.SIGPIPE, stdout=write) == ""
 
 
 @pytest.mark.parametrize(

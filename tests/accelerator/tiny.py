@@ -127,11 +127,12 @@ def write(directory, second="train", evaluation="evaluate", **changes):
     return job, folder / "job.json"
 
 
-def run(directory, *words, code=0, **environment):
+def run(directory, *words, code=0, stdout=subprocess.PIPE, **environment):
     """Runs run.py in the directory of `write`; returns what it printed (stderr if it failed)."""
     command = [JAX_PYTHON, ROOT / "accelerator" / "run.py", f"--jobs_dir={directory / 'jobs'}"]
     command += [f"--data_dir={directory / 'data'}", f"--output_dir={directory / 'runs'}", *words]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "", **environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
+    done = subprocess.run(command, env=environment, **pipes, text=True, timeout=3600)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
