@@ -4,7 +4,7 @@ import pathlib
 
 from paper import items
 from paper.item import IN_PART, QUESTIONS
-from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
+from paper.results import IMPOSSIBLE, OPEN, STALE, Result
 
 HERE = pathlib.Path(__file__).resolve().parent
 START, END = "<!-- table -->\n", "<!-- end -->"
@@ -30,13 +30,16 @@ def items_table(directory=HERE, source=None):
         directory: where results/ and figures/ are.
         source: see `Result.read`.
     """
-    lines = ["| item | verdict | command |", "|---|---|---|"]
+    lines = ["| item | verdict | the first criterion that fails, or else holds | command |"]
+    lines += ["|---" * 4 + "|"]
     for item in items.load_all():
         result = Result.read(item, directory, source)
-        state = state_of(result)
-        lines.append(
-            f"| [{item.title}](#{_anchor(item.title)}) | {state} | `{command_of(result)}` |"
-        )
+        cells = [f"[{item.title}](#{_anchor(item.title)})", state_of(result), "", ""]
+        if result.is_shown():
+            criteria = sorted(result.verdict().criteria, key=lambda text: text.startswith("holds"))
+            cells[2] = criteria[0] if criteria else ""
+        cells[3] = f"`{command_of(result)}`"
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -59,7 +62,7 @@ def sections(directory=HERE, source=None):
 
 def section(result):
     """Returns the section of one item, as lines of Markdown."""
-    item, state = result.item, result.state()
+    item = result.item
     lines = [
         f"### {item.title}",
         "",
@@ -67,12 +70,14 @@ def section(result):
         "",
         f"`{command_of(result)}`: {cost_of(result)}; {settings_text(result.settings)}.",
     ]
-    if state == STALE or not result.is_whole():
+    if not result.is_shown():
         return [*lines, "", f"State: {state_of(result)}."]
     if item.draw is not None:
         lines += ["", f"![{item.title}](figures/{item.name}.png)", "", item.caption]
     if item.table is not None:
         lines += ["", *item.table(result)]
+    if item.note:
+        lines += ["", item.note]
     verdict = result.verdict()
     lines += [
         "",
@@ -80,11 +85,18 @@ def section(result):
         "",
         *(f"- {criterion}" for criterion in verdict.criteria),
     ]
+    if item.tried:
+        lines += ["", item.tried]
     missing = [part for part in result.parts if part.name not in result.records]
-    if missing:
-        networks = dict.fromkeys(n.label for p in missing for n in p.networks if not n.exists())
-        words = f"{len(missing)} of {len(result.parts)} parts are not possible yet, without"
-        lines += ["", f"{words} {'; '.join(networks)}."]
+    not_yet = [part for part in missing if result.is_possible(part)]
+    if not_yet:
+        lines += ["", f"{len(not_yet)} of {len(result.parts)} parts are not computed yet."]
+    if impossible := [part for part in missing if not result.is_possible(part)]:
+        needed = dict.fromkeys(network for part in impossible for network in part.networks)
+        networks = [network.label for network in needed if not result.source.exists(network)]
+        words = f"{len(impossible)} of {len(result.parts)} parts are not possible yet, without"
+        more = f" and {len(networks) - 6} more" if len(networks) > 6 else ""
+        lines += ["", f"{words} {'; '.join(networks[:6])}{more}."]
     return lines
 
 
@@ -100,13 +112,13 @@ def state_of(result):
         networks = dict.fromkeys(n for part in parts for n in part.networks)
         missing = [n.label for n in networks if not result.source.exists(n)]
         return f"not possible yet, without {', '.join(missing) or result.item.needs}"
-    if not result.is_whole():
-        return f"open: {there} of {len(parts)} parts done"
+    if not result.is_shown():
+        return f"open; {there} of {len(parts)} parts are there"
     words = _counted(result.verdict())
     if changed := _changed(result):
         words += f", with {settings_text(changed)}"
-    if state == PARTLY:
-        words += f", {there} of {len(parts)} parts"
+    if there < len(parts):
+        words += f"; {there} of {len(parts)} parts are there"
     return words
 
 
@@ -114,8 +126,11 @@ def _counted(verdict):
     """A verdict's word; for "in part" also how many criteria hold."""
     if verdict.word != IN_PART:
         return verdict.word
-    held = sum(criterion.startswith("holds") for criterion in verdict.criteria)
-    return f"{verdict.word} ({held} of {len(verdict.criteria)} criteria)"
+    known = [criterion for criterion in verdict.criteria if not criterion.startswith("open")]
+    held = sum(criterion.startswith("holds") for criterion in known)
+    if held == len(known):
+        return f"{verdict.word} (all {held} criteria hold so far)"
+    return f"{verdict.word} ({held} of {len(known)} criteria hold)"
 
 
 def command_of(result):
@@ -131,13 +146,18 @@ def _changed(result):
 
 def cost_of(result):
     """Returns an item's measured time and hardware, or else its estimated time."""
-    if result.state() == DONE or result.is_whole():
-        seconds, hardware = result.seconds, result.runs[-1]["hardware"]
-        where = ", ".join(hardware["gpus"]) or (
-            f"{hardware['cores']} cores of {hardware['processor']}"
-        )
-        return f"{_minutes(seconds / 60)} on {where}"
-    return f"about {_minutes(result.item.minutes)} on two cores"
+    estimate = f"about {_minutes(result.item.minutes)} on two cores"
+    if result.item.parts is None:
+        return "made of the other items' results"
+    if not result.is_shown():
+        return estimate.replace("about less", "less")
+    hardware = result.runs[-1]["hardware"]
+    where = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['processor']}"
+    words = f"{_minutes(result.seconds / 60)} on {where}"
+    on_cards = sum(numbers.get("card_seconds", 0) for numbers in result.numbers.values())
+    if on_cards:
+        words += f", and {_minutes(on_cards / 60)} for what the networks' cards have"
+    return words if result.is_whole() else f"{words} so far, of {estimate}"
 
 
 def settings_text(settings):

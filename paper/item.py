@@ -18,7 +18,7 @@ from common.files import read_json
 from paper.networks import Network
 
 HERE = pathlib.Path(__file__).resolve().parent
-REPRODUCED, IN_PART, NOT_REPRODUCED = "reproduced", "in part", "not reproduced"
+REPRODUCED, IN_PART, NOT_REPRODUCED, OPEN = "reproduced", "in part", "not reproduced", "open"
 QUESTIONS = {
     "RQ1": "Can first-order methods solve the inner problem?",
     "RQ2": "How does capacity matter?",
@@ -62,16 +62,21 @@ class Part:
     Attributes:
         name: its name in the results, for people, such as "MNIST, adv_trained".
         networks: the `Network`s that it needs, of one challenge; () for none.
-        compute: function from `Work` to the part's numbers: a dict for JSON.
+        compute: function from `Work` to the part's numbers: a dict for JSON; None if they are
+            known.
         num_images: number of test images, from the first; None for none.
         weight: its cost relative to the item's other parts.
+        known: the numbers if a shipped network's card has them, and nothing is computed.
+        otherwise: the `Part`s that take its place if a network is not the shipped one.
     """
 
     name: str
     networks: tuple[Network, ...]
-    compute: Callable
+    compute: Callable | None = None
     num_images: int | None = None
     weight: float = 1.0
+    known: dict | None = None
+    otherwise: tuple["Part", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Verdict:
     """Whether our numbers show what the paper claims.
 
     Attributes:
-        word: `REPRODUCED`, `IN_PART` or `NOT_REPRODUCED`.
+        word: `REPRODUCED`, `IN_PART`, `NOT_REPRODUCED`, or `OPEN` without any criterion.
         criteria: a sentence for each criterion of the rule, with the deciding numbers:
             "holds: 4 live filters (at most 6)".
     """
@@ -100,15 +105,20 @@ class Item:
         minutes: estimated minutes on two cores, shown until they are measured.
         settings: its settings by name: ints, floats and texts. Each has a flag of that name.
         sample: the settings that `--sample` replaces, for a test of a few seconds.
-        parts: function from settings to the list of its `Part`s.
+        parts: function from settings to the list of its `Part`s; None if it is made of the other
+            items' results.
         needs: its requirements beside networks, in words.
         rule: the rule of the verdict, as a sentence. It follows from the paper's numbers and
             statements, and is fixed before ours are known.
         verdict: function from a `paper.results.Result` to a `Verdict`. It is called once all parts
-            whose networks exist are computed.
+            whose networks exist are computed; it leaves out the criteria whose numbers are missing.
         draw: function from a `Result` to a matplotlib Figure; None without a picture.
         table: function from a `Result` to lines of Markdown; None without a table.
         caption: a description of the picture, in sentences; "" without a picture.
+        note: what a reader of the table has to know, in sentences.
+        tried: why a criterion fails and what was tried, in sentences; "" if all hold.
+        shows_parts: whether verdict, picture and table are made before that, of the parts that are
+            there.
         version: increased if `compute` changes its numbers; earlier results are then stale.
     """
 
@@ -119,13 +129,16 @@ class Item:
     minutes: float
     settings: dict
     sample: dict
-    parts: Callable
+    parts: Callable | None
     rule: str
     verdict: Callable
     draw: Callable | None = None
     table: Callable | None = None
     caption: str = ""
+    note: str = ""
+    tried: str = ""
     needs: str = ""
+    shows_parts: bool = False
     version: int = 1
 
 
@@ -136,7 +149,9 @@ def verdict_of(*criteria):
         *criteria: pairs of whether a criterion holds, and its sentence with both numbers.
     """
     held = [holds for holds, _ in criteria]
-    word = REPRODUCED if all(held) else IN_PART if any(held) else NOT_REPRODUCED
+    word = IN_PART if any(held) else NOT_REPRODUCED
+    if all(held):
+        word = REPRODUCED if held else OPEN
     return Verdict(word, tuple(f"{'holds' if h else 'fails'}: {reason}" for h, reason in criteria))
 
 

@@ -62,6 +62,10 @@ class Source:
         """Whether there is such a network."""
         return self._is_sample or self._path(network) is not None or network.exists()
 
+    def is_shipped(self, network):
+        """Whether it is the one that the project ships."""
+        return not self._is_sample and self._path(network) is None and network.exists()
+
     def _path(self, network):
         """The path of a network that is not the shipped one, or None."""
         if network.name in self._own:
@@ -104,12 +108,14 @@ class Source:
         return self._splits[challenge.name].head(count)
 
 
-def compute(result, directory):
+def compute(result):
     """Computes the parts of a `Result` that are missing or stale, and writes each at once.
 
     Args:
         result: the `Result`, which gets the numbers; its source is a `Source`.
-        directory: where results/ is.
+
+    Raises:
+        InputError: a part has numbers of other images, which are not replaced.
     """
     name, source, todo = result.item.name, result.source, []
     for part in result.parts:
@@ -121,19 +127,27 @@ def compute(result, directory):
         images = source.images(challenge, part.num_images)
         data = images and {"name": images.name, "sha256": images.digest()}
         record = result.records.get(part.name)
-        if record is None or record["data"] != data or result.is_stale(part):
+        if record is not None and None not in (data, record["data"]) and data != record["data"]:
+            raise InputError(
+                f"--data_dir: expected {record['data']['name']}, with which the numbers of {name} "
+                f"were made, or --afresh, which replaces them; got {data['name']}"
+            )
+        if record is None or result.is_stale(part):
             todo.append((part, challenge, images, data))
+    todo.sort(key=lambda entry: entry[0].known is None)  # the cards' numbers first
     run, left = provenance(), sum(part.weight for part, *_ in todo)
     spent = weight = 0.0
     for number, (part, challenge, images, data) in enumerate(todo, 1):
         print(f"{name}: {part.name} ({number} of {len(todo)})", end=" ", flush=True)
-        models = tuple(source.model(network) for network in part.networks)
+        models = () if part.known else tuple(source.model(network) for network in part.networks)
         begin = time.monotonic()
-        numbers = part.compute(Work(challenge, models, images, result.settings))
+        numbers = part.known
+        if numbers is None:
+            numbers = part.compute(Work(challenge, models, images, result.settings))
         seconds = time.monotonic() - begin
-        digests = {network.label: source.model(network).digest() for network in part.networks}
+        digests = {network.label: source.digest(network) for network in part.networks}
         result.add(part, numbers, seconds, digests, data, run)
-        result.write(directory)
+        result.write()
         spent, weight, left = spent + seconds, weight + part.weight, left - part.weight
         remaining = f", about {duration(spent / weight * left)} left" if number < len(todo) else ""
         print(f"{duration(seconds)}{remaining}", flush=True)
@@ -172,31 +186,38 @@ def settings_of(item, earlier, given, is_sample, afresh):
 
 
 def make(item, flag_values, given, source, directory):
-    """Computes the missing parts of an item, and draws its picture once none is missing."""
+    """Computes the missing parts of an item, and draws its picture of what is there."""
     lock = directory / "results" / f".{item.name}.lock"
     with files.Lock(directory / "results", "reproduce.py", lock):
         result = Result.read(item, directory, source)
         settings = settings_of(item, result, given, flag_values.sample, flag_values.afresh)
         if settings != result.settings or flag_values.afresh:
-            result = Result(item, settings, source=source)
+            result = Result(item, settings, source=source, directory=directory)
         try:
-            compute(result, directory)
+            compute(result)
         except KeyboardInterrupt:
             print("\nstopped; the same command resumes after the last finished part", flush=True)
+            draw(result, flag_values.pdf)
             raise
     if not result.records and item.needs:
         print(f"{item.name}: nothing is made, as it needs {item.needs}", flush=True)
-    if not result.is_whole():
+    if not result.is_shown():
         return
-    if item.draw is not None:
-        for ending in ("png", "pdf") if flag_values.pdf else ("png",):
-            path = directory / "figures" / f"{item.name}.{ending}"
-            style.save(item.draw(result), path)
-            print(one_line(f"{item.name}: figure in {path}"))
-    verdict = result.verdict()
-    print(f"{item.name}: {verdict.word}")
-    for criterion in verdict.criteria:
+    draw(result, flag_values.pdf)
+    print(f"{item.name}: {document.state_of(result)}")
+    for criterion in result.verdict().criteria:
         print(f"    {one_line(criterion)}", flush=True)
+
+
+def draw(result, as_pdf):
+    """Draws an item's picture of the numbers that are there, if it has one."""
+    item = result.item
+    if item.draw is None or not result.is_shown():
+        return
+    for ending in ("png", "pdf") if as_pdf else ("png",):
+        path = result.directory / "figures" / f"{item.name}.{ending}"
+        style.save(item.draw(result), path)
+        print(one_line(f"{item.name}: figure in {path}"))
 
 
 def listing(directory):
@@ -262,7 +283,8 @@ def own_models(flag_values):
     own = {}
     for text in flag_values.own_models or ():
         name, _, path = text.partition("=")
-        parts = [part for item in items.load_all() for part in item.parts(item.settings)]
+        having = [item for item in items.load_all() if item.parts]
+        parts = [part for item in having for part in item.parts(item.settings)]
         names = dict.fromkeys(n.name for part in parts for n in part.networks)
         if name not in names or not path:
             raise InputError(

@@ -44,6 +44,10 @@ class Shipped:
         """Whether there is such a network."""
         return network.exists()
 
+    def is_shipped(self, network):
+        """Whether it is the one that the project ships."""
+        return network.exists()
+
     def digest(self, network):
         """The digest of its weights."""
         return network.digest()
@@ -59,6 +63,7 @@ class Result:
         records: by the part's name, its numbers and their origin, as in the file.
         runs: the `provenance` of each command that computed some of them.
         source: which networks there are, see `Shipped`.
+        directory: where results/ and figures/ are, or None.
     """
 
     item: object
@@ -66,6 +71,7 @@ class Result:
     records: dict = dataclasses.field(default_factory=dict)
     runs: list = dataclasses.field(default_factory=list)
     source: object = dataclasses.field(default_factory=Shipped)
+    directory: pathlib.Path | None = None
 
     @classmethod
     def read(cls, item, directory, source=None):
@@ -75,25 +81,27 @@ class Result:
 
         Args:
             item: the `Item`.
-            directory: where results/ is.
+            directory: where results/ and figures/ are.
             source: which networks there are; None for the shipped ones.
 
         Raises:
             InputError: the file is damaged.
         """
-        path, source = path_of(item, directory), source or Shipped()
+        path, directory = path_of(item, directory), pathlib.Path(directory)
+        empty = cls(item, dict(item.settings), source=source or Shipped(), directory=directory)
         if not os.path.lexists(path):
-            return cls(item, dict(item.settings), source=source)
+            return empty
         values = json_shapes.read(path, _SHAPE)
         if values["item"] != item.name or any(
             not part["run"] < len(values["runs"]) for part in values["parts"].values()
         ):
             raise InputError(f"{path}: expected results of {item.name}, got another's")
         if set(values["settings"]) != set(item.settings):
-            return cls(item, dict(item.settings), source=source)
-        return cls(item, values["settings"], values["parts"], values["runs"], source)
+            return empty
+        read = {"settings": values["settings"], "records": values["parts"], "runs": values["runs"]}
+        return dataclasses.replace(empty, **read)
 
-    def write(self, directory):
+    def write(self):
         """Writes results/NAME.json, whole or not at all."""
         values = {
             "item": self.item.name,
@@ -103,7 +111,7 @@ class Result:
         }
         text = json.dumps(values, indent=1, allow_nan=False)
         text = _LIST.sub(lambda match: " ".join(match[0].split()), text)  # a list is a line
-        write_atomically(path_of(self.item, directory), (text + "\n").encode())
+        write_atomically(path_of(self.item, self.directory), (text + "\n").encode())
 
     def add(self, part, numbers, seconds, networks, data, run):
         """Adds a part's numbers; drops its earlier ones, and runs without remaining numbers.
@@ -134,7 +142,12 @@ class Result:
     @property
     def parts(self):
         """The item's `Part`s under these settings."""
-        return list(self.item.parts(self.settings))
+        found = []
+        for part in self.item.parts(self.settings) if self.item.parts else ():
+            is_known = part.known is not None
+            others = is_known and not all(map(self.source.is_shipped, part.networks))
+            found += part.otherwise if others and part.otherwise else [part]
+        return found
 
     @property
     def numbers(self):
@@ -156,8 +169,15 @@ class Result:
         possible = {part.name for part in self.parts if self.is_possible(part)}
         return bool(self.numbers) and possible <= set(self.records)
 
+    def is_shown(self):
+        """Whether there are enough numbers for table, picture and verdict, and none is stale."""
+        if self.item.parts is None:
+            return True
+        is_enough = bool(self.numbers) if self.item.shows_parts else self.is_whole()
+        return is_enough and self.state() != STALE
+
     def is_stale(self, part):
-        """Whether a computed part's numbers are of another network or computation.
+        """Whether a part's numbers are of another network, card or computation.
 
         Numbers of a network that is not here cannot be compared, and stay.
         """
@@ -165,10 +185,11 @@ class Result:
         here = [network for network in part.networks if self.source.exists(network)]
         digests = {network.label: self.source.digest(network) for network in here}
         is_another = not digests.items() <= record["networks"].items()
+        is_another |= part.known is not None and part.known != record["numbers"]
         return is_another or record["version"] != self.item.version
 
     def verdict(self):
-        """The item's `Verdict`, at most "in part" while networks, and so parts, are missing."""
+        """The item's `Verdict`, at most "in part" while parts are missing."""
         verdict = self.item.verdict(self)
         is_all = len(self.numbers) == len(self.parts)
         if verdict.word == REPRODUCED and not is_all:
@@ -178,6 +199,8 @@ class Result:
     def state(self):
         """One of `DONE`, `STALE`, `PARTLY`, `OPEN` and `IMPOSSIBLE`."""
         parts = self.parts
+        if self.item.parts is None:
+            return DONE
         there = [part for part in parts if part.name in self.records]
         if any(self.is_stale(part) for part in there):
             return STALE

@@ -56,9 +56,22 @@ def parts(cells, num_images, from_cards=True):
     for cell in cells:
         entry = card_row(cell, num_images) if from_cards else None
         if entry is not None:
-            compute = functools.partial(_from_card, accuracy=entry["accuracy"])
-            compute = functools.partial(compute, num_examples=entry["num_examples"])
-            found.append(Part(name=cell.name, networks=cell.networks, compute=compute, weight=0.01))
+            known = {
+                "accuracy": round(entry["accuracy"], 4),
+                "num_examples": entry["num_examples"],
+                "card": True,
+                "card_seconds": round(entry["seconds"], 1),
+            }
+            computed = tuple(parts([cell], num_images, from_cards=False))
+            found.append(
+                Part(
+                    name=cell.name,
+                    networks=cell.networks,
+                    weight=0.01,
+                    known=known,
+                    otherwise=computed,
+                )
+            )
             continue
         size = math.ceil(num_images / _num_parts(cell, num_images))
         for first in range(0, num_images, size):
@@ -97,10 +110,6 @@ def card_row(cell, num_images):
     if cell.source is not None and entry.get("source_digest") != cell.source.digest():
         return None
     return entry
-
-
-def _from_card(work, accuracy, num_examples):
-    return {"accuracy": round(accuracy, 4), "num_examples": num_examples, "card": True}
 
 
 def accuracy(work, row, first=0, of=None):
@@ -192,9 +201,10 @@ class Accuracy:
 
     @property
     def sampling_error(self):
-        """The standard error, in points."""
-        share = self.value / 100
-        return 100 * math.sqrt(share * (1 - share) / self.num_examples)
+        """The standard error, in points, of Agresti and Coull 1998: above 0 also at 0 %."""
+        count = self.num_examples + 4
+        share = (self.value / 100 * self.num_examples + 2) / count
+        return 100 * math.sqrt(share * (1 - share) / count)
 
     def is_near(self, paper, margin=2.0):
         """Whether it is the paper's number up to `margin` points and two standard errors."""

@@ -15,12 +15,12 @@ NAMES = (
     "table_4",
     "table_5",
     "figure_6",
-    "claims",
     "figure_5",
     "table_1",
     "table_2",
     "figure_9",
     "figure_10",
+    "claims",
 )
 
 

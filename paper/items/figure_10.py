@@ -88,7 +88,7 @@ ITEM = Item(
     parts=parts,
     draw=draw,
     caption="The robust networks are trained by the recipe of `adv_trained` from two seeds; the "
-    "paper's are its challenge's public and secret network.",
+    "paper compares its challenge's public network with the secret one.",
     rule="The standard deviation of each robust network's biases, also as a multiple of the "
     "natural network's, and the correlation of two robust networks are at least half the paper's.",
     verdict=verdict,

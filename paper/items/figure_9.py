@@ -44,7 +44,9 @@ def draw(result):
             images = np.array(numbers[layer])
             largest = np.abs(images).max()
             axis.imshow(_mosaic(images), cmap="gray", vmin=-largest, vmax=largest)
-            axis.set_title(f"{network.label}: {layer} layer, black and white: ±{largest:.2g}")
+            axis.set_title(
+                f"{network.label}: {layer} layer, black is {-largest:.2g}, white +{largest:.2g}"
+            )
             axis.set_axis_off()
     return figure
 
@@ -136,9 +138,9 @@ ITEM = Item(
     parts=parts,
     draw=draw,
     table=table,
-    caption="All filters of the first layer; 32 of the second, for the first layer's filter with "
-    "the largest weight. A weight counts as zero below a fifth of its layer's largest; the paper's "
-    "are below a tenth or above two fifths.",
+    caption="The picture has all filters of the first layer, and 32 of the second, those for the "
+    "first layer's filter with the largest weight. A weight counts as zero below a fifth of its "
+    "layer's largest; the paper's are below a tenth or above two fifths.",
     rule="In robust networks at most twice the paper's number of filters are live, with one weight "
     "in the median, and the range of the shown filters of the second layer grows by at least half "
     "the paper's factor; in the natural network most filters are live.",

@@ -188,10 +188,10 @@ def verdict(result):
     criteria = []
     for network, entries in by_network(result).items():
         m = means(entries)
-        criteria += [
+        of_network = [
             (
                 0.75 <= m["distance"] <= 4 / 3,
-                f"{network.label}: distances {m['distance']:.2f} of random points' (0.75 to 1.33)",
+                f"distances {m['distance']:.2f} of random points' (0.75 to 1.33)",
             ),
             (70 <= m["angle"] <= 110, f"angle {m['angle']:.0f} degrees (70 to 110)"),
             (m["below"] >= 0.9, f"{m['below']:.0%} of inner points below the line (90%)"),
@@ -206,6 +206,7 @@ def verdict(result):
                 f"at {SCALES[0]:g} of it (lower)",
             ),
         ]
+        criteria += [(holds, f"{network.label}: {words}") for holds, words in of_network]
     return verdict_of(*criteria)
 
 
@@ -235,6 +236,11 @@ ITEM = Item(
     },
     parts=parts,
     table=table,
+    note="Means over five images with ten starts each. On MNIST the box of pixel values clips the "
+    "ball, so that also random points have an angle of 72 degrees.",
+    tried="The angles are smaller than the paper suggests on every network, and on the robust "
+    "CIFAR-10 network the maxima nearly coincide. No inner product is negative among the 50 maxima "
+    "of a network; the paper had up to 100,000 starts.",
     rule="The paper's statements, on every network, as means over images: distances are 0.75 to "
     "1.33 times those of random points; angles are 70 to 110 degrees; 90 % of the inner points of "
     "segments are below the line between their ends; random points have at most half the middle's "

@@ -21,6 +21,7 @@ NETWORKS = (
     WIDE_FGSM_TRAINED,
     WIDE_ROBUST,
 )
+MOST_UNDER_PGD = 3.5 * 1.25  # percent: the paper's worst network, and a quarter
 ROWS = ("natural", "paper_fgsm", "fgsm_random_start", "paper_pgd_7", "paper_pgd_20")
 
 
@@ -68,6 +69,15 @@ def verdict(result):
             farthest = max((accuracy.value - paper for accuracy, paper in there), key=abs)
             words = f"{name}: {near} of {len(there)} within 2 points and two standard errors"
             criteria.append((near == len(there), f"{words} (largest difference {farthest:+.1f})"))
+        if None in found:
+            continue
+        natural, fgsm, _, _, pgd_20 = (accuracy.value for accuracy in found)
+        if name.endswith(("-n", "-F")):
+            words = f"{name}: {pgd_20:.1f} under PGD-20 (at most {MOST_UNDER_PGD:.1f})"
+            criteria.append((pgd_20 <= MOST_UNDER_PGD, words))
+        if name.endswith("-F"):
+            words = f"{name}: FGSM leaves {fgsm - natural:+.1f} points against natural images"
+            criteria.append((fgsm > natural, f"{words} (needed: above 0)"))
     return verdict_of(*criteria)
 
 
@@ -75,14 +85,24 @@ ITEM = Item(
     name="table_5",
     title="Table 5: CIFAR-10 networks, white box",
     question="RQ3",
-    claim="Networks trained on natural images or against FGSM have no accuracy under PGD, although "
-    "FGSM does not harm the latter: their training leaks labels. Networks trained against PGD "
-    "withstand all attacks.",
+    claim="Networks trained on natural images or against FGSM have almost no accuracy under PGD, "
+    "although FGSM does not harm the latter: their training leaks labels. Networks trained against "
+    "PGD keep 43.7 and 45.8 % under PGD of 20 steps.",
     minutes=40,
     settings={"num_images": 1000, "seed": 0},
     sample={"num_images": 2},
     parts=parts,
     table=table,
-    rule="Every accuracy of a network is within 2 points and two standard errors of the paper's.",
+    note="S is the simple network and W the wide one, trained on natural images (n), against FGSM "
+    "(F) or against PGD (P). Accuracies are on 10,000 test images, or on the number in brackets; "
+    "the difference from the paper's has our standard error.",
+    tried="`simple_natural` is trained for 8 epochs, `simple_fgsm_trained` for 5 and "
+    "`simple_adv_trained` for 15, the paper's for 205. After 5 epochs the training against FGSM "
+    "does not leak labels. [RECIPE.md](../cifar10_challenge/RECIPE.md) lists what was tried.",
+    shows_parts=True,
+    rule="Every accuracy of a network is within 2 points and two standard errors of the paper's. "
+    "Those trained on natural images or against FGSM have at most the paper's 3.5 % and a quarter "
+    "more under PGD of 20 steps; after training against FGSM, FGSM examples are classified better "
+    "than natural images.",
     verdict=verdict,
 )

@@ -39,14 +39,18 @@ def test_an_item_runs_to_its_end_on_a_sample(name, tmp_path):
         assert f"{name}: nothing is made, as it needs" in out
         return
     made = tmp_path / "paper_sample"
+    if item.parts is None:
+        assert f"### {item.title}" in (made / "README.md").read_text()
+        assert not list((made / "results").iterdir())
+        return
     result = json.loads((made / "results" / f"{name}.json").read_text())
     settings = {**item.settings, **item.sample}
     assert result["settings"] == settings
     assert list(result["parts"]) == [part.name for part in item.parts(settings)]
-    assert any(f"{name}: {word}\n" in out for word in WORDS)
+    assert any(f"{name}: {word}" in out for word in WORDS)
     page = (made / "README.md").read_text()
     assert f"### {item.title}" in page and "stale" not in page
-    assert sum(f"**{word.capitalize()}" in page for word in WORDS) == 1
+    assert sum(f"\n**{word.capitalize()}" in page for word in WORDS) == 1
     if item.draw is not None:
         picture = plt.imread(made / "figures" / f"{name}.png")
         assert picture.shape[0] > 100 and picture.shape[1] > 300 and picture.std() > 0.05
@@ -59,6 +63,9 @@ def test_an_item_is_described(name):
     assert set(item.sample) <= set(item.settings) and "seed" in item.settings
     assert item.claim.endswith(".") and item.rule.endswith(".")
     assert (item.draw is None) == (item.caption == "")
+    assert item.note == "" or item.table is not None
+    if item.parts is None:
+        return
     parts = item.parts(item.settings)
     assert len({part.name for part in parts}) == len(parts) and (parts or item.needs)
 
@@ -68,7 +75,7 @@ def test_a_committed_picture_is_that_of_the_results(name, tmp_path):
     item = items.load(name)
     result = Result.read(item, reproduce.HERE)
     committed = reproduce.HERE / "figures" / f"{name}.png"
-    if item.draw is None or not result.is_whole():
+    if item.draw is None or not result.is_shown():
         assert not committed.exists()
         return
     style.save(item.draw(result), tmp_path / "again.png")
@@ -91,8 +98,8 @@ def version_of(path):
 GHOST = Network(MNIST, "no_such_network", "robust, another")
 
 
-def counting_item(networks, calls):
-    """An item that counts its calls, with a part for each network."""
+def counting_item(networks, calls, **options):
+    """An item that counts its calls, with a part for each network; options of `Item`."""
 
     def compute(work):
         calls.append(work.models[0].path.name)
@@ -112,6 +119,7 @@ def counting_item(networks, calls):
         ],
         rule="It is 3.",
         verdict=lambda result: verdict_of((len(result.numbers) > 1, "more than one part")),
+        **options,
     )
 
 
@@ -146,7 +154,56 @@ def test_interrupted_work_resumes_after_the_last_finished_part(place, capsys):
     assert make(item, place).records == result.records and len(calls) == 2
     out = capsys.readouterr().out
     assert "the same command resumes" in out
-    assert "counting: reproduced\n" in out and "holds: more than one part\n" in out
+    assert "counting: reproduced, with count 1\n" in out and "holds: more than one part\n" in out
+
+
+def test_an_item_may_show_the_parts_that_are_there(place):
+    item = counting_item((NATURAL, ROBUST), [], table=lambda result: ["| table |"])
+    first, second = item.parts(item.settings)
+    make(dataclasses.replace(item, parts=lambda settings: [first]), place, is_sample=False)
+    hidden = Result.read(item, place)
+    assert document.section(hidden)[-1] == "State: open; 1 of 2 parts are there."
+    assert document.cost_of(hidden) == "about 1 min on two cores"
+    shown = Result.read(dataclasses.replace(item, shows_parts=True), place)
+    lines = document.section(shown)
+    assert "| table |" in lines and lines[-1] == "1 of 2 parts are not computed yet."
+    assert document.state_of(shown) == "not reproduced; 1 of 2 parts are there"
+    assert " so far, of about 1 min" in document.cost_of(shown)
+
+
+def test_numbers_of_a_card_are_read_if_all_networks_are_the_shipped_ones(place):
+    calls = []
+    item = counting_item((NATURAL,), calls)
+    (part,) = item.parts(item.settings)
+    known = dataclasses.replace(part, compute=None, known={"call": 7}, otherwise=(part,))
+    item = dataclasses.replace(item, parts=lambda settings: [known])
+    assert make(item, place, is_sample=False).numbers == {"natural": {"call": 7}} and not calls
+    newer = dataclasses.replace(known, known={"call": 8})
+    item = dataclasses.replace(item, parts=lambda settings: [newer])
+    assert Result.read(item, place).state() == STALE
+    assert make(item, place, is_sample=False).numbers == {"natural": {"call": 8}}
+    own = reproduce.Source(None, False, {"natural": "fgsm_trained"})
+    flag_values = types.SimpleNamespace(sample=False, afresh=False, pdf=False)
+    reproduce.make(item, flag_values, {}, own, place)
+    assert calls == ["fgsm_trained"]
+
+
+def test_other_images_replace_nothing_unless_asked_to(place, monkeypatch):
+    calls = []
+    item = counting_item((NATURAL,), calls)
+    first = make(item, place)
+    load = reproduce.Source.images
+
+    def images(source, challenge, count):
+        split = load(source, challenge, count)
+        return dataclasses.replace(split, labels=split.labels[::-1], name="others")
+
+    monkeypatch.setattr(reproduce.Source, "images", images)
+    with pytest.raises(InputError, match="^--data_dir: expected .*, or --afresh, .*; got others"):
+        make(item, place)
+    assert Result.read(item, place).records == first.records
+    make(item, place, afresh=True)
+    assert len(calls) == 2
 
 
 def test_other_settings_replace_nothing_unless_asked_to(place):
@@ -320,6 +377,7 @@ def test_results_of_other_settings_name_them_in_their_command(place):
     result = make(item, place, count=2)
     assert document.command_of(result) == "python paper/reproduce.py counting --count=2"
     assert document.state_of(result) == "not reproduced, with count 2"
+    assert document.cost_of(result).startswith("less than a minute on ")
     other = dataclasses.replace(item, settings={"count": 3, "seed": 0, "new": 1})
     assert Result.read(other, place).state() == OPEN
 
