@@ -145,14 +145,14 @@ def draw(result):
         main = numbers_of(result, training, MAIN.get(training, ()))
         for attack, (name, words) in ATTACKS.items():
             line = style.line_of(words)
-            _plot_papers(axis, theirs[panel], name, line)
+            _plot_papers(axis, theirs[panel], name, words)
             label = {"none": "natural images"}.get(words, words)
             _plot(axis, ours[attack], color=colour, label=label, **line)
             _plot_main(axis, main[attack], colour, line)
         axis.set_title(title)
         axis.set_ylim(-3, 103)
         line = style.line_of(ATTACKS[of_loss][1])
-        _plot_papers(axes[0, 4], theirs["d_avg_loss"], loss, line)
+        _plot_papers(axes[0, 4], theirs["d_avg_loss"], loss, ATTACKS[of_loss][1])
         if training == "pgd_constant_epsilon":
             line |= {"marker": "x", "markersize": 5, "linewidth": 0.8}
         _plot(axes[0, 4], ours["loss"], label=title, color=colour, **line)
@@ -181,9 +181,9 @@ def draw(result):
     return figure
 
 
-def _plot_papers(axis, panel, name, line):
-    """The paper's curve, with its error bars where it has some."""
-    options = {**style.PAPER, "linestyle": line["linestyle"]}
+def _plot_papers(axis, panel, name, attack):
+    """The paper's curve under an attack, with its error bars where it has some."""
+    options = {**style.paper_line(attack), "label": None}
     axis.errorbar(SCALES, panel[name], panel.get(f"{name}_errbar"), **options)
 
 
