@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -11,9 +10,9 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from common import provenance
 from common.errors import InputError
 from common.files import read_json, write_json
-from common.provenance import provenance
 from common.scripts import app
 
 # The implementations that the benchmarks compare, without the peers.
@@ -86,11 +85,10 @@ def peak_memory(script, *flags):
 
 def own_peak_memory():
     """The peak resident memory of this process, in GiB."""
-    # Not getrusage, which on Linux counts the parent's memory at the time of its fork.
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 2**20
-    raise InputError("peak memory: expected VmHWM in /proc/self/status, which Linux has")
+    found = provenance.peak_memory()
+    if found is None:
+        raise InputError("peak memory: expected VmHWM in /proc/self/status, which Linux has")
+    return found
 
 
 def earlier_entries(path, what, check=lambda entries: None):
@@ -123,7 +121,7 @@ def earlier_entries(path, what, check=lambda entries: None):
 
 def save(path, result, packages=()):
     """Writes a benchmark's result as JSON, with command, hardware, threads and versions."""
-    record = provenance()
+    record = provenance.provenance()
     record["hardware"]["threads"] = tf.config.threading.get_intra_op_parallelism_threads() or len(
         os.sched_getaffinity(0)
     )

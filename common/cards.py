@@ -43,6 +43,7 @@ _RUN = {
     "versions": {"tensorflow": TEXT},
     "data": TEXT,
     "seconds": NUMBER,
+    "peak_memory_gib": Optional(NUMBER),
 }
 _ATTACK = {
     "loss_func": TEXT,
@@ -193,8 +194,8 @@ def readme(challenge, card, boards=None):
         "```",
         "",
         f"{training['steps']:,} steps of {config['training_batch_size']} images in {minutes:.0f} "
-        f"minutes on {_machine(run)}; seed {config['random_seed']}, commit "
-        f"`{_shown(str(run['commit']))}`. [{CARD}]({CARD}) has all settings and results.",
+        f"minutes on {_machine(run)}{_memory(training['runs'])}; seed {config['random_seed']}, "
+        f"commit `{_shown(str(run['commit']))}`. [{CARD}]({CARD}) has all settings and results.",
         "",
         f"This is a recipe for a {'GPU' if run['hardware']['gpus'] else 'CPU'}. It differs from "
         f"the paper's, [config.json](../../config.json), in: {_differences(challenge, config)}.",
@@ -410,6 +411,11 @@ def runs_of(training):
 def _shown(text):
     """Returns a file's text as it can stand in a line of ours."""
     return text if text.isprintable() else one_line(text)
+
+
+def _memory(runs):
+    found = [run["peak_memory_gib"] for run in runs if "peak_memory_gib" in run]
+    return f", peak memory {max(found):.1f} GiB" if found else ""
 
 
 def _machine(run):

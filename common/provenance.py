@@ -37,6 +37,16 @@ def provenance():
     }
 
 
+def peak_memory():
+    """The peak resident memory of this process in GiB, or None where the system does not tell."""
+    # Not getrusage, which on Linux counts the parent's memory at the time of its fork.
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return None
+
+
 def _command():
     """The command line, with the script's path relative to the working directory."""
     script, *words = sys.argv or [""]

@@ -1,4 +1,4 @@
-"""runs.json of a training directory: the machine and the time of each run of the training."""
+"""runs.json of a training directory: machine, time and memory of each run of the training."""
 
 import pathlib
 import time
@@ -7,7 +7,7 @@ from common import json_shapes
 from common.files import write_json
 from common.json_shapes import NUMBER
 from common.messages import tell
-from common.provenance import provenance
+from common.provenance import peak_memory, provenance
 
 FILE = "runs.json"
 _SHAPE = [{"seconds": NUMBER}]
@@ -17,7 +17,8 @@ class Runs:
     """Adds a run to runs.json, and keeps its step and time up to date.
 
     The file holds a list of {"command", "commit", "hardware", "versions", "data",
-    "first_step", "last_step", "seconds"}; steps and time are those of the run's newest checkpoint.
+    "first_step", "last_step", "seconds", "peak_memory_gib"}; steps, time and peak resident memory
+    are those of the run's newest checkpoint. The memory is left out where the system does not tell.
     A run on several devices has their number as "num_replicas".
     A damaged file is renamed, and a new list begins.
 
@@ -47,6 +48,8 @@ class Runs:
         """Writes that the run has reached `step`."""
         seconds = round(time.monotonic() - self._begin, 1)
         self._runs[-1].update(last_step=step, seconds=seconds)
+        if (memory := peak_memory()) is not None:
+            self._runs[-1]["peak_memory_gib"] = round(memory, 2)
         write_json(self._path, self._runs)
 
     def seconds(self):

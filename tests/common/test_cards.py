@@ -146,6 +146,7 @@ def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     assert [entry["row"] for entry in card["results"]] == ["natural", "paper_fgsm"]
     assert card["parameters"] == 13514 and card["training"]["steps"] == 40
     assert card["training"]["config"]["adversary"] == "none"
+    assert 0.1 < card["training"]["runs"][-1]["peak_memory_gib"] < 20
     loaded = checkpoints.load_model(MNIST, output)
     test = MNIST.load("test", data_dir=data_dir).head(200)
     guesses = np.argmax(loaded.logits(MNIST.to_pixels(test.images)), axis=-1)
@@ -155,6 +156,7 @@ def test_export_model_makes_a_model_with_its_card(training, data_dir, tmp_path):
     assert fgsm["accuracy"] < natural["accuracy"] and natural["num_examples"] == 200
     readme = (output / "README.md").read_text()
     assert f"| FGSM | itself | {fgsm['accuracy']:.2f} | 0.6 |" in readme
+    assert re.search(r"\d minutes on .*, peak memory \d\.\d GiB; seed ", readme)
     assert (
         'in: `scale` 1 (16), `adversary` "none" ("pgd"), `max_num_training_steps` 40 '
         "(100000), `step_size_schedule` [[0, 0.003]] ([[0, 0.0001]]).\n"
