@@ -148,8 +148,11 @@ def compute(result):
         digests = {network.label: source.digest(network) for network in part.networks}
         result.add(part, numbers, seconds, digests, data, run)
         result.write()
-        spent, weight, left = spent + seconds, weight + part.weight, left - part.weight
-        remaining = f", about {duration(spent / weight * left)} left" if number < len(todo) else ""
+        left -= part.weight
+        if part.known is None:
+            spent, weight = spent + seconds, weight + part.weight
+        is_told = number < len(todo) and weight
+        remaining = f", about {duration(spent / weight * left)} left" if is_told else ""
         print(f"{duration(seconds)}{remaining}", flush=True)
 
 
