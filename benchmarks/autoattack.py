@@ -31,7 +31,7 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
-from common.attack.precision import PRECISIONS
+from common.attack.precision import PRECISIONS, precision_of
 from common.config import make_config
 from common.errors import InputError, one_line
 from common.evaluation.evaluator import Evaluator
@@ -106,6 +106,7 @@ def main():
         "model_digest": loaded.digest(),
         "data": test.name,
         "epsilon": config.epsilon,
+        "precision": both.precision,
         "seed": config.random_seed,
         "batch_size": {"ours": config.eval_batch_size, "theirs": THEIR_BATCH_SIZE},
         "num_examples": len(test.labels),
@@ -187,6 +188,7 @@ class Comparison:
         test: the `common.data.Split` of the images.
 
     Attributes:
+        precision: the arithmetic of our attacks, "float32" or "bfloat16".
         natural_correct: bool (n,), whether the network classifies the image itself correctly.
     """
 
@@ -200,6 +202,8 @@ class Comparison:
             jit_compile=config.jit_compile,
             precision=config.precision,
         )
+        bounds = challenge.bounds
+        self.precision = precision_of(config.precision, loaded.logits, None, bounds).name
         self._trials = {name: Trial(attack, name=name) for name, attack in suite}
         # The package takes pixels in [0, 1].
         self._width = challenge.bounds[1] - challenge.bounds[0]

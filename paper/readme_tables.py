@@ -155,7 +155,7 @@ def training_speed_table():
 def autoattack_table():
     """The table of our suite beside the public AutoAttack, as Markdown."""
     lines = [
-        "| network, images, seed | attack | ours in float32 | AutoAttack in float32 | broken by "
+        "| network, images, seed, ours in | attack | ours | AutoAttack in float32 | broken by "
         "ours alone | by theirs alone | times as fast | in CPU time |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -163,7 +163,7 @@ def autoattack_table():
     for path in sorted(SPEED.glob("autoattack_*.json")):
         result = read_speed(path.stem)
         model = pathlib.Path(result["model"]).name
-        what = f"{model}, {result['num_examples']:,}, {result['seed']}"
+        what = f"{model}, {result['num_examples']:,}, {result['seed']}, {result['precision']}"
         entries = dict(result["attacks"])
         machines |= {f"{e['threads']} of {e['processor']}" for e in entries.values()}
         if len(entries) > 1:
@@ -240,14 +240,15 @@ def suites_table():
     """The table of suites beside the standard one, on the same images from the same seed.
 
     Times are compared in the same arithmetic. Verdicts are too, unless the benchmark has not run
-    the standard suite: then they are those of `autoattack.py`, in float32.
+    the standard suite: then they are those of `autoattack.py`, in float32. Its run of AutoAttack,
+    in turn as ours and in float32, gives the last column.
     """
     lines = [
         "| network, images, seed | suite | accuracy | standard | broken by it alone | by standard "
-        "alone | left alone | CPU time, s | times as fast |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "alone | left alone | CPU time, s | times as fast | AutoAttack's CPU time, times as long |",
+        "|---" * 10 + "|",
     ]
-    machines, known = set(), _standard_verdicts()
+    machines, known, theirs = set(), _standard_verdicts(), _autoattack_seconds()
     for result, runs in _suite_runs():
         for (suite, precision, seed), entry in runs.items():
             if suite not in suites.ANY_MODEL:
@@ -259,11 +260,14 @@ def suites_table():
             if verdicts and suite != "standard":
                 cells = [f"{_accuracy(verdicts):.2f}", *_only_one(entry["withstood"], verdicts)]
             ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
+            of_theirs = theirs.get((result["model"], result["data"], _threads(entry)))
+            longer = f"{of_theirs / entry['cpu_seconds']:.1f}" if of_theirs else ""
             lines.append(
                 f"| {_subject(result)}, {seed} | {suite}, {precision} | {entry['accuracy']:.2f} | "
                 f"{' | '.join(cells)} | "
                 f"{entry['num_left_alone'] or ''} | {entry['cpu_seconds']:.0f} | "
-                f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} |"
+                f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} | "
+                f"{longer} |"
             )
     if not machines:
         return "These commands have not run to their end yet."
@@ -360,6 +364,17 @@ def _standard_verdicts():
         for result in results
         if len(result["worst_case"]["attacks"]) == 4
     }
+
+
+def _autoattack_seconds():
+    """CPU time of AutoAttack's suite, by (model, data, threads and processor)."""
+    found = {}
+    for path in sorted(SPEED.glob("autoattack_*.json")):
+        result = read_speed(path.stem)
+        if suite := result["attacks"].get("suite"):
+            key = result["model"], result["data"], _threads(suite)
+            found[key] = suite["cpu_seconds"]["theirs"]
+    return found
 
 
 def _images(result, seed):

@@ -44,15 +44,16 @@ def test_suites_stand_beside_the_standard_one_of_the_same_images_and_seed(tmp_pa
     }
     (tmp_path / "suites_m.json").write_text(json.dumps({**what, "attacks": entries}))
     worst = {"attacks": ["a", "b", "c", "d"], "withstood": {"ours": "0010"}}
-    theirs = {**what, "seed": 7, "worst_case": worst}
+    suite = {"threads": 1, "processor": "A", "cpu_seconds": {"ours": 3, "theirs": 50}}
+    theirs = {**what, "seed": 7, "worst_case": worst, "attacks": {"suite": suite}}
     (tmp_path / "autoattack_m.json").write_text(json.dumps(theirs))
     rows = readme_tables.suites_table().splitlines()[2:]
     assert rows == [
-        "| m, 4, 0 | fast, float32 | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 |",
-        "| m, 4, 0 | standard, float32 | 25.00 |  |  |  |  | 25 |  |",
-        "| m, 4, 0 | fast, bfloat16 | 50.00 |  |  |  | 1 | 1 |  |",
+        "| m, 4, 0 | fast, float32 | 50.00 | 25.00 | 1 | 2 | 1 | 2 | 12.5 | 25.0 |",
+        "| m, 4, 0 | standard, float32 | 25.00 |  |  |  |  | 25 |  | 2.0 |",
+        "| m, 4, 0 | fast, bfloat16 | 50.00 |  |  |  | 1 | 1 |  | 50.0 |",
         # Against autoattack.py's verdicts.
-        "| m, 4, 7 | fast, float32 | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  |",
+        "| m, 4, 7 | fast, float32 | 50.00 | 25.00 | 0 | 1 | 1 | 2 |  | 25.0 |",
         "",
         "Threads and processor: 1 of A.",
     ]
