@@ -54,6 +54,12 @@ _ATTACK = {
     "num_restarts": COUNT,
     "precision": Optional(TEXT),
 }
+# Suites of attacks in words.
+SUITES = {
+    "standard": "standard suite: AutoAttack's four attacks",
+    "fast": "fast suite",
+    "strong": "strong suite",
+}
 SHAPE = {
     "name": TEXT,
     "parameters": COUNT,
@@ -77,7 +83,8 @@ SHAPE = {
             "source_adversary": Optional(TEXT),
             "num_examples": COUNT,
             "accuracy": NUMBER,
-            "attack": Nullable(_ATTACK),
+            "attack": Nullable(_ATTACK),  # None of natural images and of a suite
+            "attacks": Optional([{"name": TEXT, "attack": {}}]),  # of a suite
             "seconds": NUMBER,
         }
     ],
@@ -333,7 +340,7 @@ def table(challenge, card):
         is_natural = entry["row"] == "natural"
         white_box = "" if is_natural else "itself"
         lines.append(
-            f"| {title(entry['attack'])} | {_cell(entry['source'] or white_box)} | "
+            f"| {_title(entry)} | {_cell(entry['source'] or white_box)} | "
             f"{entry['accuracy']:.2f} | {paper_accuracy(challenge, settings, entry)} | "
             f"{leaderboard_accuracy(challenge, settings, entry)} | {entry['num_examples']:,} | "
             f"{_duration(entry['seconds'])} |"
@@ -378,9 +385,19 @@ def title(settings):
     return text + (f", {restarts} restarts" if restarts > 1 else "")
 
 
+def precision_of(entry):
+    """Returns the arithmetic of a result's attacks, "float32" or "bfloat16"."""
+    of_suite = [named["attack"] for named in entry.get("attacks", ())]
+    return (entry["attack"] or of_suite[0]).get("precision", "float32")
+
+
+def _title(entry):
+    return SUITES.get(entry["row"]) or title(entry["attack"])
+
+
 def full_title(entry):
     """Returns a result's attack in words, with the source's name in a transfer."""
-    text = title(entry["attack"])
+    text = _title(entry)
     return f"{text}, made on {_shown(entry['source'])}" if entry["source"] else text
 
 

@@ -13,11 +13,6 @@ from common.errors import InputError, one_line
 from common.leaderboard import BOARD, NUM_TEST_IMAGES, OURS, Entry, to_csv
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-SUITES = {
-    "standard": "standard suite: AutoAttack's four attacks",
-    "fast": "fast suite",
-    "strong": "strong suite",
-}
 
 
 def texts(challenge):
@@ -67,16 +62,19 @@ def _without_date(entry):
 
 
 def card_entries(challenge, card):
-    """Returns the attacks of a card as entries without a date; made on another model: black-box."""
+    """Returns the attacks of a card as entries without a date; made on another model: black-box.
+
+    Suites are left to `suite_entries`.
+    """
     own_seed = read_json(challenge.directory / "config.json")["random_seed"]
     entries = []
     for found in card["results"]:
-        if found["row"] == "natural":
+        if found["row"] == "natural" or found["row"] in cards.SUITES:
             continue
         flags = [f"--model_dir={card['name']}", f"--preset={found['row']}"]
         if found["source"]:
             flags.append(f"--source={found['source']}")
-        flags.append(f"--precision={found['attack'].get('precision', 'float32')}")
+        flags.append(f"--precision={cards.precision_of(found)}")
         if found["num_examples"] < NUM_TEST_IMAGES:
             flags.append(f"--num_eval_examples={found['num_examples']}")
         if found["seed"] != own_seed:
@@ -97,16 +95,35 @@ def card_entries(challenge, card):
 
 
 def suite_entries(challenge, card):
-    """Returns the suites that benchmarks have run on a network as entries without a date.
+    """Returns the suites on a network's card, and in benchmarks, as entries without a date.
 
     For each suite it takes the run on the most images, and among several seeds the lowest accuracy.
     """
     model, best = f"{challenge.directory.name}/models/{card['name']}", {}
-    for suite, entry in _suite_runs(model):
+    for suite, entry in (*_suites_on(model, card), *_suite_runs(model)):
         order = (-entry.num_examples, entry.accuracy)
         if suite not in best or order < best[suite][0]:
             best[suite] = order, entry
-    return [best[suite][1] for suite in SUITES if suite in best]
+    return [best[suite][1] for suite in cards.SUITES if suite in best]
+
+
+def _suites_on(model, card):
+    """Returns (suite, entry) for each suite on a card."""
+    return [
+        (
+            found["row"],
+            _suite_entry(
+                model,
+                found["row"],
+                found["accuracy"],
+                found["num_examples"],
+                found["seed"],
+                cards.precision_of(found),
+            ),
+        )
+        for found in card["results"]
+        if found["row"] in cards.SUITES
+    ]
 
 
 def _suite_runs(model):
@@ -124,21 +141,10 @@ def _suite_runs(model):
 
 def _runs_in(result):
     """Returns (suite, entry) for each run of a suite in a benchmark's result."""
-    folder, _, name = result["model"].split("/")
 
     def entry(suite, accuracy, seed, precision):
-        return suite, Entry(
-            board="white-box",
-            attack=SUITES[suite],
-            submitted_by=OURS,
-            accuracy=round(accuracy, 2),
-            date="",
-            links="",
-            num_examples=result["num_examples"],
-            made_by=f"python {folder}/eval.py --model_dir={name} --suite={suite} "
-            f"--precision={precision} --num_eval_examples={result['num_examples']} "
-            f"--random_seed={seed}",
-        )
+        count = result["num_examples"]
+        return suite, _suite_entry(result["model"], suite, accuracy, count, seed, precision)
 
     if "worst_case" in result:  # of autoattack.py
         worst = result["worst_case"]
@@ -149,8 +155,23 @@ def _runs_in(result):
     return [
         entry(suite, accuracy, seed, precision)
         for suite, precision, seed, accuracy in runs
-        if suite in SUITES
+        if suite in cards.SUITES
     ]
+
+
+def _suite_entry(model, suite, accuracy, num_examples, seed, precision):
+    folder, _, name = model.split("/")
+    return Entry(
+        board="white-box",
+        attack=cards.SUITES[suite],
+        submitted_by=OURS,
+        accuracy=round(accuracy, 2),
+        date="",
+        links="",
+        num_examples=num_examples,
+        made_by=f"python {folder}/eval.py --model_dir={name} --suite={suite} "
+        f"--precision={precision} --num_eval_examples={num_examples} --random_seed={seed}",
+    )
 
 
 def split_run(name):

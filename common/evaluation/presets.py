@@ -64,14 +64,14 @@ _FINISHED = {
 
 
 def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None, record=None):
-    """Returns a model's accuracy under a preset, from `state_dir` if it was finished before.
+    """Returns a model's accuracy under a preset or suite, from `state_dir` if it was finished.
 
     Ctrl-C ends it after the current batch, and the next call resumes there.
 
     Args:
         challenge: a `common.challenge.Challenge`.
         config: its config; the preset's settings replace those of the attack.
-        name: "natural", or a preset of the challenge.
+        name: "natural", a preset of the challenge, or one of `suites.ANY_MODEL`.
         loaded: a `LoadedModel`.
         images: the `common.data.Split` to evaluate on.
         state_dir: a directory from `make_state_dir`.
@@ -81,16 +81,20 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
 
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds;
-        num_undefined, see `TrialResult`, unless an earlier version finished the row.
+        num_undefined, see `TrialResult`, unless an earlier version finished the row; for a suite
+        its attacks, a list of name and settings.
 
     Raises:
         KeyboardInterrupt: the evaluation was ended.
     """
-    trials = []
+    trials, each_alone, is_suite = [], None, name in suites.ANY_MODEL
     if name != "natural":
         model = suites.with_gradient((source or loaded).logits)
-        trials = [suites.preset_trial(name, model, config, challenge)]
-    key = key_of(config, loaded, images, trials, source)
+        if is_suite:
+            trials, each_alone = suites.suite_trials(name, model, config, challenge), False
+        else:
+            trials = [suites.preset_trial(name, model, config, challenge)]
+    key = key_of(config, loaded, images, trials, source, each_alone)
     path = state_dir / f"{name}-{digest_of(key)}"
     finished, state = path.with_suffix(".json"), State(path.with_suffix(".npz"), key)
     found = json_shapes.read_or_keep_aside(
@@ -101,7 +105,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     )
     found = None if found is None else found["found"]
     if found is None:
-        evaluator = make_evaluator(challenge, config, trials, loaded)
+        evaluator = make_evaluator(challenge, config, trials, loaded, spare_misclassified=is_suite)
         with resumable(state, name):
             result = evaluator.run(images.images, images.labels, state)
         warn(pitfalls.undefined_gradients_in(result))
@@ -109,7 +113,8 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         which = "adversarial_accuracy" if trials else "natural_accuracy"
         found = {
             "accuracy": summary[which],
-            "attack": key["attack"],
+            "attack": key.get("attack"),
+            **({"attacks": key["attacks"]} if is_suite else {}),
             "num_attacks": summary["num_attacks"],
             "num_undefined": sum(done.num_undefined for done in result.trials),
             "seconds": summary["seconds"],

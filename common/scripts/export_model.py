@@ -10,6 +10,7 @@ from common.cards import CARD
 from common.errors import InputError, one_line
 from common.evaluation.presets import evaluate_row, make_state_dir
 from common.evaluation.subject import load_test_images, record_of
+from common.evaluation.suites import ANY_MODEL
 from common.scripts.flags import EVALUATION, define_path
 
 USES = (config.EVALUATION,)
@@ -35,7 +36,8 @@ def define_flags(challenge, flag_values):
     flags.DEFINE_list(
         "rows",
         list(challenge.card_rows),
-        f"what to evaluate, some of natural, {', '.join(challenge.presets)}",
+        f"what to evaluate, some of natural, {', '.join(challenge.presets)}, or a suite: "
+        f"{', '.join(ANY_MODEL)}",
         flag_values,
         module_name=EVALUATION,
     )
@@ -66,11 +68,12 @@ def export_model(challenge, config, flag_values):
         InputError: there is no training, no card to add to, no data, no such row or source, or
             there is another model in the directory.
     """
-    known = ("natural", *challenge.presets)
-    for flag in ("rows", "transfer_rows"):
-        unknown = sorted(set(flag_values[flag].value) - set(known))
+    known = ("natural", *challenge.presets, *ANY_MODEL)
+    for flag, possible in (("rows", known), ("transfer_rows", known[: -len(ANY_MODEL)])):
+        unknown = sorted(set(flag_values[flag].value) - set(possible))
         if unknown:
-            raise InputError(f"--{flag}: expected some of {', '.join(known)}, got {unknown[0]!r}")
+            words = ", ".join(possible)
+            raise InputError(f"--{flag}: expected some of {words}, got {unknown[0]!r}")
     path = checkpoints.find_model(challenge, config.model_dir)
     loaded = checkpoints.load_model(challenge, path)
     is_new = flag_values.output_dir is not None

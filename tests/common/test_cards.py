@@ -47,7 +47,7 @@ def test_a_card_has_the_origin_of_every_number(challenge, directory):
     assert (directory / "README.md").read_text() == cards.readme(challenge, card, boards)
     assert card["training"]["seconds"] > 0 and card["training"]["runs"][-1]["commit"]
     rows = [entry["row"] for entry in card["results"] if entry["source"] is None]
-    assert rows == list(challenge.card_rows)
+    assert rows == [*challenge.card_rows, *(row for row in rows if row in suites.ANY_MODEL)]
     for entry in card["results"]:
         assert entry["seconds"] > 0 and entry["commit"] and entry["hardware"]["processor"]
         assert entry["command"].startswith(f"{challenge.directory.name}/export_model.py ")
@@ -232,6 +232,13 @@ def test_export_model_adds_rows_to_a_card_without_the_training(training, data_di
     export(output, None, data_dir, "--num_eval_examples=200", "--rows=paper_cw")
     assert card_of(output)["results"][2]["num_examples"] == 200
     assert not (output / "rows").exists() and not (training / "rows").exists()
+
+    # A suite is a row too, in the worst case over its attacks.
+    export(output, None, data_dir, "--num_eval_examples=100", "--rows=fast")
+    fast = card_of(output)["results"][-1]
+    assert fast["row"] == "fast" and fast["attack"] is None and fast["accuracy"] <= cw["accuracy"]
+    assert [named["name"] for named in fast["attacks"]] == [stage.name for stage in suites.FAST]
+    assert "| fast suite | itself |" in (output / "README.md").read_text()
 
     card = card_of(output)
     (output / "card.json").write_text(json.dumps({**card, "weights_digest": "0" * 64}))

@@ -79,7 +79,8 @@ def test_a_networks_board_holds_what_its_card_says(challenge, path):
     ours = [e for entries in boards.values() for e in entries if e.submitted_by == OURS]
     expected = [entry for entry in card["results"] if entry["row"] != "natural"]
     for found in expected:
-        flags = [f"--preset={found['row']}"]
+        is_suite = found["row"] in cards.SUITES
+        flags = [f"--{'suite' if is_suite else 'preset'}={found['row']}"]
         flags += [f"--source={found['source']}"] if found["source"] else []
         of_row = [e for e in ours if set(flags) <= set(e.made_by.split())]
         if not found["source"]:
@@ -87,7 +88,8 @@ def test_a_networks_board_holds_what_its_card_says(challenge, path):
         (entry,) = of_row
         assert entry.accuracy == round(found["accuracy"], 2)
         assert entry.num_examples == found["num_examples"]
-        assert ("--num_eval_examples" in entry.made_by) == (found["num_examples"] < 10000)
+        is_few = is_suite or found["num_examples"] < 10000
+        assert ("--num_eval_examples" in entry.made_by) == is_few
         assert entry.board == ("black-box" if found["source"] else "white-box")
         ours.remove(entry)
     assert all("--suite=" in entry.made_by for entry in ours)
@@ -110,6 +112,13 @@ def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch
     monkeypatch.setattr(leaderboards, "RESULTS", tmp_path)
     card = cards.read(MNIST, "adv_trained")
     assert leaderboards.suite_entries(MNIST, card) == []
+    attack = {"name": "a", "attack": {"precision": "bfloat16"}}
+    row = {"row": "standard", "accuracy": 50.0, "num_examples": 10000, "seed": 4, "attack": None}
+    on_card = {**card, "results": [*card["results"], {**row, "source": None, "attacks": [attack]}]}
+    (entry,) = leaderboards.suite_entries(MNIST, on_card)
+    assert entry.accuracy == 50 and entry.made_by.endswith(
+        "--suite=standard --precision=bfloat16 --num_eval_examples=10000 --random_seed=4"
+    )
     model = "mnist_challenge/models/adv_trained"
 
     def write(name, count, **accuracies):
