@@ -6,8 +6,8 @@
 PGD's steps are of 2.5 epsilon / num_steps, as in the paper. An example broken at one epsilon counts
 as broken at all larger ones, whose balls contain the smaller one, and is not attacked again. The
 boundary attack finds one distance for each example; its 25,000 steps are Foolbox's default, the
-paper has 2,000 of another implementation. Shaded: the 95 % confidence interval. Dashed: the paper's
-networks.
+paper has 2,000 of another implementation. The shade around a curve is its 95 % confidence interval;
+the grey curves behind are the paper's.
 """
 
 import dataclasses
@@ -24,11 +24,6 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -42,71 +37,50 @@ from common.evaluation.results import Trial, wilson_interval
 from common.evaluation.subject import load_test_images, model_path
 from common.evaluation.suites import with_gradient
 from common.scripts.flags import define_path, refuse_attack_settings, split
-from paper import challenges
+from paper import challenges, style
+from paper.item import published
+from paper.networks import NATURAL, ROBUST, SIMPLE_ROBUST
 
-# Figure 6, read off the plots, by data, attack and network.
-PAPER = {
-    "MNIST": {
-        "pgd": {
-            "robust": (
-                *(98.53, 98.23, 97.76, 97.40, 97.05, 96.51, 96.07, 95.67),
-                *(95.01, 94.26, 93.22, 75.16, 28.16, 4.14, 0.22),
-            ),
-            "natural": (
-                *(99.17, 94.08, 69.40, 22.92, 2.48, 0.12, 0, 0.01),
-                *(0, 0, 0, 0, 0, 0, 0),
-            ),
-        },
-        "pgd_l2": {
-            "robust": (
-                *(98.53, 96.01, 94.25, 92.25, 89.49, 86.39, 82.34),
-                *(73.66, 56.57, 33.05, 14.87, 5.34, 1.68),
-            ),
-            "natural": (
-                *(99.17, 93.47, 64.14, 27.74, 18.47, 15.15, 12.22),
-                *(9.78, 7.11, 6.03, 4.41, 3.11, 2.31),
-            ),
-        },
-        "boundary": {
-            "robust": (98.53, 96.03, 83.10, 43.12, 10.65, 1.22, 0.05, 0, 0, 0, 0, 0, 0),
-            "natural": (99.17, 65.40, 43.49, 18.31, 5.43, 1.57, 0.14, 0.03, 0, 0, 0, 0, 0),
-        },
-    },
-    "CIFAR-10": {
-        "pgd": {
-            "robust": (
-                *(87.3, 83.7, 79.1, 74.0, 68.4, 63.2, 57.9, 52.6, 47.3, 42.6, 38.0),
-                *(34.2, 30.6, 27.7, 24.9, 22.7, 20.7, 18.8, 17.1, 15.6, 14.1),
-                *(13.1, 12.0, 11.1, 10.1, 9.5, 8.7, 8.1, 7.4, 6.6, 6.1),
-            ),
-        },
-        "pgd_l2": {
-            "robust": (
-                *(87.3, 82.0, 73.6, 63.2, 55.5, 45.7, 36.8, 30.1, 25.7, 21.9),
-                *(18.6, 15.9, 13.5, 11.4, 9.6, 8.0, 7.3, 6.1, 5.2, 5.0),
-            ),
-        },
-        "boundary": {},
-    },
+# The names of Figure 6's panels in `published.json`.
+PANELS = {
+    ("MNIST", "linf"): "mnist_linf",
+    ("MNIST", "l2"): "mnist_l2",
+    ("CIFAR-10", "linf"): "cifar_linf",
+    ("CIFAR-10", "l2"): "cifar_l2",
 }
-# The paper's epsilons: how many, from 0 on, and how far apart.
-EPSILONS = {
-    "MNIST": {"linf": (15, 0.03), "l2": (13, 0.5)},
-    "CIFAR-10": {"linf": (31, 1.0), "l2": (20, 5.0)},
+# Its attacks, and what they are called there and in our pictures.
+ATTACKS = {
+    "pgd": ("PGD", "PGD"),
+    "pgd_l2": ("PGD", "PGD"),
+    "boundary": ("DBA", "boundary attack"),
 }
 
 
-def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_options):
-    """Accuracy in percent at each of `epsilons`, which rise from 0, under an attack of `PAPER`."""
-    options = {
-        "bounds": challenge.bounds,
-        "jit_compile": config.jit_compile,
-        "precision": config.precision,
-    }
-    if attack == "boundary":
-        options |= boundary_options
-        distances = boundary_distances(challenge, config, loaded, images, options)
-        return [100 * float(np.mean(distances > epsilon)) for epsilon in epsilons]
+def paper_curve(challenge, norm, attack, title):
+    """Returns the paper's curve in Figure 6, "epsilon" and "accuracy" as lists, or None without.
+
+    Args:
+        challenge: a `common.challenge.Challenge`.
+        norm: "linf" or "l2".
+        attack: a key of `ATTACKS`.
+        title: "robust" or "natural", the training of the network.
+    """
+    training = {"robust": "adv. trained", "natural": "standard"}[title]
+    panel = published("figure_6")[PANELS[challenge.name, norm]]
+    return panel.get(f"{ATTACKS[attack][0]} {training}")
+
+
+def epsilons_of_paper(challenge, norm):
+    """Returns the epsilons of a panel of Figure 6, a list that rises from 0."""
+    return paper_curve(challenge, norm, "pgd", "robust")["epsilon"]
+
+
+def pgd_evaluator(challenge, config, loaded, epsilons, attack, **options):
+    """Returns an `Evaluator` of a model under PGD at each of `epsilons` but the first, which is 0.
+
+    Its trials share one compiled attack, whose steps are scaled to each ball. `options` are further
+    arguments of `Evaluator`.
+    """
     largest = epsilons[-1]
     pgd = PGD(
         with_gradient(loaded.logits),
@@ -114,9 +88,10 @@ def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_o
         step_size=2.5 * largest / config.num_steps,
         num_steps=config.num_steps,
         norm=maker(attack).norm,
-        **options,
+        bounds=challenge.bounds,
+        jit_compile=config.jit_compile,
+        precision=config.precision,
     )
-    # One attack, compiled once, scaled to each ball.
     trials = [
         Trial(
             types.SimpleNamespace(perturb=functools.partial(pgd.perturb, scale=epsilon / largest)),
@@ -124,18 +99,54 @@ def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_o
         )
         for epsilon in epsilons[1:]
     ]
-    evaluator = make_evaluator(challenge, config, trials, loaded, spare_misclassified=True)
-    result = evaluator.run(images.images, images.labels)
+    options = {"spare_misclassified": True, **options}
+    return make_evaluator(challenge, config, trials, loaded, **options)
+
+
+def pgd_accuracies(evaluator, images, examples=None):
+    """Returns the accuracy in percent at each epsilon of a `pgd_evaluator`.
+
+    Args:
+        evaluator: what `pgd_evaluator` returned.
+        images: a `common.data.Split`.
+        examples: slice of the images that are evaluated; None for all.
+    """
+    result = evaluator.run(images.images, images.labels, examples=examples)
     natural = 100 * float(np.mean(result.natural_correct))
     return [natural, *(trial.accuracy for trial in result.trials)]
 
 
-def boundary_distances(challenge, config, loaded, images, options):
-    """L2 distances (n,) to the closest points of another class that the boundary attack finds."""
+def accuracies(challenge, config, loaded, images, epsilons, attack, **boundary_options):
+    """Accuracy in percent at each of `epsilons`, which rise from 0, under one of `ATTACKS`."""
+    if attack != "boundary":
+        evaluator = pgd_evaluator(challenge, config, loaded, epsilons, attack)
+        return pgd_accuracies(evaluator, images)
+    options = {
+        "bounds": challenge.bounds,
+        "jit_compile": config.jit_compile,
+        "precision": config.precision,
+        **boundary_options,
+    }
+    distances = boundary_distances(challenge, config, loaded, images, options)
+    return [100 * float(np.mean(distances > epsilon)) for epsilon in epsilons]
+
+
+def boundary_distances(challenge, config, loaded, images, options, first=0):
+    """L2 distances to the closest points of another class that the boundary attack finds.
+
+    Args:
+        challenge, config, loaded: of the attacked network; the config has batch size and seed.
+        images: a `common.data.Split`.
+        options: further arguments of `Boundary`, as a dict.
+        first: the number of the first attacked image.
+
+    Returns:
+        float32 (n,), for the images from `first` on.
+    """
     attack = Boundary(loaded.logits, epsilon=0.0, **options)
-    found, size = [], config.eval_batch_size
-    for first in tqdm(range(0, len(images.labels), size), desc="boundary", unit="batch"):
-        numbers = np.arange(first, min(first + size, len(images.labels)))
+    found, size, count = [], config.eval_batch_size, len(images.labels)
+    for begin in tqdm(range(first, count, size), desc="boundary", unit="batch"):
+        numbers = np.arange(begin, min(begin + size, count))
         x_nat, y = challenge.to_pixels(images.images[numbers]), images.labels[numbers]
         found.append(attack.closest(x_nat, y, seed=config.random_seed, index=numbers)[1])
     return np.concatenate(found)
@@ -148,15 +159,13 @@ def draw(challenge, config, flag_values):
     if config.num_steps < 1:
         raise InputError(f"--num_steps: expected 1 or more, got {config.num_steps}")
     names = split(flag_values.attack)
-    paper = PAPER[challenge.name]
     for name in names:
-        if name not in paper:
-            raise InputError(f"--attack: expected some of {', '.join(paper)}, got {name!r}")
+        if name not in ATTACKS:
+            raise InputError(f"--attack: expected some of {', '.join(ATTACKS)}, got {name!r}")
     allowed = ("epsilon",) if names == ["boundary"] else ("epsilon", "num_steps")
     refuse_attack_settings(flag_values, "the figure has its own", allowed)
     norm = maker(names[0]).norm
-    count, step = EPSILONS[challenge.name][norm]
-    epsilons = of_paper = step * np.arange(count)
+    epsilons = np.array(epsilons_of_paper(challenge, norm))
     if flag_values.epsilons:
         try:
             epsilons = np.array([0.0, *map(float, flag_values.epsilons)])
@@ -165,37 +174,52 @@ def draw(challenge, config, flag_values):
         if (np.diff(epsilons) <= 0).any():
             raise InputError(f"--epsilons: expected rising numbers, got {flag_values.epsilons}")
     images = load_test_images(config, challenge)
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    count, number = len(images.images), 0
-    for model_dir in config.model_dir.split(","):
+    count, model_dirs = len(images.images), config.model_dir.split(",")
+    figure, ((axis,),) = style.subplots(1, 1, 6.4, 4.2)
+    looks = style.colours_and_titles(challenge, model_dirs)
+    shown = [style.known_network(challenge, model_dir) for model_dir in model_dirs]
+    for model_dir, (colour, title) in zip(model_dirs, looks, strict=True):
         path = model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
         loaded = checkpoints.load_model(challenge, path)
         for attack in names:
-            title = f"{pathlib.Path(model_dir).name}, {attack}"
+            words = ATTACKS[attack][1]
             ours = accuracies(challenge, config, loaded, images, epsilons, attack)
             low, high = zip(
                 *(wilson_interval(accuracy * count / 100, count) for accuracy in ours), strict=True
             )
-            axes.fill_between(epsilons, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
-            axes.plot(epsilons, ours, "o-", ms=3, color=f"C{number}", label=title)
+            axis.fill_between(epsilons, low, high, color=colour, alpha=0.2, linewidth=0)
+            line = {**style.line_of(words), "color": colour}
+            axis.plot(epsilons, ours, label=f"{title}, {words}", **line)
             for epsilon, accuracy in zip(epsilons, ours, strict=True):
-                print(one_line(f"{title}, epsilon {epsilon:g}: {accuracy:.2f}%"), flush=True)
-            number += 1
-    curves = [(kind, name) for name in names for kind in paper[name]]
-    for number, (kind, name) in enumerate(sorted(curves, key=lambda curve: curve[0] == "natural")):
-        label = f"paper's {kind}, {name}"
-        axes.plot(of_paper, paper[name][kind], "--", color=f"C{number}", label=label, linewidth=1)
+                print(one_line(f"{title}, {words}, epsilon {epsilon:g}: {accuracy:.2f}%"))
+            sys.stdout.flush()
+    for network in _PAPERS[challenge.name]:
+        for attack in names:
+            theirs = paper_curve(challenge, norm, attack, network.title)
+            if theirs is not None:
+                line = style.paper_line(ATTACKS[attack][1], network)
+                axis.plot(theirs["epsilon"], theirs["accuracy"], **line)
     if norm == "linf":
-        axes.axvline(config.epsilon, color="grey", linewidth=0.8)
-    axes.set_xlabel({"linf": f"epsilon (grey: {config.epsilon:g})", "l2": "epsilon, L2"}[norm])
-    axes.set_ylabel(f"accuracy on {count:,} images, %")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(0, epsilons[-1])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(output, dpi=110)
+        label = f"epsilon of the training, {config.epsilon:g}"
+        axis.axvline(config.epsilon, color="0.4", linewidth=0.8, label=label)
+    axis.set_xlabel(f"epsilon, pixels in [0, {challenge.bounds[1]:g}]")
+    axis.set_ylabel(f"accuracy on {count:,} test images, %")
+    axis.set_ylim(0, 103)
+    axis.set_xlim(0, epsilons[-1])
+    settings = f": PGD of {config.num_steps} steps of 2.5 epsilon / {config.num_steps}"
+    style.title(
+        figure,
+        [network for network in shown if network is not None],
+        f"{challenge.name}, {_NORMS[norm]}" + settings * (names != ["boundary"]),
+    )
+    style.legend_below(figure, axis, columns=2)
+    style.save(figure, output)
     print(one_line(f"figure in {output}"))
+
+
+# The networks whose curves the paper has.
+_PAPERS = {"MNIST": (ROBUST, NATURAL), "CIFAR-10": (SIMPLE_ROBUST,)}
+_NORMS = {"linf": "L-infinity", "l2": "L2"}
 
 
 def define_flags(challenge, flag_values):

@@ -5,7 +5,8 @@
 The models are side by side. Each has the same natural images, the examples that PGD (by default
 with the settings of the challenge's config.json) or another --attack finds on it, and the
 perturbations: grey is no change, black and white are epsilon (in L2 the largest change). Above an
-image is the predicted class with its probability, in red if it is wrong; below are the labels.
+image is the predicted class with its probability, bold and red if it is wrong. Below are the
+labels.
 """
 
 import dataclasses
@@ -29,13 +30,13 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from common import checkpoints, files
+from common import cards, checkpoints, files
 from common.attack import ATTACKS, make_attack
 from common.errors import one_line
 from common.evaluation.subject import model_path
 from common.evaluation.suites import with_gradient
 from common.scripts.flags import define_path, refuse_unused_settings
-from paper import challenges
+from paper import challenges, style
 
 
 def draw(challenge, config, flag_values):
@@ -48,7 +49,7 @@ def draw(challenge, config, flag_values):
     print(one_line(test.source))
     x_nat, y = challenge.to_pixels(test.images), test.labels
     names, count = config.model_dir.split(","), len(test.images)
-    figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.0))
+    figure = plt.figure(figsize=(1.12 * count * len(names) + 0.8, 4.3))
     panels = figure.subfigures(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         path = model_path(dataclasses.replace(config, model_dir=name), challenge)
@@ -56,12 +57,12 @@ def draw(challenge, config, flag_values):
         attacked = with_gradient(logits)
         attack = make_attack(flag_values.attack, attacked, config, challenge.bounds)
         x_adv = attack.perturb(x_nat, y, seed=config.random_seed).numpy()
-        panel.suptitle(pathlib.Path(name).name, y=0.995, fontsize=10)
+        panel.suptitle(_title(challenge, name, attack), y=0.995, fontsize=9)
         axes = panel.subplots(3, count, squeeze=False)
         low, high = challenge.bounds
         for row, (title, images) in zip(
             axes[:2],
-            (("natural", x_nat), (flag_values.attack.replace("_", "\n"), x_adv)),
+            (("natural", x_nat), ("adversarial", x_adv)),
             strict=True,
         ):
             _show(row, title, (images - low) / (high - low))
@@ -77,6 +78,25 @@ def draw(challenge, config, flag_values):
     print(one_line(f"figure in {output}"))
 
 
+def _title(challenge, model_dir, attack):
+    """The network's name, and below it the attack with its radius and steps."""
+    network = style.known_network(challenge, model_dir)
+    name = pathlib.Path(model_dir).name if network is None else network.label
+    return f"{name}\n{_words(attack)}"
+
+
+def _words(attack):
+    """The attack, its steps if it has some, and its radius."""
+    settings = attack.settings()
+    if attack.name == "pgd":
+        words = cards.title(settings)
+    else:
+        words = attack.name.replace("_", " ")
+        words += f", {settings['num_steps']:,} steps" if "num_steps" in settings else ""
+    norm = {"linf": "L-infinity", "l2": "L2"}[attack.norm]
+    return f"{words}, epsilon {attack.epsilon:g} in {norm}"
+
+
 def _show(row, title, images):
     row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
     for axis, image in zip(row, images, strict=True):
@@ -88,9 +108,9 @@ def _show(row, title, images):
 def _tell(row, logits, y, class_names):
     for axis, confidence, label in zip(row, tf.nn.softmax(logits).numpy(), y, strict=True):
         guess = int(np.argmax(confidence))
-        colour = "black" if guess == label else "firebrick"
-        text = f"{class_names[guess]}  {100 * confidence[guess]:.0f} %"
-        axis.set_title(text, fontsize=7, color=colour, pad=3)
+        look = {} if guess == label else {"color": "firebrick", "fontweight": "bold"}
+        text = f"{class_names[guess]} {100 * confidence[guess]:.0f} %"
+        axis.set_title(text, fontsize=6.5, pad=3, **look)
 
 
 def define_flags(challenge, flag_values):

@@ -11,7 +11,7 @@ BATCH = 200  # examples at a time
 # By data set, in the units of its pixels. The paper has 0.01 in Table 1, and 0.3 under Figure 7.
 STEP_SIZES = {"MNIST": 0.01, "CIFAR-10": 0.3}
 _ORDERS = {}  # what `examples` found in this process
-_ATTACKS = {}  # what `pgd` made
+_KEPT = {}  # what `kept` has made
 
 
 def logits_of(loaded):
@@ -92,9 +92,9 @@ def pgd(loaded, challenge, num_steps):
 
     The same model gets the same attack object, which is compiled once.
     """
-    key = id(loaded), num_steps
-    if key not in _ATTACKS:
-        attack = PGD(
+
+    def make():
+        return PGD(
             loaded.logits,
             epsilon=epsilon_of(challenge),
             step_size=STEP_SIZES[challenge.name],
@@ -102,8 +102,34 @@ def pgd(loaded, challenge, num_steps):
             bounds=challenge.bounds,
             precision="float32",
         )
-        _ATTACKS[key] = loaded, attack  # the model too, so that no other one gets its id
-    return _ATTACKS[key][1]
+
+    return kept(("pgd", num_steps), loaded, make)
+
+
+def kept(key, loaded, make):
+    """Returns what `make` makes, which is made once for a key and a `LoadedModel`.
+
+    An item's parts share what is compiled, which may take longer than a part.
+    """
+    key = id(loaded), key
+    if key not in _KEPT:
+        _KEPT[key] = loaded, make()  # the model too, so that no other one gets its id
+    return _KEPT[key][1]
+
+
+def settings_text(networks, num_steps):
+    """Returns the settings of `pgd` in words, for a title.
+
+    Args:
+        networks: the networks that are attacked.
+        num_steps: number of PGD's steps.
+    """
+    challenges = {network.challenge.name: network.challenge for network in networks}
+    by_data = (
+        f"{name}: epsilon {epsilon_of(challenge):g} in L-infinity, steps of {STEP_SIZES[name]:g}"
+        for name, challenge in challenges.items()
+    )
+    return f"PGD, {num_steps} steps ({'; '.join(by_data)})"
 
 
 def examples(work, robust):

@@ -117,11 +117,13 @@ def subplots(rows, columns, width, height, **options):
 
 def save(figure, path):
     """Writes a figure as PNG or PDF, by the path's ending; the same figure gives the same bytes."""
-    is_pdf = path.suffix == ".pdf"
-    metadata = {"CreationDate": None} if is_pdf else {}
-    options = {} if is_pdf else {"pil_kwargs": {"optimize": True}}
+    kind = path.suffix[1:].lower() or "png"
+    options = {
+        "png": {"pil_kwargs": {"optimize": True}},
+        "pdf": {"metadata": {"CreationDate": None}},
+    }.get(kind, {})
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=_DPI, metadata=metadata, **options)
+    figure.savefig(buffer, format=kind, dpi=_DPI, **options)
     plt.close(figure)
     write_atomically(path, buffer.getvalue())
 
@@ -150,4 +152,5 @@ def legend_below(figure, *axes, columns=None):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     columns = columns or len(entries)
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
+    options = {"loc": "outside lower center", "ncols": columns, "handlelength": 5}
+    figure.legend(entries.values(), entries, **options)

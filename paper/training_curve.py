@@ -16,17 +16,11 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-
 from common import cards, checkpoints, files
 from common.errors import InputError, one_line
 from common.scripts.flags import define_path
 from common.training.validation import NUM_EXAMPLES
-from paper import challenges
+from paper import challenges, style
 
 
 def draw(challenge, config, flag_values):
@@ -36,26 +30,42 @@ def draw(challenge, config, flag_values):
     path = checkpoints.find_model(challenge, config.model_dir)
     if not (path / cards.CARD).is_file():
         raise InputError(f"--model_dir: expected a model with {cards.CARD}, got {path}")
-    entries = cards.read_from(path)["training"]["validation"]
+    training = cards.read_from(path)["training"]
+    entries = training["validation"]
     minutes = [entry["seconds"] / 60 for entry in entries]
     attack = cards.title(challenge.presets[challenge.validation_preset])
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    for name, label, colour in (
-        ("natural_accuracy", "natural", "tab:blue"),
-        ("adversarial_accuracy", attack, "tab:red"),
+    ((colour, title),) = style.colours_and_titles(challenge, [config.model_dir])
+    figure, ((axis,),) = style.subplots(1, 1, 6.4, 3.4)
+    for name, label, kind in (
+        ("natural_accuracy", "natural images", "none"),
+        ("adversarial_accuracy", attack, "PGD"),
     ):
-        axes.plot(
-            minutes, [entry[name] for entry in entries], "o-", ms=3, color=colour, label=label
-        )
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel(f"accuracy on {NUM_EXAMPLES} images, %")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(0, None)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(output, dpi=110)
+        line = {**style.line_of(kind), "color": colour, "label": label}
+        axis.plot(minutes, [entry[name] for entry in entries], **line)
+    axis.set_xlabel(f"minutes of training on {hardware_of(training)}")
+    axis.set_ylabel(f"accuracy on {NUM_EXAMPLES} images, %")
+    axis.set_ylim(0, 100)
+    axis.set_xlim(0, None)
+    axis.legend(loc="lower right")
+    network = style.known_network(challenge, config.model_dir)
+    epsilon = challenge.presets[challenge.validation_preset]["epsilon"]
+    style.title(
+        figure,
+        () if network is None else (network,),
+        f"{challenge.name}, {title}; epsilon {epsilon:g} in L-infinity",
+    )
+    style.save(figure, output)
     print(one_line(f"figure in {output}"))
+
+
+def hardware_of(training):
+    """Returns the machines of a card's training in words, or "an unknown machine"."""
+    found = []
+    for run in training["runs"]:
+        hardware = run["hardware"]
+        cores = f"{hardware['cores']} cores of {hardware['processor']}"
+        found.append(", ".join(hardware["gpus"]) or cores)
+    return " and ".join(dict.fromkeys(found)) or "an unknown machine"
 
 
 def define_flags(challenge, flag_values):

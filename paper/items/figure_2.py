@@ -11,6 +11,8 @@ from paper.items.figure_1 import PAIRS
 CHUNK = 500  # starts that are computed, and kept, at a time
 BIN = {"natural": 1.0, "robust": 0.05}  # width of a bin of the histogram, in nats
 RESTARTS = {"MNIST": "mnist_restarts", "CIFAR-10": "cifar10_restarts"}  # names of settings
+NUM_OF_PAPER = 5  # images
+LEAST = 0.02  # nats, the lowest loss in the picture
 NETWORKS = {network: robust for natural, robust in PAIRS for network in (natural, robust)}
 
 
@@ -105,7 +107,7 @@ def merged(result, network, rank):
 def draw(result):
     """A panel a data set and image: both networks' histograms; grey: the paper's ranges."""
     count = result.settings["num_images"]
-    figure, axes = style.subplots(2, count, 2 * count, 4.2, sharey=True)
+    figure, axes = style.subplots(2, count, 2 * count, 4.8, sharey=True)
     for row, pair in zip(axes, PAIRS, strict=True):
         for rank, axis in enumerate(row):
             titles = []
@@ -113,33 +115,33 @@ def draw(result):
                 ours = merged(result, network, rank)
                 if ours is None:
                     continue
-                theirs = published("figure_2")[network.label][rank % 5]
-                band = {"color": style.PAPER["color"], "alpha": 0.4, "linewidth": 0, "zorder": 0}
-                axis.axvspan(theirs["lowest"], theirs["highest"], **band)
-                axis.bar(
-                    ours["bins"],
-                    ours["counts"],
-                    width=BIN[network.title],
-                    align="edge",
-                    color=style.colour_of(network),
+                theirs = published("figure_2")[network.label][rank % NUM_OF_PAPER]
+                ends = max(theirs["lowest"], LEAST), theirs["highest"]
+                axis.axvspan(*ends, **style.BAND, label="paper: ranges of 100,000 starts")
+                edges = np.append(ours["bins"], ours["bins"][-1] + BIN[network.title])
+                colour = style.colour_of(network)
+                axis.stairs(
+                    *(ours["counts"], np.maximum(edges, LEAST)),
+                    fill=not hatch,
+                    color=colour,
                     hatch=hatch,
-                    label=network.title,
+                    label=f"ours, {network.title}",
                 )
                 titles.append(f"test image {ours['image']}, {ours['count']:,} starts")
+            axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_xlim(0, None)
+            axis.set_xlim(LEAST, 200)
             axis.set_title("\n".join(dict.fromkeys(titles)))
         row[0].set_ylabel(f"{pair[0].challenge.name}: starts in the bin")
-        row[-1].legend(loc="upper center")
     for axis in axes[-1]:
-        axis.set_xlabel("cross-entropy at the end, nats")
+        axis.set_xlabel("cross-entropy, nats")
     style.title(
         figure,
         NETWORKS,
-        f"PGD of {result.settings['num_steps']} steps; bins of {BIN['natural']:g} (natural) and "
-        f"{BIN['robust']:g} nats (robust); grey: the ranges of the paper's 100,000 starts, of "
-        "other images",
+        "losses at the ends of " + ascent.settings_text(NETWORKS, result.settings["num_steps"]),
+        f"bins of {BIN['natural']:g} nat (natural) and {BIN['robust']:g} nats (robust)",
     )
+    style.legend_below(figure, *axes.flat)
     return figure
 
 
@@ -159,13 +161,13 @@ def outliers(entry):
 def table(result):
     """The spread of each image's ends, beside the paper's."""
     lines = [
-        "| network | image | starts | mean ± deviation | lowest to highest | outliers | "
-        "paper, lowest to highest |",
+        "| network | test image | starts | mean ± deviation | lowest to highest | outliers | "
+        "paper, lowest to highest of 100,000 starts at another image |",
         "|---|---|---|---|---|---|---|",
     ]
     for network, entries in every(result).items():
         for rank, entry in enumerate(entries):
-            theirs = published("figure_2")[network.label][rank % 5]
+            theirs = published("figure_2")[network.label][rank % NUM_OF_PAPER]
             lines.append(
                 f"| {network.label} | {entry['image']} | {entry['count']:,} | {entry['mean']:.3g} "
                 f"± {entry['deviation']:.2g} | {entry['lowest']:.3g} to {entry['highest']:.3g} | "
@@ -181,11 +183,9 @@ def verdict(result):
     def relative(entries):
         return max((e["highest"] - e["lowest"]) / e["mode"] for e in entries)
 
-    naturals = [entry for natural, _ in PAIRS for entry in paper[natural.label]]
-    widest = 1.25 * relative(naturals)
     for network, entries in found.items():
         if network.title == "natural":
-            width = relative(entries)
+            widest, width = 1.25 * relative(paper[network.label]), relative(entries)
             words = f"{network.label}: range {width:.2f} of the mode (at most {widest:.2f})"
             criteria.append((width <= widest, words))
         else:
@@ -229,11 +229,14 @@ ITEM = Item(
     parts=parts,
     draw=draw,
     table=table,
-    caption="Images and steps are chosen as for Figure 1. `--mnist_restarts=100000`, the paper's "
-    "number, takes ten times as long. An outlier lies above the mean by over 6 standard "
-    "deviations; at most ten are counted.",
-    rule="Each image's range is at most the paper's widest, with a tolerance of a quarter, as a "
-    "share of the mode on natural networks and in nats on robust ones; there are no outliers; "
-    "every end on the natural network is above every end on the robust one.",
+    caption="The images and steps are chosen as for Figure 1. Both axes are logarithmic. The "
+    "paper's ranges are of 100,000 starts and of five other images. Ours are of 10,000 starts on "
+    "MNIST and of 1,000 on CIFAR-10. More starts can only widen a range, so that the comparison "
+    "favours ours. `--mnist_restarts=100000`, the paper's number, takes ten times as long. An "
+    "outlier lies above the mean by over 6 standard deviations; at most ten are counted.",
+    rule="On each data set the widest range of an image's ends is at most the paper's widest "
+    "there, with a tolerance of a quarter: as a share of the mode on natural networks, and in nats "
+    "on robust ones. There are no outliers. Every end on the natural network is above every end on "
+    "the robust one.",
     verdict=verdict,
 )

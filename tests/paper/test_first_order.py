@@ -100,20 +100,25 @@ def test_a_threshold_filter_is_live_with_one_weight():
 def test_a_trainings_losses_are_drawn(tmp_path):
     train(MNIST, tmp_path / "training", num_summary_steps=2)
     script = ROOT / "paper" / "reproduce.py"
-    flag = f"--mnist_training={tmp_path / 'training'}"
-    out = run(script, "figure_5", "--sample", flag, cwd=tmp_path)
+    out = run(script, "figure_5", "--sample", "--mnist_training=training", cwd=tmp_path)
     assert "figure_5: not reproduced\n" in out or "figure_5: in part\n" in out
     result = Result.read(figure_5.ITEM, tmp_path / "paper_sample")
     numbers = result.numbers["MNIST"]
     assert numbers["step"] == [0, 2, 4] and len(numbers["loss"]) == 3
     assert numbers["config"]["adversary"] == "pgd"
+    assert str(tmp_path) not in (tmp_path / "paper_sample/results/figure_5.json").read_text()
     assert (tmp_path / "paper_sample" / "figures" / "figure_5.png").exists()
-    flag = f"--cifar10_training={tmp_path}"
+    flag = "--cifar10_training=paper_sample"
     err = run(script, "figure_5", "--sample", "--afresh", flag, cwd=tmp_path, code=1)
     assert "--cifar10_training: expected the directory of an adversarial" in error_line(err)
 
 
 def test_the_average_is_that_of_a_window():
-    numbers = {"loss": np.arange(100.0)}
-    smoothed = figure_5.smoothed(numbers, "MNIST")  # a window of 5 to each side, a tenth in all
-    assert smoothed[50] == 50 and smoothed[0] == 2.5 and smoothed[99] == 96.5
+    step = np.arange(0, 10000, 100)
+    numbers = {"step": step, "loss": step / 100}
+    smoothed = figure_5.smoothed(numbers, "MNIST")  # a tenth of the steps, less than the paper's
+    assert smoothed[50] == 50 and smoothed[0] == 2 and smoothed[99] == 97
+    often = {"step": np.arange(10000), "loss": np.arange(10000.0)}  # logged more often
+    assert figure_5.smoothed(often, "MNIST")[0] == pytest.approx(247.5, abs=2.5)
+    long = {"step": step * 10, "loss": step / 100}  # 2,500 steps to each side, as in the paper
+    assert figure_5.smoothed(long, "MNIST")[0] == 1
