@@ -16,6 +16,11 @@ PANELS = {
     SIMPLE_NATURAL: "cifar_nat",
     SIMPLE_ROBUST: "cifar_adv",
 }
+TRIED = (
+    "The ends on our natural networks are far below the paper's. These networks are trained for 4 "
+    "epochs (MNIST) and 8 epochs (CIFAR-10), and the paper does not state how its natural networks "
+    "were trained. Longer trainings were not tried, nor other images."
+)
 PAIRS = ((NATURAL, ROBUST), (SIMPLE_NATURAL, SIMPLE_ROBUST))
 PLATEAU = 0.6  # of the steps
 LEAST = 0.01  # nats, the lowest loss in a picture
@@ -200,6 +205,7 @@ ITEM = Item(
     "loss there is that of a broken image; on CIFAR-10 ours is the first test image. The paper "
     "does not state the length of the steps: 0.01 is Table 1's, and 0.3 is Figure 7's. On CIFAR-10 "
     "our curves rise more slowly than the paper's.",
+    tried=TRIED,
     rule="The share of the rise after 60 % of the steps, the spread of the ends, and the ratio of "
     "the natural network's mean end to the robust one's are as good as in the paper's worst panel, "
     "with a tolerance of a quarter. The limits were fixed before our numbers were known. That each "

@@ -10,6 +10,7 @@ from paper.items.figure_1 import (
     LEAST,
     PAIRS,
     PANELS,
+    TRIED,
     counted_as_fixed_first,
     draw_paper,
     parts_of,
@@ -173,6 +174,7 @@ ITEM = Item(
     "images are others, which it does not name: the first panel has its first image, and so on. "
     "Grey bars at the right are the range of its ends. In the four panels of its Figure 1 its "
     "whole curves are known. The axes of the losses are logarithmic.",
+    tried=TRIED,
     rule="The spread of an image's ends is at most that of the paper's most scattered image, and "
     "the ratio of the natural network's mean end to the robust one's is at least the paper's, both "
     "with a tolerance of a quarter. Each network's mean end is half to twice the paper's. The "

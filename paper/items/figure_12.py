@@ -130,6 +130,7 @@ ITEM = Item(
     caption="The upper row has the first test images that the attack breaks, the lower row their "
     "adversarial examples. The paper does not name its attack. Ours is PGD with the steps of "
     "Figure 6, which are 2.5 epsilon long together.",
+    tried="Other images, other starts and longer attacks were not tried.",
     rule="If people take the examples for other digits, networks that were not attacked do so, "
     "too: the other robust network misclassifies over half of them, and so does the natural one. "
     "The paper has no number here, and the limit is ours. The criterion of the other robust "

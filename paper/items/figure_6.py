@@ -365,6 +365,7 @@ ITEM = Item(
     "finds fewer examples than PGD on the robust network. We run it only in L2, because Foolbox's "
     "implementation minimises the L2 distance. An example that is broken at an epsilon counts as "
     "broken at all larger ones.",
+    shows_parts=True,
     rule="Each of our curves is on average within 5 points of the paper's, the tolerance of Tables "
     "3 and 4. On MNIST, PGD's accuracy on the robust network falls by at least half as many points "
     f"as in the paper from epsilon {STEEP[0]:g} to {STEEP[1]:g}. In L2 on MNIST, the boundary "
