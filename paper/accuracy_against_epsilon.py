@@ -12,6 +12,7 @@ the grey curves behind are the paper's.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 import types
@@ -178,7 +179,8 @@ def draw(challenge, config, flag_values):
     figure, ((axis,),) = style.subplots(1, 1, 6.4, 4.2)
     looks = style.colours_and_titles(challenge, model_dirs)
     shown = [style.known_network(challenge, model_dir) for model_dir in model_dirs]
-    for model_dir, (colour, title) in zip(model_dirs, looks, strict=True):
+    fills = itertools.cycle(("full", "none", "left", "top"))  # for black and white
+    for model_dir, (colour, title), fill in zip(model_dirs, looks, fills, strict=False):
         path = model_path(dataclasses.replace(config, model_dir=model_dir), challenge)
         loaded = checkpoints.load_model(challenge, path)
         for attack in names:
@@ -188,7 +190,7 @@ def draw(challenge, config, flag_values):
                 *(wilson_interval(accuracy * count / 100, count) for accuracy in ours), strict=True
             )
             axis.fill_between(epsilons, low, high, color=colour, alpha=0.2, linewidth=0)
-            line = {**style.line_of(words), "color": colour}
+            line = {**style.line_of(words), "color": colour, "fillstyle": fill}
             axis.plot(epsilons, ours, label=f"{title}, {words}", **line)
             for epsilon, accuracy in zip(epsilons, ours, strict=True):
                 print(one_line(f"{title}, {words}, epsilon {epsilon:g}: {accuracy:.2f}%"))

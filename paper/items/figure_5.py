@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common import json_shapes
 from common.errors import InputError
-from common.json_shapes import COUNT, TEXT
+from common.json_shapes import COUNT, NUMBER, TEXT
 from common.training import runs
 from paper import ascent, style
 from paper.item import Item, Part, published, verdict_of
@@ -20,7 +20,12 @@ COLOURED_AS = {"MNIST": ROBUST, "CIFAR-10": SIMPLE_ROBUST}
 # smeared over that many.
 HALF_WINDOW = {"MNIST": 2500, "CIFAR-10": 1000}
 TOLERANCE = 2  # times the paper's numbers, as for the mean ends of Figure 11
-_CONFIG = {"adversary": TEXT, "training_batch_size": COUNT, "num_steps": COUNT}
+_CONFIG = {
+    "adversary": TEXT,
+    "training_batch_size": COUNT,
+    "num_steps": COUNT,
+    "epsilon": NUMBER,
+}
 
 
 def parts(settings):
@@ -110,9 +115,12 @@ def draw(result):
         axis.set_xlim(100, None)
         axis.set_xlabel("training steps")
         note = COLOURED_AS[name].note
+        config = numbers["config"]
         axis.set_title(
-            f"{name}: {numbers['config']['training_batch_size']} images a step"
-            + f"\n{note}" * bool(note)
+            f"{name}: {config['training_batch_size']} images a step, training against "
+            f"{config['adversary'].upper()}, epsilon {config['epsilon']:g}"
+            + f"\n{note}"
+            * bool(note)
         )
         axis.legend(loc="lower left")
     axes[0, 0].set_ylabel("cross-entropy of training images\nunder attack, nats")

@@ -227,6 +227,7 @@ def draw(result):
     counts = {}
     for panel, network, attack, (epsilons, found, count) in curves(result):
         line = {**style.line_of(attack), "color": style.colour_of(network)}
+        line |= {"markerfacecolor": "white"} if network is NATURAL else {}  # in black and white
         if attack == SUITE:  # single epsilons, not a curve
             line |= {"linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
         places[panel].plot(epsilons, found, label=f"ours: {network.title}, {attack}", **line)

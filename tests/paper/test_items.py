@@ -50,7 +50,8 @@ def test_an_item_runs_to_its_end_on_a_sample(name, tmp_path):
     assert any(f"{name}: {word}" in out for word in WORDS)
     page = (made / "README.md").read_text()
     assert f"### {item.title}" in page and "stale" not in page
-    assert sum(f"\n**{word.capitalize()}" in page for word in WORDS) == 1
+    section = page.split(f"### {item.title}\n")[1].split("\n### ")[0]
+    assert sum(f"\n**{word.capitalize()}" in section for word in WORDS) == 1
     if item.draw is not None:
         picture = plt.imread(made / "figures" / f"{name}.png")
         assert picture.shape[0] > 100 and picture.shape[1] > 300 and picture.std() > 0.05
