@@ -68,8 +68,8 @@ def draw(result):
     style.title(
         figure,
         (ROBUST,),
-        f"{ROBUST.label}: PGD in L2 of {settings['num_steps']} steps, "
-        f"epsilon {settings['epsilon']:g}",
+        f"{ROBUST.label}: PGD in L2, {settings['num_steps']} steps of "
+        f"{STEPS * settings['epsilon'] / settings['num_steps']:g}, epsilon {settings['epsilon']:g}",
     )
     return figure
 
