@@ -62,7 +62,6 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
-        "boundary": ["foolbox>=3.3.4,<4"],
         "peers": [
             "foolbox>=3.3.4,<4",
             "cleverhans>=4,<5",

@@ -5,9 +5,8 @@
 
 PGD's steps are of 2.5 epsilon / num_steps, as in the paper. An example broken at one epsilon counts
 as broken at all larger ones, whose balls contain the smaller one, and is not attacked again. The
-boundary attack finds one distance for each example; its 25,000 steps are Foolbox's default, the
-paper has 2,000 of another implementation. The shade around a curve is its 95 % confidence interval;
-the grey curves behind are the paper's.
+boundary attack finds one distance for each example, in 10,000 steps; the paper has 2,000. The shade
+around a curve is its 95 % confidence interval; the grey curves behind are the paper's.
 """
 
 import dataclasses

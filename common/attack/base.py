@@ -37,8 +37,6 @@ class Attack:
         name: the attack's name in records.
         epsilon, bounds, norm: as given.
         random_start: whether the result depends on the seed, so that a restart may find more.
-        depends_on_batch: whether an example's result depends on the others of its batch, by more
-            than rounding.
         leaves_early: whether batches shrink as examples are broken.
         num_gradients: the largest number of gradients of a call for an example; see `passes`.
         num_queries: the largest number of further forward passes, without that of the image.
@@ -49,7 +47,6 @@ class Attack:
 
     name = "attack"
     random_start = False
-    depends_on_batch = False
     leaves_early = False
     num_gradients = 0
     num_queries = 0

@@ -60,11 +60,6 @@ class Shard:
 def check_trials(flag, trials):
     """Raises InputError if the result of one of `trials` for an image depends on other images."""
     for trial in trials:
-        if trial.attack.depends_on_batch:
-            raise InputError(
-                f"{flag}: expected attacks on each image by itself, got {trial.name}, whose result "
-                "depends on the images beside it"
-            )
         if trial.share < 1:
             raise InputError(
                 f"{flag}: expected attacks on each image by itself, got {trial.name}, which takes "

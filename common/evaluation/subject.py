@@ -53,14 +53,12 @@ def key_of(config, loaded, images, trials, source=None, each_alone=None, fixed_b
         named = zip(trials, settings, strict=True)
         attacks = [{"name": trial.name, "attack": own} for trial, own in named]
         what = {"attacks": attacks, "each_alone": each_alone}
-    depends_on_batch = any(trial.attack.depends_on_batch for trial in trials)
     return {
         "model_digest": loaded.digest(),
         **({} if source is None else {"source_digest": source.digest()}),
         "seed": config.random_seed,
         "data_sha256": images.digest(),
         "num_examples": len(images.images),
-        **({"batch_size": config.eval_batch_size} if depends_on_batch else {}),
         **({"fixed_batches": config.eval_batch_size} if fixed_batches else {}),
         **what,
     }

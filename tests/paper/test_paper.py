@@ -262,7 +262,6 @@ def test_accuracy_against_epsilon_is_that_of_pgd_at_each(challenge, linear):
 
 
 def test_accuracy_against_epsilon_is_that_of_the_boundary_attacks_distances(challenge, linear):
-    pytest.importorskip("foolbox")
     config = make_config(challenge, ("test", {"eval_batch_size": 8}))
     epsilons = np.array([0, 1e-4, 100]) * challenge.bounds[1]
     found = accuracies_of(linear, challenge, config, epsilons, "boundary", num_steps=5)

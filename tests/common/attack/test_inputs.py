@@ -175,7 +175,6 @@ def test_the_closest_points_are_of_such_labels_too():
 
 
 def test_the_boundary_attack_takes_such_labels_too():
-    pytest.importorskip("foolbox")
     attack = Boundary(MODEL, epsilon=1.5, num_steps=5, jit_compile=False)
     expected = attack.perturb(X, Y, seed=2**31 - 1)
     for labels in (Y[:, None], ONE_HOT):

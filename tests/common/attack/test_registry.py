@@ -25,8 +25,6 @@ def config(**values):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_name_makes_an_attack_of_the_norm_that_is_asked_for(name):
-    if name == "boundary":
-        pytest.importorskip("foolbox")
     _, _, model = linear_model()
     for norm in NORMS:
         if name in ("pgd_l2", "boundary") and norm == "linf":
@@ -40,8 +38,6 @@ def test_every_name_makes_an_attack_of_the_norm_that_is_asked_for(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_name_makes_an_attack_of_the_configs_radius(name):
-    if name == "boundary":
-        pytest.importorskip("foolbox")
     _, _, model = linear_model()
     attack = make_attack(name, model, config(), (0.0, 1.0))
     assert (attack.epsilon, attack.bounds) == (0.02, (0.0, 1.0))

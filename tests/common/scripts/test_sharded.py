@@ -247,18 +247,8 @@ WRONG = [
         (EVAL, ("--shard=1/2", "--watch"), "--shard: expected none beside --watch"),
         (
             EVAL,
-            ("--shard=1/2", "--attack=boundary", "--epsilon=1"),
-            "--shard: expected attacks on each image by itself, got boundary",
-        ),
-        (
-            EVAL,
             ("--shard=1/2", "--suite=fast"),
             "--shard: expected attacks on each image by itself, got apgd_targeted",
-        ),
-        (
-            PGD_ATTACK,
-            ("--merge=.", "--attack=boundary", "--epsilon=1"),
-            "--merge: expected attacks on each image by itself, got boundary",
         ),
     ],
 )
