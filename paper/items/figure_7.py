@@ -204,6 +204,7 @@ ITEM = Item(
     "marks and bars are where the paper's curves end. Our examples 1 to 5 are test images 0 to 4. "
     "The paper's are others, which it does not name, and its robust network is the wide one. It "
     "has no MNIST row, and ours does not count.",
+    shows_parts=True,
     rule="On both of the paper's networks own PGD ends above own FGSM and above the copy's PGD for "
     "every image, as in the paper. On the natural network the ratio of FGSM's end to PGD's is at "
     "most that of the paper's worst image, with a tolerance of a quarter.",

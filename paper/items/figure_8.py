@@ -325,6 +325,7 @@ ITEM = Item(
     "steps that fall once, and `natural_b` as one of the capacity family. They differ in more than "
     "their initialisation, and natural pairs of one recipe were not tried. The two networks of the "
     "FGSM-trained pair differ in the steps over which epsilon and the rate rise, 600 and 500.",
+    shows_parts=True,
     rule="These are the criteria of each available pair of the paper's. What FGSM leaves, and what "
     "PGD leaves, of both networks is within 5 points, the tolerance of Tables 3 and 4, and two "
     "standard errors of the paper's. PGD leaves less of the other network than FGSM does, by at "

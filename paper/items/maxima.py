@@ -241,6 +241,7 @@ ITEM = Item(
     tried="The angles are smaller than the paper suggests on every network, and on the robust "
     "CIFAR-10 network the maxima nearly coincide. No inner product is negative among the 50 maxima "
     "of a network; the paper had up to 100,000 starts.",
+    shows_parts=True,
     rule="The paper's statements, on every network, as means over images: distances are 0.75 to "
     "1.33 times those of random points; angles are 70 to 110 degrees; 90 % of the inner points of "
     "segments are below the line between their ends; random points have at most half the middle's "
