@@ -70,7 +70,11 @@ def as_logits(z, x=None):
         count = "batch" if x is None or x.shape[0] is None else x.shape[0]
         raise InputError(f"model: expected logits ({count}, classes), got shape {tuple(z.shape)}")
     if z.shape[1] is not None and z.shape[1] < 2:
-        raise InputError(f"model: expected logits of 2 classes or more, got {z.shape[1]}")
+        hint = "; for the input z of a sigmoid give a function to tf.concat([0 * z, z], 1)"
+        raise InputError(
+            f"model: expected logits of 2 classes or more, got {z.shape[1]}"
+            + (hint if z.shape[1] == 1 else "")
+        )
     return tf.cast(z, tf.float32)
 
 

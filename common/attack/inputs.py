@@ -2,11 +2,12 @@
 
 NumPy arrays, lists and eager tensors that cannot be used raise `InputError`. In a tf.function wrong
 shapes and dtypes raise it as the function is traced, and assertion ops refuse wrong values as it
-runs.
+runs, unless XLA compiles it. `as_lines` makes one line of their message.
 """
 
 import contextlib
 import operator
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -103,17 +104,15 @@ def to_images(x, bounds, name="x_nat"):
     x = _real_tensor(x, name)
     if x.shape.rank is None:
         x = tf.ensure_shape(x, [None] * 4)
-    if x.shape.rank != 4:
-        raise InputError(
-            f"{name}: expected images (batch, height, width, channels), got shape {tuple(x.shape)}"
-        )
+    check_image_shape(x.shape, name)
     x = tf.cast(x, tf.float32)
     low, high = bounds
     slack = max(TOLERANCE * min(1.0, high - low), 2**-22 * max(abs(low), abs(high)))
     least, most = np.float32(low - slack), np.float32(high + slack)
     expected = f"{name}: expected pixels in [{low:g}, {high:g}]"
     if tf.is_symbolic_tensor(x):
-        x = _asserted(x, tf.reduce_all((x >= least) & (x <= most)), expected, x)
+        is_right = tf.reduce_all((x >= least) & (x <= most))
+        x = _asserted(x, is_right, expected, lambda: _range_of(x))
     elif not _is_within(x, least, most):
         pixels = x.numpy()
         if not np.isfinite(pixels).all():
@@ -121,6 +120,25 @@ def to_images(x, bounds, name="x_nat"):
             raise InputError(f"{expected}, got {count:,} that are not finite numbers")
         raise InputError(f"{expected}, got [{pixels.min():g}, {pixels.max():g}]")
     return tf.clip_by_value(x, low, high)
+
+
+def check_image_shape(shape, name="x"):
+    """Raises InputError if a tf.TensorShape is not (batch, height, width, channels)."""
+    if shape.rank != 4:
+        hint = "; x[..., None] adds the channel" if shape.rank == 3 else ""
+        raise InputError(
+            f"{name}: expected images (batch, height, width, channels), got shape "
+            f"{shape if shape.rank is None else tuple(shape)}{hint}"
+        )
+
+
+def refuse_structure(x):
+    """Raises InputError if `x` is a dict, or a tuple or list of arrays, and not one array."""
+    if isinstance(x, (dict, tuple, list)):
+        raise InputError(
+            f"x: expected one array of images, got {type(x).__name__}; a model of several inputs "
+            "needs a function of the image alone"
+        )
 
 
 def to_labels(y, count, num_classes=None, name="y"):
@@ -227,7 +245,8 @@ def to_scale(scale, most):
         return tf.constant(real_number("scale", scale, 0.0, most), tf.float32)
     scale = tf.cast(scale, tf.float32)
     expected = f"scale: expected 0 to {most:g}"
-    return _asserted(scale, tf.reduce_all((scale >= 0.0) & (scale <= most)), expected, scale)
+    is_right = tf.reduce_all((scale >= 0.0) & (scale <= most))
+    return _asserted(scale, is_right, expected, lambda: scale)
 
 
 @contextlib.contextmanager
@@ -243,6 +262,24 @@ def as_raised():
         if raised is error:
             raise
         raise raised from None
+
+
+@contextlib.contextmanager
+def as_lines():
+    """Raises an `InputError` for a wrong batch, also from an assertion of a compiled step."""
+    with as_raised():
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            told = r"assertion failed: \[(\w+: expected .*?), got\] (\[*[^]]*)"
+            said = re.search(told, str(error))
+            if said is None:
+                raise
+            came = said[2].replace("[", "", 1)
+            if "pixels" in said[1]:
+                is_finite = "nan" not in came
+                came = f"[{came.replace(' ', ', ')}]" if is_finite else "some that are not finite"
+            raise InputError(f"{said[1]}, got {came}") from None
 
 
 def _whole(value):
@@ -339,28 +376,30 @@ def _symbolic_labels(y, count, num_classes, name):
     most = INT32.max if num_classes is None else num_classes - 1
 
     def are_classes(labels):
-        is_class = (labels == tf.round(labels)) & (labels >= 0) & (labels <= most)
-        return tf.reduce_all(is_class)
+        return (labels == tf.round(labels)) & (labels >= 0) & (labels <= most)
 
     if exact.shape.rank == 1:
-        labels, is_right = exact, are_classes(exact)
+        labels, are_right = exact, are_classes(exact)
     elif exact.shape[1] == 1:
-        labels, is_right = exact[:, 0], are_classes(exact[:, 0])
+        labels, are_right = exact[:, 0], are_classes(exact[:, 0])
     else:
         is_one = exact == 1
         labels = tf.cast(tf.argmax(is_one, axis=1), tf.float64)
-        is_right = tf.reduce_all(is_one | (exact == 0))
-        is_right &= tf.reduce_all(tf.math.count_nonzero(is_one, axis=1) == 1)
+        are_right = tf.reduce_all(is_one | (exact == 0), axis=1)
+        are_right &= tf.math.count_nonzero(is_one, axis=1) == 1
         if exact.shape[1] is None:
             is_column = tf.shape(exact)[1] == 1
             column = exact[:, 0]
             if num_classes is not None:
-                is_right &= tf.shape(exact)[1] == num_classes
-            is_right = tf.where(is_column, are_classes(column), is_right)
+                are_right &= tf.shape(exact)[1] == num_classes
+            are_right = tf.where(is_column, are_classes(column), are_right)
             labels = tf.where(is_column, column, labels)
-    is_right &= tf.shape(labels)[0] == count
+
+    is_right = tf.reduce_all(are_right) & (tf.shape(labels)[0] == count)
     expected = f"{name}: expected {_classes(num_classes)} or one-hot labels, one for each image"
-    return tf.cast(_asserted(labels, is_right, expected, y), tf.int32)
+    first = tf.argmax(tf.cast(~are_right, tf.int32))
+    labels = _asserted(labels, is_right, expected, lambda: tf.gather(exact, first))
+    return tf.cast(labels, tf.int32)
 
 
 def _to_int32(values, name):
@@ -382,7 +421,8 @@ def _to_int32(values, name):
     exact = tf.cast(tensor, tf.float64)
     is_right = (exact == tf.round(exact)) & (exact >= INT32.min) & (exact <= INT32.max)
     expected = f"{name}: expected whole numbers within int32"
-    return _asserted(tf.cast(tensor, tf.int32), tf.reduce_all(is_right), expected, tensor)
+    integers, is_right = tf.cast(tensor, tf.int32), tf.reduce_all(is_right)
+    return _asserted(integers, is_right, expected, lambda: exact)
 
 
 def _agree(size, count):
@@ -390,7 +430,24 @@ def _agree(size, count):
     return size is None or tf.is_symbolic_tensor(count) or size == count
 
 
-def _asserted(tensor, condition, expected, values):
-    """`tensor`, behind an assertion of `condition`."""
-    with tf.control_dependencies([tf.debugging.Assert(condition, [f"{expected}, got", values])]):
+def _range_of(x):
+    """The lowest and highest pixel, or NaN in place of both if one is not finite."""
+    both = tf.stack([tf.reduce_min(x), tf.reduce_max(x)])
+    return tf.where(tf.reduce_all(tf.math.is_finite(x)), both, np.nan)
+
+
+def _asserted(tensor, condition, expected, came):
+    """`tensor`, behind an assertion of `condition`; XLA leaves the assertion out.
+
+    Args:
+        tensor: returned unchanged.
+        condition: bool scalar.
+        expected: the message.
+        came: function to a tensor of what came instead, which runs only if `condition` is false.
+    """
+
+    def fails():
+        return tf.debugging.Assert(condition, [f"{expected}, got", came()])
+
+    with tf.control_dependencies([tf.cond(condition, tf.no_op, fails)]):
         return tf.identity(tensor)

@@ -158,9 +158,9 @@ def is_misclassified(logits, y):
     is_prediction = tf.reduce_all(logits < np.inf, axis=-1)  # NaN is not
     # The logit of `y` matters only if it is the largest, which is therefore the one to check.
     is_prediction &= tf.reduce_max(logits, axis=-1) > -np.inf
-    return (tf.argmax(logits, axis=-1, output_type=tf.int32) != tf.cast(y, tf.int32)) | (
-        ~is_prediction
-    )
+    predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    # The operator != would leave the rank unknown if one of the sizes is.
+    return tf.math.not_equal(predicted, tf.cast(y, tf.int32)) | ~is_prediction
 
 
 def leads_by(logits, y, share):

@@ -58,7 +58,7 @@ def logits_of(model, images):
     refuse_nan(tf.reduce_any(tf.math.is_nan(outputs), axis=1))
     is_rounded = {getattr(given, "dtype", None), getattr(model, "compute_dtype", None)} & _ROUNDED
     last = last_operation(model) if is_keras else None
-    if last is not None and _is_softmax(last):
+    if last is not None and _may_be_softmax(last):
         logits = WithoutSoftmax(model, last)
         tolerance = ROUNDED_TOLERANCE if is_rounded else 1e-4
         again = tf.nn.softmax(as_logits(logits(images, training=False)))
@@ -103,11 +103,10 @@ def last_operation(model):
     return model
 
 
-def _is_softmax(operation):
-    activation = getattr(operation, "activation", None)
-    if activation is not None:
-        return getattr(activation, "__name__", "") == "softmax"
-    return type(operation).__name__ == "Softmax"
+def _may_be_softmax(operation):
+    """Whether it has an activation, such as tf.nn.softmax, or is a softmax by its class."""
+    has_one = getattr(operation, "activation", None) is not None
+    return has_one or type(operation).__name__ == "Softmax"
 
 
 @contextlib.contextmanager
@@ -156,18 +155,18 @@ def attack_on(attack, model, logits):
         logits: `logits_of(model)`.
 
     Raises:
-        InputError: it is neither; or it attacks `model`, which returns no logits.
+        InputError: it is neither; or the attack is on `model`, which returns no logits.
     """
     check_attack(attack)
     if not hasattr(attack, "perturb"):
         made = attack(logits)
         if not hasattr(made, "perturb"):
             raise InputError(f"{_EXPECTED}, got a function to {one_line(repr(made))}")
-        return made
+        attack = made
     if logits is not model and getattr(getattr(attack, "_model", None), "_model", None) is model:
         raise InputError(
             "attack: the model ends in a softmax, and attacks need the logits before it; give a "
-            "function, such as lambda logits: PGD(logits, epsilon=...)"
+            "function that attacks its argument, such as lambda logits: PGD(logits, epsilon=...)"
         )
     return attack
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import re
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +13,21 @@ import tensorflow as tf
 
 from common.attack import is_misclassified, xent_loss
 from common.attack.gradient import as_logits
-from common.attack.inputs import as_raised, real_number, to_images, to_labels, whole_number
+from common.attack.inputs import (
+    as_lines,
+    check_image_shape,
+    real_number,
+    refuse_structure,
+    to_images,
+    to_labels,
+    whole_number,
+)
 from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of
 from common.errors import InputError, one_line
 from common.training import losses, steps
 
 _XENT = ("sparse_categorical_crossentropy", "categorical_crossentropy")
+_XENTS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,39 +39,30 @@ class _Target:
     num_classes: int
 
 
-@contextlib.contextmanager
-def _as_lines():
-    """Raises an `InputError` for a wrong batch, also from within a compiled step."""
-    with as_raised():
-        try:
-            yield
-        except tf.errors.InvalidArgumentError as error:
-            said = re.search(r"assertion failed: \[(\w+: expected .*?), got\]", str(error))
-            if said is None:
-                raise
-            raise InputError(f"{said[1]}, got others") from None
-
-
 class AdversarialModel(keras.Model):
     """Trains a keras.Model against an attack: `compile`, `fit`, `evaluate`, as any other model.
 
     A step of `fit` is that of `common.training.steps`. The attack runs the model in inference
     mode, unless it has `batch_statistics` (see `common.attack.PGD`). Random augmentation belongs
-    in the data set: the attack does not see a layer that augments only in training mode. Labels
-    are classes or one-hot.
+    in the data set: the attack does not see a layer that augments only in training mode.
 
-    `fit` reports the loss, the metrics and robust_accuracy of the batches' adversarial images, from
-    before their updates. `evaluate`, and `fit` with validation_data, report cross-entropy and
-    metrics of the natural images, and as robust_accuracy the share that is classified correctly
-    both unattacked and attacked. `save` and `export` are the inner model's. So is a file of
-    `save_weights`, which also holds the optimizer's and the dropouts' state: `load_weights`
-    restores both. With `keras.callbacks.BackupAndRestore` an interrupted `fit` resumes to the same
-    weights if its data come in the same order.
+    `fit`, `evaluate` and the like take images (batch, height, width, channels) of any real dtype,
+    pixels in the attack's bounds, and labels, classes (batch,) or one-hot (batch, classes). They
+    raise InputError for other ones, before the batch changes a weight.
+
+    `fit` reports the loss, the metrics and robust_accuracy of the batches' adversarial images, as
+    they were before each update. `evaluate`, and `fit` with validation_data, report cross-entropy
+    and metrics of the natural images, and as robust_accuracy the share that is classified correctly
+    both unattacked and attacked. `save` writes the inner model, and `export` exports it, without
+    the optimizer's state. Only `save_weights` writes the state of the optimizer, of the dropouts
+    and of the random starts; `load_weights` restores it. With `keras.callbacks.BackupAndRestore` an
+    interrupted `fit` resumes to the same weights if its data come in the same order.
 
     Made and compiled in the scope of a `tf.distribute.Strategy`, together with the inner model, it
     trains on several devices. A step is that of one device up to rounding and batch norm, which
-    uses each device's own statistics unless it is synchronized. Every batch needs an example for
-    each device; `drop_remainder=True` of a tf.data.Dataset drops a smaller last one.
+    uses each device's own statistics unless it is synchronized. XLA compiles only the attack. Every
+    batch needs an example for each device; `drop_remainder=True` of a tf.data.Dataset drops a
+    smaller last one.
 
     Args:
         model: keras.Model from images to logits or, by a softmax at its end, to probabilities.
@@ -71,8 +71,9 @@ class AdversarialModel(keras.Model):
         loss: one of `common.training.losses.LOSSES`, or a function (x_nat, x_adv, y, model) as
             described there.
         natural_weight, trades_beta: see `common.training.losses`.
-        epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
-        seed: int, which decides the random starts together with the optimizer's steps.
+        epsilon_warmup_steps: batches over which epsilon and step_size grow to their values; more
+            than 0 needs a PGD.
+        seed: int, which decides the random starts together with the number of batches so far.
         kwargs: `name`, see `keras.Model`.
 
     Raises:
@@ -104,30 +105,36 @@ class AdversarialModel(keras.Model):
         self.seed = whole_number("seed", seed, -(2**31))
         self._loss_of = loss if callable(loss) else losses.make_loss(loss, weight, beta)
         self._robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
-        self._target = None
+        self._target, self._state = None, _State(model)
 
-    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
         """Compiles the model; see `keras.Model.compile`.
 
         Args:
             optimizer: keras optimizer.
             loss: None, or Keras's plain cross-entropy for classes or one-hot labels; in either case
                 the loss is the constructor's, on logits.
+            loss_weights: None.
             args, kwargs: the further ones of `keras.Model.compile`.
 
         Raises:
-            InputError: `loss` is another one.
+            InputError: `loss` or `loss_weights` is another one.
         """
-        name = loss if isinstance(loss, str) or loss is None else getattr(loss, "name", None)
-        name = name or getattr(loss, "__name__", None)
-        is_plain = not (getattr(loss, "label_smoothing", 0) or getattr(loss, "ignore_class", None))
-        if loss is not None and not (name in _XENT and is_plain):
+        if not _is_plain_xent(loss):
+            name = loss if isinstance(loss, str) else getattr(loss, "name", None)
+            name = name or getattr(loss, "__name__", None) or repr(loss)
             raise InputError(
-                f"loss: expected None or one of {', '.join(_XENT)}, without label smoothing or a "
-                f"class to ignore, got {one_line(name or repr(loss))}; AdversarialModel(loss=...) "
-                "takes a function (x_nat, x_adv, y, model)"
+                f"loss: expected None or one of {', '.join(_XENT)}, without label smoothing, a "
+                "class to ignore or a reduction other than the mean over the batch, "
+                f"got {one_line(name)}; AdversarialModel(loss=...) takes a function "
+                "(x_nat, x_adv, y, model)"
             )
-        super().compile(optimizer, None, *args, **kwargs)
+        if loss_weights is not None:
+            raise InputError(
+                f"loss_weights: expected None, as there is one loss, got {one_line(loss_weights)}"
+            )
+        super().compile(optimizer, None, None, *args, **kwargs)
+        self._state.batches.assign(0)
 
     def call(self, x, training=None):
         """The inner model's outputs for images `x`."""
@@ -136,50 +143,91 @@ class AdversarialModel(keras.Model):
     def fit(self, *args, **kwargs):
         """Trains the inner model; see `keras.Model.fit`."""
         self.built = self.built or self.model.built  # callbacks ask before the first batch
-        with _as_lines():
+        with as_lines():
             return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Natural loss and metrics, and robust_accuracy; see `keras.Model.evaluate`."""
-        with _as_lines():
+        with as_lines():
             return super().evaluate(*args, **kwargs)
 
+    def train_on_batch(self, *args, **kwargs):
+        """One step on a batch; see `keras.Model.train_on_batch`."""
+        with as_lines():
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """`evaluate` of a batch; see `keras.Model.test_on_batch`."""
+        with as_lines():
+            return super().test_on_batch(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        """Makes the function of a step; see `keras.Model.make_train_function`."""
+        with self._checks_kept():
+            return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        """Makes the function of `evaluate`; see `keras.Model.make_test_function`."""
+        with self._checks_kept():
+            return super().make_test_function(force)
+
     def train_step(self, data):
-        """One step of the min-max on a batch (x, y) or (x, y, sample_weight)."""
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        target = self._target_of(x)
-        x_nat, labels = _batch_of(x, y, target)
-        step = tf.cast(self.optimizer.iterations, tf.int32)
+        """One step of the min-max on a batch (x, y) or (x, y, sample_weight).
+
+        Returns:
+            Dict from the metrics' names to their values so far.
+        """
+        x, y, weights, target, x_nat, labels = self._batch_of(data)
         index, count = _places(labels)
-        x_adv = steps.ascend(
-            target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps, index
-        )
-        loss, logits = steps.descend(
-            self._loss_of,
-            functools.partial(_weighted_mean, weights, count),
-            target.logits,
-            self.optimizer,
-            x_nat,
-            x_adv,
-            labels,
-        )
+
+        @self._compiled
+        def min_max(x_nat, labels, step):
+            x_adv = steps.ascend(
+                target.attack, x_nat, labels, step, self.seed, self.epsilon_warmup_steps, index
+            )
+            return steps.descend(
+                self._loss_of,
+                functools.partial(_weighted_mean, weights, count),
+                target.logits,
+                self.optimizer,
+                x_nat,
+                x_adv,
+                labels,
+            )
+
+        loss, logits = min_max(x_nat, labels, self._state.next_batch())
         correct = ~is_misclassified(logits, labels)
         return self._update_metrics(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def test_step(self, data):
-        """Natural loss and metrics of a batch, and its robust accuracy."""
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        target = self._target_of(x)
-        x_nat, labels = _batch_of(x, y, target)
-        logits = as_logits(target.logits(x_nat, training=False), x_nat)
+        """Natural loss and metrics of a batch, and its robust accuracy.
+
+        Returns:
+            Dict from the metrics' names to their values so far.
+        """
+        x, y, weights, target, x_nat, labels = self._batch_of(data)
         index, count = _places(labels)
-        loss = _weighted_mean(weights, count, xent_loss(logits, labels))
-        loss += tf.add_n(target.logits.losses or [0.0])
-        places = {} if index is None else {"index": index}
-        x_adv = target.attack.perturb(x_nat, labels, seed=self.seed, **places)
-        attacked = as_logits(target.logits(x_adv, training=False), x_nat)
+
+        @self._compiled
+        def outputs(x_nat, labels):
+            logits = as_logits(target.logits(x_nat, training=False), x_nat)
+            loss = _weighted_mean(weights, count, xent_loss(logits, labels))
+            loss += steps.regularization(target.logits, loss.dtype)
+            places = {} if index is None else {"index": index}
+            x_adv = target.attack.perturb(x_nat, labels, seed=self.seed, **places)
+            return loss, logits, as_logits(target.logits(x_adv, training=False), x_nat)
+
+        loss, logits, attacked = outputs(x_nat, labels)
         correct = ~(is_misclassified(logits, labels) | is_misclassified(attacked, labels))
         return self._update_metrics(x, y, weights, loss, count, self._outputs(logits), correct)
+
+    def get_config(self):
+        """Raises InputError: an attack has no config, so `keras.saving` cannot save the trainer."""
+        raise InputError(
+            "AdversarialModel: expected trainer.save(path), which writes the inner model, or "
+            "trainer.save_weights(path), which also writes the training's state; the trainer "
+            "itself cannot be saved"
+        )
 
     def save(self, *args, **kwargs):
         """Saves the inner model; see `keras.Model.save`."""
@@ -202,7 +250,7 @@ class AdversarialModel(keras.Model):
     @contextlib.contextmanager
     def _held_by_model(self):
         """Within it the inner model holds the training's state, for Keras to save or load it."""
-        held = {"random_states": _RandomStates(self.model)}
+        held = {"training_state": self._state}
         if self.compiled:
             held["optimizer"] = self.optimizer
             if self.model.built and not self.optimizer.built:
@@ -219,21 +267,58 @@ class AdversarialModel(keras.Model):
             for name, part in own.items():
                 setattr(self.model, name, part)
 
+    @contextlib.contextmanager
+    def _checks_kept(self):
+        """Within it Keras does not compile a whole step by XLA, which leaves assertions out."""
+        asked, self.jit_compile = self.jit_compile, False
+        try:
+            yield
+        finally:
+            self.jit_compile = asked
+
+    def _compiled(self, function):
+        """`function`, the part of a step behind its checks, compiled by XLA if `compile` asks."""
+        is_one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        if self.run_eagerly or not self.jit_compile or not is_one_device:
+            return function
+        return tf.function(function, autograph=False, jit_compile=True)
+
+    def _batch_of(self, data):
+        """A batch of `fit`: x, y, sample weights, the `_Target`, float32 images, int labels."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        refuse_structure(x)
+        if y is None:
+            raise InputError("y: expected the labels of the images x, got none")
+        x, y, weights = (  # train_on_batch may give NumPy arrays
+            tf.convert_to_tensor(part) if isinstance(part, np.ndarray) else part
+            for part in (x, y, weights)
+        )
+        target = self._target_of(x)
+        x_nat = to_images(x, target.attack.bounds, "x")
+        count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
+        labels = tf.convert_to_tensor(to_labels(y, count, target.num_classes))
+        return x, y, weights, target, x_nat, labels
+
     def _target_of(self, x):
         """The `_Target`, made on the first batch, whose shape the model needs."""
-        if x.shape.rank != 4:
-            raise InputError(
-                "x: expected images (batch, height, width, channels), got shape "
-                f"{x.shape if x.shape.rank is None else tuple(x.shape)}"
-            )
+        check_image_shape(x.shape)
         if self._target is None:
-            shape = tuple(size or 32 for size in x.shape[1:])
+            its = getattr(self.model, "input_shape", None) or (None,) * 4
+            shape = tuple(a or b or 32 for a, b in zip(x.shape[1:], its[1:], strict=True))
             with tf.init_scope():  # a step may be traced
-                noise = np.random.default_rng(0).uniform(size=(NUM_PROBED, *shape))
+                is_attack = hasattr(self.attack, "perturb")
+                bounds = (self.attack if is_attack else attack_on(self.attack, None, None)).bounds
+                noise = np.random.default_rng(0).uniform(*bounds, size=(NUM_PROBED, *shape))
                 noise = noise.astype(np.float32)
                 logits = logits_of(self.model, noise)
                 num_classes = as_logits(logits(noise, training=False)).shape[1]
                 attack = attack_on(self.attack, self.model, logits)
+                takes = inspect.signature(attack.perturb).parameters
+                if self.epsilon_warmup_steps and "scale" not in takes:
+                    raise InputError(
+                        "epsilon_warmup_steps: expected 0 with an attack other than PGD, "
+                        f"got {self.epsilon_warmup_steps}"
+                    )
                 if hasattr(attack, "_model"):
                     attack._model.decide_precision(shape)
             self._target = _Target(logits, attack, num_classes)
@@ -250,30 +335,51 @@ class AdversarialModel(keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight=weights)
 
 
-class _RandomStates(keras.Operation):
-    """The states of a model's random layers, such as dropout, which Keras leaves out of files."""
+class _State(keras.Operation):
+    """The state of a training beside weights and optimizer, which Keras saves and loads.
+
+    It is the number of batches, which the optimizer's steps are not if it accumulates gradients;
+    and the states of the model's random layers, such as dropout, which Keras leaves out of files.
+    """
 
     def __init__(self, model):
-        super().__init__(name="random_states")
-        self._states = [v for v in model.variables if v.name == "seed_generator_state"]
+        super().__init__(name="training_state")
+        self.batches = keras.Variable(
+            0, dtype="int32", trainable=False, aggregation="only_first_replica", name="batches"
+        )
+        self._model = model
+
+    def next_batch(self):
+        """The number of batches so far, an int32 tensor; counts one more."""
+        number = tf.identity(self.batches.value)
+        self.batches.assign_add(1)
+        return number
+
+    def _variables(self):
+        states = [v for v in self._model.variables if v.name == "seed_generator_state"]
+        return [self.batches, *states]
 
     def save_own_variables(self, store):
-        for number, state in enumerate(self._states):
-            store[str(number)] = state.numpy()
+        for number, variable in enumerate(self._variables()):
+            store[str(number)] = variable.numpy()
 
     def load_own_variables(self, store):
-        if len(store.keys()) == len(self._states):  # a file of the model itself has none
-            for number, state in enumerate(self._states):
-                state.assign(store[str(number)])
+        if len(store.keys()) == len(self._variables()):  # a file of the model itself has none
+            for number, variable in enumerate(self._variables()):
+                variable.assign(store[str(number)])
 
 
-def _batch_of(x, y, target):
-    """A batch as float32 images and int labels."""
-    if y is None:
-        raise InputError("y: expected the labels of the images x, got none")
-    x_nat = to_images(x, target.attack.bounds, "x")
-    count = tf.shape(x_nat)[0] if x_nat.shape[0] is None else x_nat.shape[0]
-    return x_nat, tf.convert_to_tensor(to_labels(y, count, target.num_classes))
+def _is_plain_xent(loss):
+    """Whether a loss for `compile` is none, or the mean over the batch of the cross-entropy."""
+    if isinstance(loss, _XENTS):
+        return (
+            type(loss) in _XENTS
+            and not getattr(loss, "label_smoothing", 0)
+            and getattr(loss, "ignore_class", None) is None
+            and loss.reduction in ("sum_over_batch_size", "mean")
+        )
+    functions = [getattr(keras.losses, name) for name in _XENT]
+    return loss is None or loss in _XENT or loss in functions
 
 
 def _places(labels):

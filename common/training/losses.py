@@ -16,6 +16,7 @@ import functools
 import tensorflow as tf
 
 from common.attack.gradient import as_logits
+from common.attack.inputs import real_number
 from common.attack.losses import finite_logits, xent_loss
 from common.errors import InputError
 
@@ -27,6 +28,9 @@ def adversarial(x_nat, x_adv, y, model):
 
     Args:
         x_nat, x_adv, y, model: see the module.
+
+    Returns:
+        float32 losses (batch,) and logits (batch, classes).
     """
     logits = as_logits(model(x_adv, training=True), x_adv)
     return xent_loss(logits, y), logits
@@ -37,7 +41,10 @@ def natural_and_adversarial(x_nat, x_adv, y, model, natural_weight=0.5):
 
     Args:
         x_nat, x_adv, y, model: see the module.
-        natural_weight: w.
+        natural_weight: w, from 0 to 1.
+
+    Returns:
+        float32 losses (batch,), and logits (batch, classes) of `x_adv`.
     """
     natural = xent_loss(as_logits(model(x_nat, training=True), x_nat), y)
     losses, logits = adversarial(x_nat, x_adv, y, model)
@@ -52,7 +59,10 @@ def trades(x_nat, x_adv, y, model, beta=6.0):
 
     Args:
         x_nat, x_adv, y, model: see the module.
-        beta: the weight of the divergence.
+        beta: the weight of the divergence, 0 or more.
+
+    Returns:
+        float32 losses (batch,), and logits (batch, classes) of `x_adv`.
     """
     natural = as_logits(model(x_nat, training=True), x_nat)
     logits = as_logits(model(x_adv, training=True), x_adv)
@@ -80,9 +90,14 @@ def make_loss(name, natural_weight=0.5, trades_beta=6.0):
         natural_weight: see `natural_and_adversarial`.
         trades_beta: `beta` of `trades`.
 
+    Returns:
+        The function.
+
     Raises:
-        InputError: there is no such loss.
+        InputError: there is no such loss, or a weight is out of its range.
     """
+    natural_weight = real_number("natural_weight", natural_weight, 0.0, 1.0)
+    trades_beta = real_number("trades_beta", trades_beta, 0.0)
     if name == "adversarial":
         return adversarial
     if name == "natural_and_adversarial":

@@ -15,6 +15,7 @@ import tensorflow as tf
 from common import checkpoints
 from common.attack import is_misclassified, make_attack, xent_loss
 from common.attack.fast import compiles_with_xla
+from common.errors import InputError
 from common.training.losses import make_loss
 from common.training.optimizers import average_weights, copy_weights
 
@@ -80,6 +81,12 @@ def ascend(attack, x_nat, y, step, seed, epsilon_warmup_steps=0, index=None):
         seed: int within int32, which decides the random starts together with `step`.
         epsilon_warmup_steps: steps over which epsilon and step_size grow to their values.
         index: int (batch,), the images' positions in the batch of all devices; None: 0, 1, ...
+
+    Returns:
+        float32 images, the shape of `x_nat`, in the ball and in the attack's bounds.
+
+    Raises:
+        InputError: see `common.attack.Attack.perturb`.
     """
     options = {} if index is None else {"index": index}
     if epsilon_warmup_steps:
@@ -110,17 +117,47 @@ def descend(loss_of, reduce_loss, model, optimizer, x_nat, x_adv, y):
 
     Returns:
         The batch's loss, and the float32 logits of `x_adv`, both from before the step.
+
+    Raises:
+        InputError: `loss_of` does not return what `common.training.losses` says.
     """
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     with tf.GradientTape() as tape:
-        losses, logits = loss_of(x_nat, x_adv, y, model)
+        losses, logits = checked(loss_of(x_nat, x_adv, y, model))
         loss = reduce_loss(losses)
-        loss += tf.cast(tf.add_n(model.losses or [0.0]), loss.dtype)
+        loss += regularization(model, loss.dtype)
         share = loss / num_replicas if num_replicas > 1 else loss  # the optimizer adds gradients
         scaled = optimizer.scale_loss(share)  # by 1, except in float16
     variables = model.trainable_variables
     optimizer.apply(tape.gradient(scaled, variables), variables)
     return loss, logits
+
+
+def checked(result):
+    """Returns what a loss of `common.training.losses` returned, if its shapes are right.
+
+    Raises:
+        InputError: it is not (losses (batch,), logits (batch, classes)).
+    """
+    is_pair = isinstance(result, (tuple, list)) and len(result) == 2
+    shapes = [tf.convert_to_tensor(part).shape for part in result] if is_pair else []
+    is_right = is_pair and all(
+        shape.rank in (rank, None) for shape, rank in zip(shapes, (1, 2), strict=True)
+    )
+    if is_right and all(shape.rank for shape in shapes):
+        is_right = shapes[0].is_compatible_with(shapes[1][:1])
+    if not is_right:
+        got = " and ".join(str(shape) for shape in shapes) if is_pair else type(result).__name__
+        raise InputError(
+            "loss: expected (losses (batch,), logits (batch, classes)), got "
+            + (f"shapes {got}" if is_pair else got)
+        )
+    return result
+
+
+def regularization(model, dtype):
+    """The sum of a model's own losses, such as its regularizers', as a scalar of `dtype`."""
+    return tf.add_n([tf.cast(loss, dtype) for loss in model.losses] or [tf.zeros((), dtype)])
 
 
 def num_natural(config):
