@@ -11,6 +11,7 @@ import io
 from common.errors import InputError, one_line, reason_of
 
 BOARD = "leaderboard.csv"
+BOARDS = ("white-box", "black-box")
 OURS = "this project"  # the submitter of our own entries
 NUM_TEST_IMAGES = 10000  # test images that the leaderboards count, on MNIST and on CIFAR-10
 HEADER = (
@@ -73,6 +74,9 @@ def read_boards(path):
                     made_by=line.pop("command_or_sha256", ""),
                     **line,
                 )
+                if entry.board not in BOARDS:
+                    name = one_line(entry.board)
+                    raise ValueError(f"expected a board {' or '.join(BOARDS)}, got {name}")
                 texts = [value for value in vars(entry).values() if not _is_number(value)]
                 if (
                     not 0 <= entry.accuracy <= 100

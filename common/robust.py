@@ -2,9 +2,9 @@
 
 These lines evaluate and train a network of yours, for any number of classes, grey or colour images:
 
-    import numpy as np, keras
     from common.attack import PGD
     from common.robust import AdversarialModel, RobustAccuracy, evaluate
+    import numpy as np, keras
 
     model = keras.models.load_model("mine.keras")  # logits or a softmax at its end
     x, y = np.load("images.npy"), np.load("labels.npy")  # (n, height, width, channels), (n,)
@@ -17,9 +17,9 @@ These lines evaluate and train a network of yours, for any number of classes, gr
     trainer.compile("adam", metrics=["accuracy"])
     trainer.fit(x, y, epochs=10, callbacks=[RobustAccuracy((x[:500], y[:500]), attack)])
 
-An attack is a function from logits to a `common.attack.Attack`, as here, or, if the model returns
-logits, a `common.attack.Attack` on the model. `RobustAccuracy` should get held-out images; here it
-gets training images for brevity.
+An attack is a function from logits to a `common.attack.Attack`, as here. If the model ends in a
+softmax, pass a function; otherwise an attack on the model works too. `RobustAccuracy` should get
+held-out images; here it gets training images for brevity.
 """
 
 import contextlib
@@ -28,13 +28,18 @@ import logging
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from common.attack.gradient import as_logits
-from common.attack.inputs import pixel_range, to_images, to_labels, whole_number
+from common.attack.gradient import as_logits, in_inference_mode
+from common.attack.inputs import (
+    pixel_range,
+    to_images,
+    to_labels,
+    whole_number,
+)
 from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
 from common.errors import InputError
 from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls, suites
+from common.evaluation.arrays import to_arrays
 from common.evaluation.report import describe, left_alone, table_lines
 from common.provenance import provenance
 from common.training.adversarial_model import AdversarialModel
@@ -68,9 +73,8 @@ class Report:
         return (
             f"robust accuracy {found['adversarial_accuracy']:.2f}% (95% confidence interval "
             f"{low:.2f}% to {high:.2f}%), natural {found['natural_accuracy']:.2f}%: "
-            f"{found['num_examples']:,} images{left_alone(self.result)}, {its['norm']} epsilon "
-            f"{its['epsilon']:g} of pixels in [{bounds[0]:g}, {bounds[1]:g}], attacks: "
-            f"{its['suite']}"
+            f"{found['num_examples']:,} images, {its['norm']} epsilon {its['epsilon']:g} of pixels "
+            f"in [{bounds[0]:g}, {bounds[1]:g}], attacks: {its['suite']}{left_alone(self.result)}"
         )
 
     def to_dict(self):
@@ -132,7 +136,7 @@ def evaluate(
 ):
     """Evaluates any model: natural accuracy, and accuracy in the worst case over attacks.
 
-    An image that is misclassified unattacked counts as broken. The numbers are those of eval.py.
+    An image that is misclassified unattacked counts as broken. eval.py gives the same numbers.
 
     Args:
         model: keras.Model, which may end in a softmax, or a function from float32 images to logits.
@@ -143,9 +147,9 @@ def evaluate(
         bounds: (lowest, highest) pixel value that the model is given: (0, 1) or (0, 255), say.
         norm: "linf" or "l2".
         suite: "standard", AutoAttack's four attacks; "fast" or "strong", see
-            `common.evaluation.suites`; or a list of attacks, each as in `RobustAccuracy`, of the
-            same epsilon, bounds and norm. The targeted DLR loss needs four classes: for three the
-            plain DLR loss replaces it, and for two nothing does.
+            `common.evaluation.suites`; or an attack as in `RobustAccuracy`, or a list of them, of
+            the same epsilon, bounds and norm. The targeted DLR loss needs four classes: for three
+            the plain DLR loss replaces it, and for two nothing does.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
         precision, jit_compile: see `common.attack.Attack`.
@@ -159,12 +163,13 @@ def evaluate(
             its outputs are not numbers, are not logits, or have no gradient for the images; a
             setting is out of range. The message is one line.
     """
-    x, y = _arrays(x, y)
+    x, y = to_arrays(x, y)
     bounds = pixel_range(bounds)
     few = to_images(x[: pitfalls.NUM_IMAGES], bounds, "x")
     to_labels(y, len(x))
     inner = _inner(model)
     logits = logits_of(inner, few)
+    to_labels(y, len(x), _num_classes(logits, few))
     options = {"epsilon": epsilon, "bounds": bounds, "norm": norm}
     name, trials = _trials(
         suite, inner, logits, few, {**options, "precision": precision, "jit_compile": jit_compile}
@@ -173,7 +178,7 @@ def evaluate(
     # This run finds wrong images, labels and logits before the first attack.
     refuse_nan(np.isnan(evaluator.run(x, y).natural_losses))
     evaluator.trials, evaluator.show_progress = trials, show_progress
-    warnings = pitfalls.steps_that_are_short(trials)
+    warnings = pitfalls.steps_that_are_short(trials) + pitfalls.channels_first(inner)
     warnings += pitfalls.check_model(
         logits, few, y[: len(few)], batch_size=evaluator.batch_size, seed=evaluator.seed, **options
     )
@@ -225,44 +230,72 @@ class RobustAccuracy(keras.callbacks.Callback):
         ]
 
     It takes any keras.Model. With validation_data an `AdversarialModel` logs val_robust_accuracy
-    under its own attack; this callback's value replaces it.
+    under its own attack; this callback's value replaces it, and the epochs between have none.
 
     Args:
-        data: images and labels, (x, y), or a data set of them, see `evaluate`.
+        data: images (n, height, width, channels), pixels in the attack's bounds, and labels, (x,
+            y); or a data set of them, see `evaluate`.
         attack: a `common.attack.Attack` on the model, or a function from logits to one.
         every: number of epochs from one evaluation to the next; the epochs between log nothing.
         batch_size: images at a time.
         seed: int, which decides the random numbers.
+
+    Raises:
+        InputError: data or a setting is none of these; `fit` raises it before its first batch, or
+            after it if the model is not built, for data that do not fit the model or the attack.
     """
 
     def __init__(self, data, attack, every=1, *, batch_size=100, seed=0):
         super().__init__()
         is_pair = isinstance(data, (tuple, list))
-        self._x, self._y = _arrays(*data[:2]) if is_pair else _arrays(data)
+        self._x, self._y = to_arrays(*data[:2]) if is_pair else to_arrays(data)
         check_attack(attack)
         self._attack, self.every = attack, whole_number("every", every, 1)
         self._options = {"batch_size": batch_size, "seed": seed}
         self._evaluator = self._of = None
 
+    def on_train_begin(self, logs=None):
+        """Checks the data, if the model is built."""
+        if self.model.built:
+            self._prepare()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Checks the data after the first batch, if the model was not built before it."""
+        self._prepare()
+
     @_without_warnings_of_traces()
     def on_epoch_end(self, epoch, logs=None):
-        """Adds val_robust_accuracy to `logs`."""
+        """Adds val_robust_accuracy to `logs`, or removes it in the epochs between."""
+        logs = {} if logs is None else logs
         if (epoch + 1) % self.every:
+            logs.pop("val_robust_accuracy", None)
             return
-        if self._of is not self.model:
-            model = _inner(self.model)
-            logits = logits_of(model, np.asarray(self._x[:NUM_PROBED], np.float32))
-            attack = attack_on(self._attack, model, logits)
-            self._evaluator = _evaluator(logits, [Trial(attack)], attack.bounds, **self._options)
-            self._of = self.model
+        self._prepare()
         result = self._evaluator.run(self._x, self._y)
-        if logs is not None:
-            logs["val_robust_accuracy"] = float(np.mean(result.adversarial_correct))
+        logs["val_robust_accuracy"] = float(np.mean(result.adversarial_correct))
+
+    def _prepare(self):
+        """Makes the evaluator for a new model, and checks the data."""
+        if self._of is self.model:
+            return
+        model, x = _inner(self.model), self._x
+        few = np.asarray(x[:NUM_PROBED], np.float32)
+        logits = logits_of(model, few)
+        attack = attack_on(self._attack, model, logits)
+        to_labels(self._y, len(x), _num_classes(logits, few))
+        for first in range(0, len(x), 1000):
+            to_images(x[first : first + 1000], attack.bounds, "x")
+        self._evaluator = _evaluator(logits, [Trial(attack)], attack.bounds, **self._options)
+        self._of = self.model
 
 
 def _inner(model):
     """The model that an `AdversarialModel` trains; any other model itself."""
     return model.model if isinstance(model, AdversarialModel) else model
+
+
+def _num_classes(logits, few):
+    return as_logits(in_inference_mode(logits)(few[:1])).shape[1]
 
 
 def _evaluator(logits, trials, bounds, batch_size, seed):
@@ -279,6 +312,8 @@ def _evaluator(logits, trials, bounds, batch_size, seed):
 
 def _trials(suite, model, logits, few, options):
     """The name and the list of a suite's attacks, each a `Trial`."""
+    if hasattr(suite, "perturb") or callable(suite):
+        suite = [suite]
     if not isinstance(suite, str):
         attacks = [attack_on(attack, model, logits) for attack in suite]
         if not attacks:
@@ -295,31 +330,7 @@ def _trials(suite, model, logits, few, options):
     if suite not in suites.ANY_MODEL:
         known = ", ".join(suites.ANY_MODEL)
         raise InputError(f"suite: expected {known} or a list of attacks, got {suite!r}")
-    num_classes = as_logits(logits(few[:1])).shape[1]
+    num_classes = _num_classes(logits, few)
     trials = suites.trials_of(suite, logits, num_classes=num_classes, **options)
     name = suite if num_classes >= 4 else ", ".join(trial.attack.name for trial in trials)
     return name, trials
-
-
-def _arrays(x, y=None):
-    """Images and labels as arrays; a data set is read to its end."""
-    is_dataset = isinstance(x, tf.data.Dataset)
-    if is_dataset or isinstance(x, keras.utils.PyDataset):
-        if y is not None:
-            raise InputError("y: expected none beside a data set, which has its own labels")
-        batches = x if is_dataset else (x[number] for number in range(x.num_batches or 0))
-        if is_dataset and x.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise InputError("x: expected a data set with an end, got one that repeats for ever")
-        parts = []
-        for batch in batches:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-                raise InputError("x: expected a data set of pairs (images, labels)")
-            parts.append((np.asarray(batch[0]), np.asarray(batch[1])))
-        join = np.concatenate if parts and parts[0][0].ndim == 4 else np.stack
-        x, y = (join(part) for part in zip(*parts, strict=True)) if parts else ((), ())
-    elif y is None:
-        raise InputError("y: expected the labels of the images x, got none")
-    x, y = (values if isinstance(values, np.ndarray) else np.asarray(values) for values in (x, y))
-    if not len(x):
-        raise InputError("x: expected one image or more, got none")
-    return x, y

@@ -259,9 +259,9 @@ def _classes(evaluation):
     matrix = _matrix(evaluation, counts) if num_classes <= MOST_CLASSES else ""
     return (
         '<section><h2>Which class becomes which</h2><p class="note">The predicted classes of the '
-        "attacked images: of a broken image the one that broke it, of any other the one with the "
-        f'highest loss.</p><div class="columns">{matrix}{_mistakes(evaluation, counts)}</div>'
-        "</section>"
+        "attacked images. For a broken image this is the class under the attack that broke it; for "
+        "any other, under the attack with the highest loss.</p>"
+        f'<div class="columns">{matrix}{_mistakes(evaluation, counts)}</div></section>'
     )
 
 
@@ -422,7 +422,8 @@ def _gallery(evaluation, title, numbers):
     cards = "".join(_card(evaluation, int(number)) for number in numbers)
     return (
         f'<section><h2>{title}</h2><p class="note">{words} The third image is the perturbation, '
-        "scaled to the full range of pixels; grey means no change.</p>"
+        "scaled to the full range of pixels; grey means no change. lead: logit of the right class "
+        "minus the best other.</p>"
         f'<div class="cards">{cards}</div></section>'
     )
 

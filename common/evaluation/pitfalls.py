@@ -9,6 +9,7 @@ AutoAttack's check for models that optimise at inference, which must inspect the
 Neither a warning nor its absence proves anything.
 """
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -198,6 +199,33 @@ def black_box_stronger(name, num_broken, num_examples):
             f"{num_examples} examples that the attacks by gradients had left; these may be masked"
         )
     return None
+
+
+def channels_first(model):
+    """Warns if a model seems to take its channels before height and width.
+
+    The attacks take images (batch, height, width, channels): Square would then draw its stripes and
+    squares across channels.
+
+    Args:
+        model: keras.Model, or any other function, of which nothing is known.
+
+    Returns:
+        List of one warning, or of none.
+    """
+    layers = list(model.layers) if isinstance(model, keras.Model) else []
+    for layer in layers:
+        layers += layer.layers if isinstance(layer, keras.Model) else []
+    names = [
+        layer.name for layer in layers if getattr(layer, "data_format", None) == "channels_first"
+    ]
+    if not names or any(isinstance(layer, keras.layers.Permute) for layer in layers):
+        return []
+    return [
+        f"channels first: layer {names[0]} takes images (channels, height, width), on which Square "
+        "is weak; give images (height, width, channels) to keras.Sequential([keras.Input((height, "
+        "width, channels)), keras.layers.Permute((3, 1, 2)), model])"
+    ]
 
 
 def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):

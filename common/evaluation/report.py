@@ -71,7 +71,9 @@ def table(trials, result, published=None):
 def left_alone(result):
     """Returns how many examples late attacks of a `Result` skipped, as the end of a line."""
     count = result.num_left_alone
-    return f", of which late attacks left up to {count:,} alone" if count else ""
+    if not count:
+        return ""
+    return f"; the last attacks skipped up to {count:,} images that were far from the boundary"
 
 
 def table_lines(trials, result, published=None):
@@ -120,7 +122,8 @@ def table_lines(trials, result, published=None):
     under = ", ".join(["alone", *places])
     return [
         *lines,
-        f"accuracy: in the worst case over this attack and those above; {under}: under it alone",
+        "accuracy: share of images that withstand this attack and all above it; "
+        f"{under}: this attack only",
     ]
 
 

@@ -18,6 +18,7 @@ from common.evaluation.subject import line_of, load_test_images, model_path, rec
 from common.files import check_writable, write_json
 from common.leaderboard import (
     BOARD,
+    BOARDS,
     NUM_TEST_IMAGES,
     Entry,
     rank,
@@ -258,7 +259,7 @@ def _print_own_boards(challenge, boards, scored, attack_file):
         print(f"An entry in {place} counts {NUM_TEST_IMAGES:,} test images; this is on {count:,}.")
         return texts
     entry = Entry(
-        board=" or ".join(sorted(boards, reverse=True)),
+        board="BOARD",
         attack="ATTACK",
         submitted_by="NAME",
         accuracy=accuracy,
@@ -266,7 +267,10 @@ def _print_own_boards(challenge, boards, scored, attack_file):
         links="LINK",
         made_by=f"sha256:{hashlib.sha256(pathlib.Path(attack_file).read_bytes()).hexdigest()}",
     )
-    print(f"To hand it in, see {challenge.directory.name}/README.md; the line for {place}:")
+    print(
+        f"To hand it in, see {challenge.directory.name}/README.md; the line for {place}, with "
+        f"{' or '.join(BOARDS)} in place of BOARD:"
+    )
     print(to_csv([entry], header=False), end="")
     return texts
 

@@ -33,8 +33,8 @@ def define_eval_flags(challenge, flag_values):
         "suite",
         None,
         "the worst case over many attacks: paper or leaderboard, the presets of that name; "
-        "standard, AutoAttack's; fast, nearly the same worst case in less than an eighth of the "
-        "time; or strong, which breaks more; --attack=NAME,NAME does it for the named attacks",
+        "standard, AutoAttack's; fast, which aims at the same worst case in less time; or strong, "
+        "which has more starts and queries; --attack=NAME,NAME does it for the named attacks",
         flag_values,
         module_name=ATTACK,
     )

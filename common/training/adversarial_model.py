@@ -123,6 +123,8 @@ class AdversarialModel(keras.Model):
         if not _is_plain_xent(loss):
             name = loss if isinstance(loss, str) else getattr(loss, "name", None)
             name = name or getattr(loss, "__name__", None) or repr(loss)
+            reduction = getattr(loss, "reduction", None) or "none"
+            name += f" of reduction {reduction}" if isinstance(loss, keras.Loss) else ""
             raise InputError(
                 f"loss: expected None or one of {', '.join(_XENT)}, without label smoothing, a "
                 "class to ignore or a reduction other than the mean over the batch, "
@@ -347,7 +349,10 @@ class _State(keras.Operation):
         self.batches = keras.Variable(
             0, dtype="int32", trainable=False, aggregation="only_first_replica", name="batches"
         )
-        self._model = model
+        # A function, so that Keras does not find the model within its own state.
+        self._random_states = lambda: [
+            variable for variable in model.variables if variable.name == "seed_generator_state"
+        ]
 
     def next_batch(self):
         """The number of batches so far, an int32 tensor; counts one more."""
@@ -356,8 +361,7 @@ class _State(keras.Operation):
         return number
 
     def _variables(self):
-        states = [v for v in self._model.variables if v.name == "seed_generator_state"]
-        return [self.batches, *states]
+        return [self.batches, *self._random_states()]
 
     def save_own_variables(self, store):
         for number, variable in enumerate(self._variables()):
