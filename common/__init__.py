@@ -1,7 +1,14 @@
 """What both challenges share: attacks, data, configuration, training, evaluation, checkpoints."""
 
 import os
+import sys
 
+_keras = sys.modules.get("keras")
+if _keras is not None and _keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "common: expected Keras on TensorFlow, got a Keras that was imported before on "
+        f"{_keras.config.backend()}; import common first, or set KERAS_BACKEND=tensorflow"
+    )
 # Keras runs on TensorFlow here, whatever backend the user has configured.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 # TensorFlow warns of missing GPU libraries at every start; TF_CPP_MIN_LOG_LEVEL=0 shows it.

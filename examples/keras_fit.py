@@ -36,9 +36,15 @@ def load(name, data_dir, count):
         import tensorflow_datasets as tfds
 
         splits = [f"train[:{count}]", f"test[:{count // 5}]"]
-        sets = tfds.load(
-            name, split=splits, data_dir=data_dir, batch_size=-1, as_supervised=True, download=False
-        )
+        options = {"data_dir": data_dir, "batch_size": -1, "as_supervised": True}
+        try:
+            sets = tfds.load(name, split=splits, download=False, **options)
+        except (AssertionError, ValueError):
+            raise SystemExit(
+                f"--dataset: expected a copy of {name!r} in the TensorFlow Datasets directory, "
+                f'which this makes: python -c "import tensorflow_datasets as tfds; '
+                f"tfds.load('{name}')\""
+            ) from None
         sets = [(x.numpy(), y.numpy()) for x, y in sets]
     (x, y), (x_test, y_test) = sets
     x, x_test = (np.float32(images) / 255 for images in (x, x_test))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from common import robust
 from common.attack import PGD, standard_suite
 from common.errors import InputError
-from common.evaluation import Evaluator, Trial
+from common.evaluation import Evaluator, Trial, pitfalls
 from common.robust import AdversarialModel, RobustAccuracy, evaluate
 from tests.common.keras_models import (
     ATTACK,
@@ -25,6 +25,8 @@ from tests.common.keras_models import (
     trained_network,
     with_softmax,
 )
+
+DATA = tf.data.Dataset.from_tensor_slices
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,7 @@ def not_a_number(x):
             {"model": lambda x: [2 * x[:, :4, 0, 0], x[:, :3, 0, 0]]},
             "expected a tensor of logits .*, got list of 2; give a model or a function that",
         ),
-        ({"model": lambda x: tf.nn.sigmoid(x[:, 0, 0])}, "logits of 2 classes or more, got 1"),
+        ({"model": lambda x: tf.nn.sigmoid(x[:, 0, 0])}, "2 classes or more, got 1; .* tf.concat"),
         (
             {"model": lambda x: x[:, :4, 0, 1]},
             "takes images of 6 x 5 x 1, got InvalidArgumentError",
@@ -230,6 +232,67 @@ def test_a_model_that_cannot_be_attacked_is_one_line(trained, change, message):
     with pytest.raises(InputError, match=message) as raised:
         evaluate(**arguments, show_progress=False)
     assert "\n" not in str(raised.value)
+
+
+class Endless(keras.utils.PyDataset):
+    """Batches without an end."""
+
+    num_batches = None
+
+    def __getitem__(self, number):
+        return examples()
+
+
+def sizes_differ():
+    yield from ((np.ones((2, side, 5, 1), "f4"), np.zeros(2, "i4")) for side in (5, 6))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (lambda x, y: ((image for image in x), y), "x: expected an array, a tf.data.* got generat"),
+        (lambda x, y: (Endless(),), "x: expected a data set with an end"),
+        (lambda x, y: (DATA((x[..., 0], y)).batch(4),), r"\(4, 6, 5\); x\[..., None\] adds the ch"),
+        (lambda x, y: (x[..., 0], y), r"\(12, 6, 5\); x\[..., None\] adds the channel"),
+        (lambda x, y: ([x[0], x[1, :5]], y[:2]), "x: expected images of one size"),
+        (
+            lambda x, y: (
+                tf.data.Dataset.from_generator(
+                    sizes_differ,
+                    output_signature=(
+                        tf.TensorSpec((None, None, 5, 1)),
+                        tf.TensorSpec((None,), tf.int32),
+                    ),
+                ),
+            ),
+            r"x: expected images of one size, got \(5, 5, 1\) and \(6, 5, 1\)",
+        ),
+        (lambda x, y: ({"a": x}, y), "x: expected one array of images, got dict; a model of sev"),
+        (lambda x, y: ([x, x], y), "x: expected one array of images, got list; a model of sever"),
+        (lambda x, y: (DATA(({"a": x}, y)).batch(4),), "x: expected one array of images, got dict"),
+        (lambda x, y: (x, y + 4), "^y: expected classes from 0 to 3, got"),
+    ],
+)
+def test_data_of_another_form_are_one_line(trained, data, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(trained, *data(*examples()), **OPTIONS, suite=ATTACK, show_progress=False)
+
+
+def test_models_of_channels_first_are_warned_of():
+    first = keras.Sequential(
+        [
+            keras.Input((1, 6, 5)),
+            L.Conv2D(2, 3, data_format="channels_first", name="its"),
+            L.Flatten(),
+            L.Dense(4),
+        ]
+    )
+    (warning,) = pitfalls.channels_first(first)
+    assert warning.startswith("channels first: layer its takes images (channels, height, width)")
+    permuted = keras.Sequential([keras.Input((6, 5, 1)), L.Permute((3, 1, 2)), first])
+    assert not pitfalls.channels_first(permuted) and not pitfalls.channels_first(network())
+    nested = keras.Sequential([keras.Input((1, 6, 5)), first])
+    assert pitfalls.channels_first(nested) == [warning]
 
 
 def test_nan_pixels_and_endless_data_are_refused(trained):
@@ -294,3 +357,36 @@ def test_every_other_epoch_on_a_plain_model():
     watch = RobustAccuracy((x, y), ATTACK, every=2)
     history = model.fit(x, y, epochs=4, verbose=0, callbacks=[watch]).history
     assert len(history["val_robust_accuracy"]) == 2
+
+
+def test_the_trainers_own_attack_is_not_logged_under_the_callbacks_name():
+    x, y = examples(16)
+    trainer = AdversarialModel(network(), functools.partial(ATTACK, num_steps=0))
+    trainer.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    watch = RobustAccuracy((x, y), ATTACK, every=2)
+    history = trainer.fit(
+        x, y, epochs=4, verbose=0, validation_data=(x, y), callbacks=[watch]
+    ).history
+    report = evaluate(network(), x, y, **OPTIONS, suite=ATTACK, show_progress=False)
+    accuracy = report.to_dict()["adversarial_accuracy"] / 100
+    assert history["val_robust_accuracy"] == pytest.approx([accuracy] * 2)
+    assert len(history["val_loss"]) == 4
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_data_that_cannot_be_attacked_are_refused_at_the_start(is_built):
+    x, y = examples(8)
+    late = np.concatenate([x] * 200)
+    late[-1] += 2
+    for data, message in (
+        ((late, np.tile(y, 200)), r"^x: expected pixels in \[0, 1\], got"),
+        ((x, y + 4), "^y: expected classes from 0 to 3, got"),
+        ((x[:, :3], y), "^model: expected one that takes images of 3 x 5 x 1"),
+    ):
+        first = [keras.Input(x.shape[1:])] if is_built else []
+        model = keras.Sequential([*first, L.Flatten(), L.Dense(4)])
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        watch = RobustAccuracy(data, ATTACK, every=9)
+        with pytest.raises(InputError, match=message):
+            model.fit(x, y, batch_size=2, verbose=0, callbacks=[watch])
+        assert int(model.optimizer.iterations) == (0 if is_built else 1)

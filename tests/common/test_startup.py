@@ -1,3 +1,9 @@
+import importlib
+
+import keras
+import pytest
+
+import common
 from common import startup
 
 LOG = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -15,3 +21,9 @@ def test_only_errors_of_tensorflow_are_shown():
     assert startup.errors_in(LOG, has_nvidia_device=True) == first + second + third + fourth
     assert startup.errors_in(LOG, has_nvidia_device=False) == third + fourth
     assert startup.errors_in("Fatal Python error\n", False) == "Fatal Python error\n"
+
+
+def test_a_keras_of_another_backend_is_one_line(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match="expected Keras on TensorFlow, .* on jax; import common"):
+        importlib.reload(common)

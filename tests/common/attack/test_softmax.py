@@ -7,7 +7,7 @@ import tensorflow as tf
 from common.attack import softmax
 from common.attack.precision import in_bfloat16
 from common.errors import InputError
-from tests.common.keras_models import FORMS, examples, trained_network, with_softmax
+from tests.common.keras_models import FORMS, examples, network, trained_network, with_softmax
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,15 @@ def test_without_its_softmax_a_model_computes_in_bfloat16(trained, form):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert not np.array_equal(found, trained(x))
     np.testing.assert_allclose(np.sum(model(x), axis=1), 1, atol=1e-6)  # it keeps its softmax
+
+
+def test_a_softmax_of_tensorflow_is_one():
+    x, _ = examples()
+    inner, softmaxed = (network(activation=activation) for activation in (None, tf.nn.softmax))
+    logits = softmax.logits_of(softmaxed, x)
+    np.testing.assert_allclose(logits(x, training=False), inner(x), rtol=1e-5, atol=1e-6)
+    relu = network(activation="relu")
+    assert softmax.logits_of(relu, x) is relu
 
 
 def test_probabilities_of_another_kind_are_refused(trained):

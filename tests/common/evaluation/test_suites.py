@@ -306,7 +306,7 @@ def test_the_fast_suite_reports_the_examples_that_it_left_alone(
     most = max(entry["num_left_alone"] for entry in result["attacks"])
     assert result["num_left_alone"] == most > 10
     lines = out.splitlines()
-    assert f"32 examples, of which late attacks left up to {most} alone" in lines[-1]
+    assert f"32 examples; the last attacks skipped up to {most} images that were far" in lines[-1]
     head, *rows = out[out.index("\nattack ") :].splitlines()[1 : 3 + len(short["fast"])]
     assert head.split()[1:3] == ["left", "alone"]
     assert [row.split()[1] for row in rows[1:]] == [
@@ -495,7 +495,7 @@ def test_published_numbers_are_shown_beside_those_of_the_test_set(evaluate, data
     assert natural[0] == "none" and natural[2:] == ["98.8%", "98.53%"]
     assert fgsm[5:7] == ["95.6%", "96.36%"] and pgd[0] == "pgd" and pgd[4] == "93.2%"
     assert apgd[0] == "apgd_dlr" and len(apgd) == 7  # no published number
-    assert lines[-2].endswith("; alone, paper, leaderboard: under it alone")
+    assert lines[-2].endswith("; alone, paper, leaderboard: this attack only")
     assert "paper" not in evaluate(*command, "--attack=fgsm,pgd").out  # the sample
 
 

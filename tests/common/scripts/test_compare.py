@@ -265,12 +265,14 @@ def test_a_whole_attack_file_gets_the_line_to_hand_in(tmp_path, compare, data_di
     digest = hashlib.sha256((tmp_path / "mine.npy").read_bytes()).hexdigest()
     today = datetime.date.today().isoformat()
     (line,) = [line for line in out.splitlines() if "sha256:" in line]
-    assert line == (
-        f"white-box or black-box,ATTACK,NAME,{accuracy:.2f},10000,sha256:{digest},{today},LINK"
-    )
-    # It is a line of such a file.
+    assert line == (f"BOARD,ATTACK,NAME,{accuracy:.2f},10000,sha256:{digest},{today},LINK")
+    assert "white-box or black-box in place of BOARD" in out
+    # With a board it is a line of such a file.
     path = tmp_path / "leaderboard.csv"
-    path.write_text(to_csv([]) + line.replace(" or black-box", "") + "\n")
+    path.write_text(to_csv([]) + line + "\n")
+    with pytest.raises(InputError, match="expected a board white-box or black-box, got BOARD"):
+        read_boards(path)
+    path.write_text(to_csv([]) + line.replace("BOARD", "white-box") + "\n")
     (entry,) = read_boards(path)["white-box"]
     assert entry.made_by == f"sha256:{digest}" and entry.accuracy == round(accuracy, 2)
     assert to_csv([entry]) == path.read_text()

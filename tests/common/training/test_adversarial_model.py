@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attack import APGD
+from common.attack import APGD, PGD
 from common.errors import InputError
 from common.training import losses, steps
 from common.training.adversarial_model import AdversarialModel
@@ -22,6 +22,12 @@ from tests.common.keras_models import (
     trained_network,
     with_softmax,
 )
+
+
+def dense(**options):
+    """A network of one layer, which is traced fast."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6, 5, 1)), L.Flatten(), L.Dense(4, **options)])
 
 
 @pytest.fixture(scope="module")
@@ -245,25 +251,125 @@ def test_fit_takes_models_and_data_sets_as_they_come(policy):
     assert np.isfinite(found.history["loss"]).all() and len(found.history["accuracy"]) == 2
 
 
-def test_what_is_wrong_with_a_batch_is_one_line():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_what_is_wrong_with_a_batch_is_one_line(jit_compile):
     x, y = examples(8)
-    trainer = AdversarialModel(network(), ATTACK)
-    trainer.compile("sgd")
+    trainer = AdversarialModel(dense(), functools.partial(ATTACK, num_steps=1))
+    trainer.compile("sgd", jit_compile=jit_compile)
+    assert trainer.jit_compile is jit_compile
+    before, nan = trainer.get_weights(), np.where(x == x.max(), np.nan, x)
     for images, labels, message in (
-        (2 * x, y, r"^x: expected pixels in \[0, 1\], got others$"),
-        (x, y + 4, "^y: expected classes from 0 to 3 or one-hot labels"),
-        (x, np.full(8, -1), "^y: expected classes from 0 to 3 or one-hot labels"),
+        (x - 5, y, r"^x: expected pixels in \[0, 1\], got \[-4\.\d+, -4\.\d+\]$"),
+        (nan, y, r"^x: expected pixels in \[0, 1\], got some that are not finite$"),
+        (x, np.full(8, 5), "^y: expected classes from 0 to 3 or one-hot labels, .*, got 5$"),
+        (x, np.full(8, -1), "^y: expected classes from 0 to 3 or one-hot labels, .*, got -1$"),
         (x, None, "^y: expected the labels of the images x, got none$"),
         (x, np.zeros((8, 5)), "^y: expected one of 4 classes, got one of 5$"),
+        (x, np.ones((8, 4)), "^y: expected classes from 0 to 3 or one-hot labels, .*, got 1 1 1"),
     ):
         for call in (trainer.fit, trainer.evaluate):
             with pytest.raises(InputError, match=message):
                 call(images, labels, verbose=0)
-    assert np.all([np.isfinite(weight).all() for weight in trainer.get_weights()])
-    trainer = AdversarialModel(network(), ATTACK)
+    for call in (trainer.train_on_batch, trainer.test_on_batch):
+        with pytest.raises(InputError, match="^x: expected pixels"):
+            call(x - 5, y)
+    for weight, its in zip(trainer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, its)
+    assert np.isfinite(trainer.train_on_batch(x, y)).all()  # after batches of other shapes
+    trainer = AdversarialModel(dense(), ATTACK)
+    trainer.compile("sgd", jit_compile=jit_compile)
+    with pytest.raises(
+        InputError, match=r"^x: expected images .*, got shape \(8, 6, 5\); x\[..., None\] adds"
+    ):
+        trainer.train_on_batch(x[..., 0], y)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_several_inputs_are_one_line(run_eagerly):
+    x, y = examples(8)
+    trainer = AdversarialModel(dense(), ATTACK)
+    trainer.compile("sgd", run_eagerly=run_eagerly)
+    for images, name in (({"image": x}, "dict"), ([x, x], "(tuple|list)")):
+        message = f"^x: expected one array of images, got {name}; a model of several inputs needs"
+        for call in (trainer.train_on_batch, trainer.test_on_batch, trainer.fit, trainer.evaluate):
+            with pytest.raises(InputError, match=message):
+                call(images, y)
+
+
+@pytest.mark.parametrize("policy", ["float64", "float16"])
+def test_batches_of_numpy_are_taken_eagerly_and_regularisers_of_any_dtype(policy):
+    x, y = examples(8)
+    model = dense(dtype=policy, kernel_regularizer="l2")
+    trainer = AdversarialModel(model, functools.partial(ATTACK, num_steps=1))
+    trainer.compile("sgd", run_eagerly=True)
+    loss = trainer.test_on_batch(x, y, return_dict=True)["loss"]
+    logits = np.float32(model(x))
+    xent = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+    squares = 0.01 * np.sum(np.square(np.float32(model.layers[-1].kernel)))
+    assert loss == pytest.approx(np.mean(xent) + squares, rel=5e-3)
+    assert np.isfinite(trainer.train_on_batch(x, y)).all()
+
+
+def test_batches_whose_gradients_are_accumulated_have_their_own_random_starts(monkeypatch):
+    x, y = examples(6)
+    found, ascend = [], steps.ascend
+
+    def listed(attack, x_nat, y, step, *arguments):
+        found.append(int(step))
+        return ascend(attack, x_nat, y, step, *arguments)
+
+    monkeypatch.setattr(steps, "ascend", listed)
+    trainer = AdversarialModel(dense(), functools.partial(ATTACK, num_steps=1))
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    trainer.compile(optimizer, run_eagerly=True)
+    trainer.fit(x, y, batch_size=2, epochs=2, verbose=0)
+    assert found == [0, 1, 2, 3, 4, 5] and int(optimizer.iterations) == 2
+
+
+def test_sizes_that_a_batch_does_not_tell_are_the_models():
+    x, y = examples(8)
+    spec = tf.TensorSpec((None, None, None, 1)), tf.TensorSpec((None,), tf.int32)
+    data = tf.data.Dataset.from_generator(lambda: iter([(x * 255, y)]), output_signature=spec)
+    seen = []
+
+    class Scaled(L.Layer):
+        def call(self, images):
+            if tf.executing_eagerly():
+                seen.append(images.numpy())
+            return images / 255
+
+    model = keras.Sequential([keras.Input(x.shape[1:]), Scaled(), L.Flatten(), L.Dense(4)])
+    options = {"epsilon": 8, "step_size": 8, "num_steps": 1, "bounds": (0, 255)}
+    trainer = AdversarialModel(model, functools.partial(PGD, **options))
     trainer.compile("sgd")
-    with pytest.raises(InputError, match=r"^x: expected images .*, got shape \(None, 6, 5\)$"):
-        trainer.fit(x[..., 0], y, verbose=0)
+    assert np.isfinite(trainer.fit(data, verbose=0).history["loss"]).all()
+    assert seen[0].shape[1:] == (6, 5, 1) and 200 < seen[0].max() < 255
+
+
+def test_a_loss_of_other_shapes_is_one_line():
+    x, y = examples(8)
+
+    def run(loss):
+        trainer = AdversarialModel(dense(), ATTACK, loss=loss)
+        trainer.compile("sgd", run_eagerly=True)
+        trainer.train_on_batch(x, y, sample_weight=np.ones(8))
+
+    for losses_of, got in (
+        (lambda z: (z[:, :1], z), r"shapes \(8, 1\) and \(8, 4\)"),
+        (lambda z: (tf.reduce_mean(z), z), r"shapes \(\) and \(8, 4\)"),
+        (lambda z: (z[:3, 0], z), r"shapes \(3,\) and \(8, 4\)"),
+        (lambda z: z[:, 0], "EagerTensor"),
+        (lambda z: (z[:, 0], z, z), "tuple"),
+    ):
+        message = r"^loss: expected \(losses \(batch,\), logits \(batch, classes\)\), got "
+        with pytest.raises(InputError, match=message + got):
+            run(lambda x_nat, x_adv, y, model, of=losses_of: of(model(x_adv)))
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_the_trainer_itself_is_not_saved(suffix, tmp_path):
+    with pytest.raises(InputError, match=r"^AdversarialModel: expected trainer.save\(path\)"):
+        keras.saving.save_model(AdversarialModel(dense(), ATTACK), tmp_path / f"its.{suffix}")
 
 
 def test_an_attack_on_the_model_is_that_on_its_logits():
@@ -291,13 +397,30 @@ def test_wrong_use_of_the_trainer_is_refused():
     with pytest.raises(InputError, match="loss: expected one of adversarial"):
         AdversarialModel(model, ATTACK, loss="mart")
     trainer = AdversarialModel(model, ATTACK(model))
-    for loss in ("mse", keras.losses.CategoricalCrossentropy(label_smoothing=0.1)):
+    xent = keras.losses.SparseCategoricalCrossentropy
+    for loss in (
+        "mse",
+        keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        xent(ignore_class=0),
+        xent(reduction="sum"),
+        keras.losses.MeanSquaredError(name="sparse_categorical_crossentropy"),
+    ):
         with pytest.raises(InputError, match="loss: expected None or one of"):
             trainer.compile("sgd", loss)
-    trainer.compile("sgd")
-    with pytest.raises(InputError, match="attack: the model ends in a softmax"):
-        trainer.fit(x, y, verbose=0)
+    for arguments in ((None, [2.0]), ("categorical_crossentropy", 0.5)):
+        with pytest.raises(InputError, match="loss_weights: expected None, as there is one loss"):
+            trainer.compile("sgd", *arguments)
+    trainer.compile("sgd", xent(from_logits=True, name="ce"))
+    others = AdversarialModel(model, lambda logits: ATTACK(model))
+    others.compile("sgd")
+    for attacks_probabilities in (trainer, others):
+        with pytest.raises(InputError, match="attack: the model ends in a softmax"):
+            attacks_probabilities.fit(x, y, verbose=0)
     slow = AdversarialModel(network(), functools.partial(APGD, **OPTIONS))
     slow.compile("sgd")
     with pytest.raises(InputError, match="apgd_xent: expected a call outside of tf.function"):
+        slow.fit(x, y, verbose=0)
+    slow = AdversarialModel(dense(), functools.partial(APGD, **OPTIONS), epsilon_warmup_steps=5)
+    slow.compile("sgd", run_eagerly=True)
+    with pytest.raises(InputError, match="^epsilon_warmup_steps: expected 0 with an attack other"):
         slow.fit(x, y, verbose=0)

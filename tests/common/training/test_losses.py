@@ -98,3 +98,7 @@ def test_an_update_descends_the_loss_that_the_config_names(name):
 def test_an_unknown_loss_is_refused():
     with pytest.raises(InputError, match="loss: expected one of adversarial, .* got 'mart'"):
         losses.make_loss("mart")
+    with pytest.raises(InputError, match="natural_weight: expected 0 to 1, got 2"):
+        losses.make_loss("natural_and_adversarial", natural_weight=2)
+    with pytest.raises(InputError, match="trades_beta: expected 0 to"):
+        losses.make_loss("trades", trades_beta=-1)
