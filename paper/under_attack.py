@@ -10,6 +10,7 @@ from common.config import make_config
 from common.evaluation import suites
 from common.evaluation.presets import make_evaluator
 from common.evaluation.results import Trial
+from paper import ascent
 from paper.item import Part
 from paper.networks import Network
 
@@ -154,7 +155,7 @@ def _trial(work, source, row, first):
             row, model, dataclasses.replace(config, **TARGETED_SETTINGS), challenge
         )
 
-    trial = _kept((row, config.random_seed), source, make)
+    trial = ascent.kept(("trial", row, config.random_seed), source, make)
 
     def perturb(x, y, seed, index):
         return trial.attack.perturb(x, y, seed=seed, index=index + first)
@@ -166,23 +167,12 @@ def _evaluator(work, target):
     def make():
         return make_evaluator(work.challenge, _config(work), [], target, show_progress=False)
 
-    return _kept(work.settings["seed"], target, make)
+    return ascent.kept(("evaluator", work.settings["seed"]), target, make)
 
 
 def _config(work):
     settings = {"random_seed": work.settings["seed"], "precision": "float32"}
     return make_config(work.challenge, ("item", settings))
-
-
-_made = {}  # compiled attacks: compiling takes longer than a small part
-
-
-def _kept(key, model, make):
-    """The result of `make` for a `LoadedModel` and a key, made once as long as the model lives."""
-    key = (id(model), key)
-    if key not in _made:
-        _made[key] = model, make()  # an id is the model's alone as long as that lives
-    return _made[key][1]
 
 
 @dataclasses.dataclass(frozen=True)
