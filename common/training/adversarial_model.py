@@ -224,7 +224,10 @@ class AdversarialModel(keras.Model):
         return self._update_metrics(x, y, weights, loss, count, self._outputs(logits), correct)
 
     def get_config(self):
-        """Raises InputError: an attack has no config, so `keras.saving` cannot save the trainer."""
+        """Raises InputError: an attack has no config, so `keras.saving` cannot save the trainer.
+
+        `keras.saving.save_model` has emptied an earlier file of its path by then.
+        """
         raise InputError(
             "AdversarialModel: expected trainer.save(path), which writes the inner model, or "
             "trainer.save_weights(path), which also writes the training's state; the trainer "
