@@ -313,7 +313,7 @@ def test_the_lines_of_the_docstring_run_as_written(tmp_path, monkeypatch, capsys
     np.save(tmp_path / "labels.npy", y)
     monkeypatch.chdir(tmp_path)
     text = robust.__doc__
-    block = text[text.index("    import numpy") : text.index("An attack is a function")]
+    block = text[text.index("    from common.attack") : text.index("An attack is a function")]
     found = {}
     exec(textwrap.dedent(block).replace("epochs=10", "epochs=2"), found)
     assert "robust accuracy" in capsys.readouterr().out
