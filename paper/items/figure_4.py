@@ -342,8 +342,8 @@ ITEM = Item(
     "standard deviation over seeds. Our loss is on test images, the paper's on training images.",
     note="± is the standard deviation over the number of seeds in brackets.",
     tried="The FGSM-trained network of scale 8 did not leak labels but became robust (86.3 % under "
-    "PGD), as epsilon rises over its first 500 steps. Those of scales 1 and 2 learned less in 3,000 "
-    "steps than the paper's. With constant epsilon, scale 8 ends 4 points below the paper's "
+    "PGD), as epsilon rises over its first 500 steps. Those of scales 1 and 2 learned less in "
+    "3,000 steps than the paper's. With constant epsilon, scale 8 ends 4 points below the paper's "
     "network, which trained longer; with the rise it ends above it. Other seeds are trained by "
     "capacity.py, and not shipped.",
     shows_parts=True,
