@@ -164,12 +164,12 @@ class AdversarialModel(keras.Model):
             return super().test_on_batch(*args, **kwargs)
 
     def make_train_function(self, force=False):
-        """Makes the function of a step; see `keras.Model.make_train_function`."""
+        """Makes the function of a step, anew with `force`; see `keras.Model`."""
         with self._checks_kept():
             return super().make_train_function(force)
 
     def make_test_function(self, force=False):
-        """Makes the function of `evaluate`; see `keras.Model.make_test_function`."""
+        """Makes the function of `evaluate`, anew with `force`; see `keras.Model`."""
         with self._checks_kept():
             return super().make_test_function(force)
 
