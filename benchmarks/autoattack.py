@@ -31,7 +31,7 @@ from benchmarks import measure, peers
 from cifar10_challenge.challenge import CIFAR10
 from common import attack as attacks
 from common import checkpoints
-from common.attack.precision import PRECISIONS, precision_of
+from common.attack.precision import PRECISIONS
 from common.config import make_config
 from common.errors import InputError, one_line
 from common.evaluation.evaluator import Evaluator
@@ -202,9 +202,8 @@ class Comparison:
             jit_compile=config.jit_compile,
             precision=config.precision,
         )
-        bounds = challenge.bounds
-        self.precision = precision_of(config.precision, loaded.logits, None, bounds).name
         self._trials = {name: Trial(attack, name=name) for name, attack in suite}
+        (self.precision,) = {attack.precision.name for _, attack in suite}
         # The package takes pixels in [0, 1].
         self._width = challenge.bounds[1] - challenge.bounds[0]
         self._torch_model = peers.scaled_torch_network(loaded.model, self._width)

@@ -20,6 +20,7 @@ from common.config import NOT_OF_TRAINING, parsed, read_json
 from common.errors import InputError, one_line
 from common.files import write_atomically, write_json
 from common.json_shapes import BOOL, COUNT, INTEGER, NUMBER, TEXT, Nullable, Optional
+from common.provenance import machine
 from common.training import runs, validation
 
 CARD = "card.json"
@@ -436,9 +437,7 @@ def _memory(runs):
 
 
 def _machine(run):
-    hardware = run["hardware"]
-    where = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['processor']}"
-    return _shown(f"{where}, TensorFlow {run['versions']['tensorflow']}")
+    return _shown(f"{machine(run['hardware'])}, TensorFlow {run['versions']['tensorflow']}")
 
 
 def _command(command):

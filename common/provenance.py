@@ -37,6 +37,12 @@ def provenance():
     }
 
 
+def machine(hardware):
+    """A record's "hardware" in words: its GPUs, or "2 cores of" its processor."""
+    cores = f"{hardware['cores']} cores of {hardware['processor']}"
+    return ", ".join(hardware["gpus"]) or cores
+
+
 def peak_memory():
     """The peak resident memory of this process in GiB, or None where the system does not tell."""
     # Not getrusage, which on Linux counts the parent's memory at the time of its fork.

@@ -211,7 +211,7 @@ def draw(challenge, config, flag_values):
     style.title(
         figure,
         [network for network in shown if network is not None],
-        f"{challenge.name}, {_NORMS[norm]}" + settings * (names != ["boundary"]),
+        f"{challenge.name}, {style.NORMS[norm]}" + settings * (names != ["boundary"]),
     )
     style.legend_below(figure, axis, columns=2)
     style.save(figure, output)
@@ -220,7 +220,6 @@ def draw(challenge, config, flag_values):
 
 # The networks whose curves the paper has.
 _PAPERS = {"MNIST": (ROBUST, NATURAL), "CIFAR-10": (SIMPLE_ROBUST,)}
-_NORMS = {"linf": "L-infinity", "l2": "L2"}
 
 
 def define_flags(challenge, flag_values):

@@ -93,8 +93,7 @@ def _words(attack):
     else:
         words = attack.name.replace("_", " ")
         words += f", {settings['num_steps']:,} steps" if "num_steps" in settings else ""
-    norm = {"linf": "L-infinity", "l2": "L2"}[attack.norm]
-    return f"{words}, epsilon {attack.epsilon:g} in {norm}"
+    return f"{words}, epsilon {attack.epsilon:g} in {style.NORMS[attack.norm]}"
 
 
 def _show(row, title, images):

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from common.provenance import machine
 from paper import items
 from paper.item import IN_PART, QUESTIONS
 from paper.results import IMPOSSIBLE, OPEN, STALE, Result
@@ -151,9 +152,7 @@ def cost_of(result):
         return "made of the other items' results"
     if not result.is_shown():
         return estimate.replace("about less", "less")
-    hardware = result.runs[-1]["hardware"]
-    where = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['processor']}"
-    words = f"{_minutes(result.seconds / 60)} on {where}"
+    words = f"{_minutes(result.seconds / 60)} on {machine(result.runs[-1]['hardware'])}"
     on_cards = sum(numbers.get("card_seconds", 0) for numbers in result.numbers.values())
     if on_cards:
         words += f", and {_minutes(on_cards / 60)} for what the networks' cards have"

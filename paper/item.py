@@ -6,6 +6,7 @@ its picture, makes its table and reaches its verdict.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -156,5 +157,13 @@ def verdict_of(*criteria):
 
 
 def published(name):
-    """Returns the paper's numbers of an item, from `published.json`, which names their sources."""
-    return read_json(HERE / "published.json")[name]
+    """Returns the paper's numbers of an item, from `published.json`, which names their sources.
+
+    They are read once: nobody may change them.
+    """
+    return _published()[name]
+
+
+@functools.cache
+def _published():
+    return read_json(HERE / "published.json")

@@ -1,6 +1,7 @@
 """The networks of the paper's items: shipped with the project, or not trained yet."""
 
 import dataclasses
+import functools
 import pathlib
 import zlib
 
@@ -43,13 +44,21 @@ class Network:
         """Whether it is shipped."""
         return (self.path / cards.CARD).is_file()
 
+    def card(self):
+        """Its card, which exists, as a dict that nobody may change.
+
+        Raises:
+            InputError: the card is damaged.
+        """
+        return _read_card(self.path, (self.path / cards.CARD).stat().st_mtime_ns)
+
     def digest(self):
         """The digest of its weights, from its card; None if it is not shipped.
 
         Raises:
             InputError: the card is damaged.
         """
-        return cards.read_from(self.path)["weights_digest"] if self.exists() else None
+        return self.card()["weights_digest"] if self.exists() else None
 
     def load(self):
         """Returns it as a `LoadedModel`."""
@@ -68,6 +77,12 @@ class Network:
         return checkpoints.LoadedModel(
             logits, model.weights, pathlib.Path("sample") / self.name, model=model
         )
+
+
+@functools.cache
+def _read_card(path, _changed):
+    """The card in a directory, read once as long as it does not change."""
+    return cards.read_from(path)
 
 
 SIMPLE = "simple network; the paper's is ten times as wide"

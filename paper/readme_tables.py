@@ -165,7 +165,7 @@ def autoattack_table():
         model = pathlib.Path(result["model"]).name
         what = f"{model}, {result['num_examples']:,}, {result['seed']}, {result['precision']}"
         entries = dict(result["attacks"])
-        machines |= {f"{e['threads']} of {e['processor']}" for e in entries.values()}
+        machines |= set(map(_threads, entries.values()))
         if len(entries) > 1:
             entries["worst case"] = result["worst_case"]
         for name, entry in entries.items():
@@ -176,8 +176,7 @@ def autoattack_table():
                 f"{entry['cpu_ratio']:.2f} |"
             )
             what = ""
-    lines += ["", f"Threads and processor: {'; '.join(sorted(machines))}."]
-    return "\n".join(lines)
+    return _with_machines(lines, machines)
 
 
 def keras_speed_table():
@@ -269,9 +268,7 @@ def suites_table():
                 f"{'' if ratio is None or suite == 'standard' else f'{ratio:.1f}'} | "
                 f"{longer} |"
             )
-    if not machines:
-        return "These commands have not run to their end yet."
-    return "\n".join([*lines, "", f"Threads and processor: {'; '.join(sorted(machines))}."])
+    return _with_machines(lines, machines, "These commands have not run to their end yet.")
 
 
 def precision_table():
@@ -295,9 +292,7 @@ def precision_table():
                 f"{' | '.join(_only_one(exact['withstood'], rounded['withstood']))} | "
                 f"{times[0]:.0f} and {times[1]:.0f} | {times[0] / times[1]:.1f} |"
             )
-    if not machines:
-        return "This command has not run to its end yet."
-    return "\n".join([*lines, "", f"Threads and processor: {'; '.join(sorted(machines))}."])
+    return _with_machines(lines, machines, "This command has not run to its end yet.")
 
 
 def _suite_runs():
@@ -310,6 +305,13 @@ def _suite_runs():
 
 def _threads(entry):
     return f"{entry['threads']} of {entry['processor']}"
+
+
+def _with_machines(lines, machines, otherwise=""):
+    """A table and where it was measured, as Markdown; `otherwise` if nothing was measured."""
+    if not machines:
+        return otherwise
+    return "\n".join([*lines, "", f"Threads and processor: {'; '.join(sorted(machines))}."])
 
 
 def _subject(result):

@@ -1,6 +1,7 @@
 """An item's numbers in results/NAME.json, part by part, and their state."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -139,14 +140,13 @@ class Result:
         for record in self.records.values():
             record["run"] = used.index(record["run"])
 
-    @property
+    @functools.cached_property
     def parts(self):
-        """The item's `Part`s under these settings."""
+        """The item's `Part`s under these settings, a list."""
         found = []
         for part in self.item.parts(self.settings) if self.item.parts else ():
-            is_known = part.known is not None
-            others = is_known and not all(map(self.source.is_shipped, part.networks))
-            found += part.otherwise if others and part.otherwise else [part]
+            is_own = part.otherwise and not all(map(self.source.is_shipped, part.networks))
+            found += part.otherwise if is_own else [part]
         return found
 
     @property

@@ -29,6 +29,7 @@ _LINES = {
     "boundary attack": {"linestyle": "-.", "marker": "D"},
     "AutoAttack": {"linestyle": ":", "marker": "v"},
 }
+NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER = {"color": "0.72", "linewidth": 3.5, "zorder": 0}
 # The range of the paper's runs.
 BAND = {"color": PAPER["color"], "alpha": 0.4, "linewidth": 0, "zorder": 0}

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from common import cards, checkpoints, files
 from common.errors import InputError, one_line
+from common.provenance import machine
 from common.scripts.flags import define_path
 from common.training.validation import NUM_EXAMPLES
 from paper import challenges, style
@@ -60,12 +61,8 @@ def draw(challenge, config, flag_values):
 
 def hardware_of(training):
     """Returns the machines of a card's training in words, or "an unknown machine"."""
-    found = []
-    for run in training["runs"]:
-        hardware = run["hardware"]
-        cores = f"{hardware['cores']} cores of {hardware['processor']}"
-        found.append(", ".join(hardware["gpus"]) or cores)
-    return " and ".join(dict.fromkeys(found)) or "an unknown machine"
+    found = dict.fromkeys(machine(run["hardware"]) for run in training["runs"])
+    return " and ".join(found) or "an unknown machine"
 
 
 def define_flags(challenge, flag_values):

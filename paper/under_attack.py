@@ -103,7 +103,7 @@ def card_row(cell, num_images):
     """Returns a card's entry of the cell on as many test images or more, or None."""
     if num_images < FEWEST or not all(network.exists() for network in cell.networks):
         return None
-    card = cards.read_from(cell.target.path)
+    card = cell.target.card()
     source = None if cell.source is None else cell.source.name
     entry = cards.find(card, cell.row, source)
     if entry is None or entry["num_examples"] < num_images:

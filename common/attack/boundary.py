@@ -9,8 +9,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import drawing, stage
-from common.attack.ball import draw, length, per_image, select
+from common.attack.attacked_model import stage
+from common.attack.ball import length, per_image, select
 from common.attack.inputs import whole_number
 from common.attack.losses import is_misclassified, margin
 from common.attack.precision import Precision, check_precision
@@ -111,14 +111,6 @@ class Boundary(StagedAttack):
                 self._next_steps, first=first, last=min(first + BLOCK, self.num_steps)
             )
 
-    @drawing
-    def _draw(self, shape, seed, index, stream):
-        return draw(shape, seed, index, stream)
-
-    @drawing
-    def _draw_normal(self, shape, seed, index, stream):
-        return draw(shape, seed, index, stream, is_normal=True)
-
     def _from_noise(self, state):
         shape = tf.constant([len(TILES), *state.x_nat.shape[1:]])
         numbers = self._draw(shape, state.seed, state.index, tf.constant(0))
@@ -127,7 +119,8 @@ class Boundary(StagedAttack):
 
     def _next_steps(self, state, first, last):
         shape = tf.constant([BLOCK, *state.x_nat.shape[1:]])  # whole, as a shape is compiled anew
-        numbers = self._draw_normal(shape, state.seed, state.index, tf.constant(1 + first))
+        stream = tf.constant(1 + first)
+        numbers = self._draw(shape, state.seed, state.index, stream, is_normal=True)
         return self._walk(state._replace(numbers=numbers), tf.constant(first), tf.constant(last))
 
     @stage
@@ -186,7 +179,7 @@ class Boundary(StagedAttack):
 
     def _is_beyond(self, logits, y):
         lead = LEAST_LEAD * tf.reduce_max(tf.abs(logits), axis=1)
-        return is_misclassified(logits, y) & (margin(logits, y) < -lead)
+        return margin(logits, y) < -lead
 
 
 def _adapted(step, succeeds, share, rate):

@@ -10,8 +10,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from common.attack.attacked_model import drawing, stage
-from common.attack.ball import draw, length, per_image, project
+from common.attack.attacked_model import stage
+from common.attack.ball import length, per_image, project
 from common.attack.inputs import SMALLEST, real_number, whole_number
 from common.attack.losses import is_misclassified, margin
 from common.attack.staged import StagedAttack, state_of, where
@@ -123,10 +123,6 @@ class Square(StagedAttack):
 
     def _numbers(self, state, shape, stream):
         return self._draw(tf.constant(shape), state.seed, state.index, tf.constant(stream))
-
-    @drawing
-    def _draw(self, shape, seed, index, stream):
-        return draw(shape, seed, index, stream)
 
     def _from_start(self, state):
         _, height, width, channels = state.x_nat.shape

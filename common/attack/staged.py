@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from common.attack.ball import select, uniform_start
+from common.attack.attacked_model import drawing
+from common.attack.ball import draw, select, uniform_start
 from common.attack.base import Attack
 from common.attack.losses import is_misclassified, likely_wrong_classes
 
@@ -112,6 +113,11 @@ class StagedAttack(Attack):
         write()
         self._passes = passes.sum(axis=0)
         return tf.constant(x_adv)
+
+    @drawing
+    def _draw(self, shape, seed, index, stream, is_normal=False):
+        """Random numbers for each example, see `common.attack.ball.draw`."""
+        return draw(shape, seed, index, stream, is_normal)
 
     def _ranks(self, num_classes):
         """The places of the targets among `targets`, the likeliest first."""

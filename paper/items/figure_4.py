@@ -169,8 +169,7 @@ def draw(result):
         axis.plot([], [], "o", color="0.3", fillstyle="none", label="main experiments")
         axis.plot([], [], **style.PAPER, label="the paper's")
     axes[0, 0].legend(loc="center left")
-    handles, labels = axes[0, 4].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    style.legend_below(figure, axes[0, 4])
     style.title(
         figure,
         [],

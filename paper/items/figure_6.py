@@ -235,7 +235,7 @@ def draw(result):
     for panel, axis in places.items():
         challenge, norm = PANELS[panel]
         images = f"\n{counts[panel]:,} test images" if panel in counts else ""
-        axis.set_title(f"{challenge.name}, {_NORMS[norm]}{images}")
+        axis.set_title(f"{challenge.name}, {style.NORMS[norm]}{images}")
     axes[0, 0].set_ylabel("accuracy, %")
     steps = result.settings["num_steps"]
     style.title(
@@ -246,9 +246,6 @@ def draw(result):
     )
     style.legend_below(figure, *axes[0], columns=5)
     return figure
-
-
-_NORMS = {"linf": "L-infinity", "l2": "L2"}
 
 
 def table(result):
@@ -267,7 +264,7 @@ def table(result):
             cells.append(f"{epsilon:g}: {accuracy:.1f}{shown}")
         challenge, norm = PANELS[panel]
         lines.append(
-            f"| {challenge.name}, {_NORMS[norm]} | {network.title} | {attack} | {count:,} | "
+            f"| {challenge.name}, {style.NORMS[norm]} | {network.title} | {attack} | {count:,} | "
             f"{'; '.join(cells)} |"
         )
     return lines
@@ -287,7 +284,7 @@ def verdict(result):
     for panel, network, attack, (epsilons, found, _) in curves(result):
         theirs = published("figure_6")[panel].get(CURVES.get((attack, network)))
         challenge, norm = PANELS[panel]
-        words = f"{challenge.name}, {_NORMS[norm]}, {network.title}, {attack}"
+        words = f"{challenge.name}, {style.NORMS[norm]}, {network.title}, {attack}"
         if theirs is not None:
             gaps = [
                 accuracy - paper
