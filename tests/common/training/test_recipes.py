@@ -23,11 +23,12 @@ def test_each_recipe_trains_against_an_attack_that_reaches_the_balls_surface(cha
     assert recipe.num_validation_steps < recipe.max_num_training_steps
 
 
-def test_there_is_a_recipe_for_a_first_try_and_for_a_cpu():
+def test_there_are_recipes_for_a_first_try_and_for_a_cpu():
     names = {(challenge.name, path.name) for challenge, path in RECIPES}
     assert names == {
         ("MNIST", "config_5_minutes.json"),
         ("MNIST", "config_cpu.json"),
+        ("MNIST", "config_long.json"),
         ("CIFAR-10", "config_cpu.json"),
         ("CIFAR-10", "config_simple.json"),
     }
