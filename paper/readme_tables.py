@@ -3,7 +3,6 @@
 python paper/readme_tables.py
 """
 
-import itertools
 import pathlib
 import sys
 
@@ -15,7 +14,7 @@ from common import startup
 if __name__ == "__main__":
     startup.begin()  # before TensorFlow is imported, which takes seconds
 
-from benchmarks.measure import OURS, OURS_BFLOAT16, PLAIN
+from benchmarks.measure import PLAIN
 from cifar10_challenge.challenge import CIFAR10
 from common import cards
 from common.errors import InputError, one_line
@@ -94,8 +93,7 @@ def attack_speed_table():
     lines = ["| PGD | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in names:
         cells = [_speed(column[name]) if name in column else "" for column in columns.values()]
-        arithmetic = "" if "bfloat16" in name else " in float32"
-        lines.append(f"| {name}{arithmetic} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_with_arithmetic(name)} | " + " | ".join(cells) + " |")
     products = " and ".join(
         f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s in {dtype}"
         for dtype, rates in matmul.items()
@@ -109,10 +107,9 @@ def attack_speed_table():
         "adversarial-robustness-toolbox": "ART",
         "torchattacks": "torchattacks",
     }
-    where = [f"{', '.join(networks)}: {machine}" for machine, networks in machines.items()]
     lines += [
         "",
-        "; ".join(where if len(where) > 1 else machines)
+        _places(machines)
         + f"; matrix products at {products}. "
         + ", ".join(
             f"{name} {versions[package].split('+')[0]}" for package, name in packages.items()
@@ -130,26 +127,44 @@ def attack_speed_table():
 def training_speed_table():
     """The table of the speed of adversarial training, as Markdown."""
     lines = [
-        "| training step | arithmetic of ours | ours, examples/s | plain in float32, examples/s | "
-        "ratio | ours, GiB | plain, GiB | attack and update, part of the time |",
-        "|---|---|---|---|---|---|---|---|",
+        "| training step | implementation | examples/s | times as fast as plain | memory, GiB |",
+        "|---|---|---|---|---|",
     ]
-    # The wide network's training has not been timed.
-    for model, key in itertools.product(("mnist", "cifar_simple"), (OURS, OURS_BFLOAT16)):
-        name, result = SPEED_COLUMNS[model], read_speed(f"training_{model}")
-        if key not in result["implementations"]:
+    machines, shares = {}, []
+    for model, name in SPEED_COLUMNS.items():
+        path = f"training_{model}"
+        if not (SPEED / f"{path}.json").exists():
             continue
-        plain, ours = (result["implementations"][implementation] for implementation in (PLAIN, key))
-        arithmetic = "bfloat16" if key == OURS_BFLOAT16 else "float32"
-        rates = [entry["examples_per_second"]["median"] for entry in (plain, ours)]
-        lines.append(
-            f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | {arithmetic} | "
-            f"{rates[1]:.1f} | {rates[0]:.1f} | {rates[1] / rates[0]:.2f} | "
-            f"{ours['peak_memory_gib']:.2f} | {plain['peak_memory_gib']:.2f} | "
-            f"{100 * result['loop_share']:.1f}% of {result['loop_steps']} steps |"
-        )
-    lines += ["", f"{_machine('training_mnist')}; CIFAR-10: {_machine('training_cifar_simple')}."]
+        result = read_speed(path)
+        machines.setdefault(_machine(path), []).append(name)
+        plain = result["implementations"][PLAIN]["examples_per_second"]["median"]
+        for implementation, entry in result["implementations"].items():
+            rate = entry["examples_per_second"]["median"]
+            lines.append(
+                f"| {name}, {result['num_steps']} steps, batch {result['batch_size']} | "
+                f"{_with_arithmetic(implementation)} | {rate:.2f} | {rate / plain:.2f} | "
+                f"{entry['peak_memory_gib']:.2f} |"
+            )
+        if "loop_share" in result:
+            steps = f"{name}, {result['loop_steps']} steps"
+            shares.append(f"{100 * result['loop_share']:.1f}% ({steps})")
+    lines += [
+        "",
+        f"{_places(machines)}. Attack and update are {' and '.join(shares)} of the time of a "
+        "training in float32.",
+    ]
     return "\n".join(lines)
+
+
+def _with_arithmetic(implementation):
+    """An implementation's name with its arithmetic."""
+    return implementation + ("" if "bfloat16" in implementation else " in float32")
+
+
+def _places(machines):
+    """The machines of networks, a dict from a machine to their names, in words."""
+    where = [f"{', '.join(networks)}: {machine}" for machine, networks in machines.items()]
+    return "; ".join(where if len(where) > 1 else machines)
 
 
 def autoattack_table():
@@ -257,7 +272,9 @@ def suites_table():
             verdicts = standard["withstood"] if standard else known.get(_images(result, seed))
             cells = ["", "", ""]
             if verdicts and suite != "standard":
-                cells = [f"{_accuracy(verdicts):.2f}", *_only_one(entry["withstood"], verdicts)]
+                other = "" if standard or precision == "float32" else " (float32)"
+                cells = [f"{_accuracy(verdicts):.2f}{other}"]
+                cells += _only_one(entry["withstood"], verdicts)
             ratio = standard["cpu_seconds"] / entry["cpu_seconds"] if standard else None
             of_theirs = theirs.get((result["model"], result["data"], _threads(entry)))
             longer = f"{of_theirs / entry['cpu_seconds']:.1f}" if of_theirs else ""
