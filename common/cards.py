@@ -61,6 +61,8 @@ SUITES = {
     "fast": "fast suite",
     "strong": "strong suite",
 }
+# Points that the standard suite may leave below PGD, and Square below the attacks by gradients.
+_MOST_BELOW_PGD, _MOST_BY_SQUARE = 3, 2
 SHAPE = {
     "name": TEXT,
     "parameters": COUNT,
@@ -85,7 +87,8 @@ SHAPE = {
             "num_examples": COUNT,
             "accuracy": NUMBER,
             "attack": Nullable(_ATTACK),  # None of natural images and of a suite
-            "attacks": Optional([{"name": TEXT, "attack": {}}]),  # of a suite
+            # Of a suite.
+            "attacks": Optional([{"name": TEXT, "attack": {}, "accuracy": Optional(NUMBER)}]),
             "seconds": NUMBER,
         }
     ],
@@ -212,11 +215,12 @@ def readme(challenge, card, boards=None):
         "",
         *table(challenge, card),
         "",
-        f"Attacks have epsilon {config['epsilon']:g}. An example counts as correct if it "
-        'withstands every restart. "paper" is the paper\'s number for a network trained in the '
-        'same way, "leaderboard" the original challenge\'s for its secret network under the same '
-        "attack.",
+        f"Attacks have epsilon {_epsilon(challenge):g}. {_rounded_attacks(card)}An example counts "
+        'as correct if it withstands every restart. "paper" is the paper\'s number for a network '
+        'trained in the same way, "leaderboard" the original challenge\'s for its secret network '
+        "under the same attack.",
         "",
+        *hidden_gradients(card),
         *_board_lines(boards or {}),
     ]
     return "\n".join(lines)
@@ -347,6 +351,48 @@ def table(challenge, card):
             f"{_duration(entry['seconds'])} |"
         )
     return lines
+
+
+def hidden_gradients(card):
+    """Returns lines of Markdown on whether a network hides its gradient from attacks, or none.
+
+    It needs the standard suite's row, and PGD's on as many images. A network whose gradients are
+    hidden withstands PGD, but neither the suite nor Square, which sees no gradient.
+    """
+    suite, pgd = find(card, "standard"), None
+    for entry in card["results"]:
+        is_pgd = entry["attack"] is not None and entry["source"] is None
+        if suite and is_pgd and entry["num_examples"] == suite["num_examples"]:
+            pgd = entry if pgd is None else min(pgd, entry, key=lambda one: one["accuracy"])
+    if pgd is None:
+        return []
+    below = pgd["accuracy"] - suite["accuracy"]
+    left = [one["accuracy"] for one in suite["attacks"] if "accuracy" in one]
+    by_square = left[-2] - left[-1] if len(left) > 1 else 0.0
+    is_hidden = below > _MOST_BELOW_PGD or by_square > _MOST_BY_SQUARE
+    return [
+        f"The standard suite leaves {below:.2f} points less than {_title(pgd)}; of these its last "
+        f"attack, Square, which sees no gradient, takes {by_square:.2f}. "
+        + ("**This network may hide its gradient" if is_hidden else "No sign of a hidden gradient")
+        + f" (limits: {_MOST_BELOW_PGD} and {_MOST_BY_SQUARE})."
+        + "**" * is_hidden,
+        "",
+    ]
+
+
+def _epsilon(challenge):
+    """The epsilon of the rows, whatever the network was trained with."""
+    return challenge.presets[challenge.validation_preset]["epsilon"]
+
+
+def _rounded_attacks(card):
+    """A sentence on the rows whose gradients are bfloat16's, or ""."""
+    attacks = [entry for entry in card["results"] if entry["row"] != "natural"]
+    count = sum(precision_of(entry) == "bfloat16" for entry in attacks)
+    if not count:
+        return ""
+    which = "Their" if count == len(attacks) else f"In {count} of {len(attacks)} rows their"
+    return f"{which} gradients are computed in bfloat16, and float32 decides. "
 
 
 def paper_accuracy(challenge, settings, entry):

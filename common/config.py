@@ -321,7 +321,7 @@ class Config:
     )
     precision: str = key(
         "arithmetic of attacks and training steps: float32, bfloat16, or auto, bfloat16 if this "
-        "machine multiplies it fast; weights, validation and evaluation are float32's",
+        "machine multiplies it fast; weights, validation and all accuracies are float32's",
         precision,
         ATTACK,
         (TRAINING, ATTACK, EVALUATION),

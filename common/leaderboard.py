@@ -59,7 +59,9 @@ def read_leaderboard(challenge):
 
 
 def read_boards(path):
-    """Returns the boards in a file, a dict from names to entries, lowest accuracy first.
+    """Returns the boards in a file, a dict from names to entries.
+
+    Entries on the most images come first, and of these the lowest accuracy.
 
     Raises:
         InputError: the file cannot be read, or is damaged.
@@ -92,7 +94,7 @@ def read_boards(path):
     if not boards:
         raise InputError(f"{path} is damaged: expected entries, got none")
     return {
-        board: sorted(entries, key=lambda entry: entry.accuracy)
+        board: sorted(entries, key=lambda entry: (-entry.num_examples, entry.accuracy))
         for board, entries in boards.items()
     }
 
@@ -135,7 +137,11 @@ def rank(entries, accuracy):
 
 
 def standing(board, entries, accuracy):
-    """Returns the place on a board in words."""
+    """Returns the place on a board in words, among the entries on all test images.
+
+    The first images are harder or easier than all of them, so that other entries have no place.
+    """
+    entries = [entry for entry in entries if entry.num_examples == NUM_TEST_IMAGES]
     place = rank(entries, accuracy)
     text = f"would be {_ordinal(place)} of {len(entries) + 1} on the {board} board"
     if place > 1:

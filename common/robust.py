@@ -37,14 +37,15 @@ from common.attack.inputs import (
     whole_number,
 )
 from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls, suites
 from common.evaluation.arrays import to_arrays
-from common.evaluation.report import describe, left_alone, table_lines
+from common.evaluation.report import arithmetic, describe, left_alone, precisions, table_lines
 from common.provenance import provenance
 from common.training.adversarial_model import AdversarialModel
 
 __all__ = ["evaluate", "Report", "AdversarialModel", "RobustAccuracy"]
+_SUITES = f"expected {', '.join(suites.ANY_MODEL)}, an attack or a list of attacks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Report:
         result: a `common.evaluation.Result`, which has the images that the attacks found.
         trials: the attacks, a tuple of `common.evaluation.Trial`.
         warnings: reasons to doubt the evaluation, a list of lines, see `pitfalls`.
-        settings: dict of suite, epsilon, bounds, norm, seed and batch_size.
+        settings: dict of suite, epsilon, bounds, norm, seed, batch_size and precision, the
+            arithmetic of the attacks' gradients and queries and the reason for it.
         shown: what `save_html` shows, a `common.evaluation.html_report.Evaluation`.
     """
 
@@ -100,7 +102,8 @@ class Report:
 
     def __str__(self):
         warnings = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*table_lines(self.trials, self.result), *warnings, self.line])
+        table = table_lines(self.trials, self.result)
+        return "\n".join([*table, arithmetic(self.trials), *warnings, self.line])
 
 
 @contextlib.contextmanager
@@ -136,7 +139,8 @@ def evaluate(
 ):
     """Evaluates any model: natural accuracy, and accuracy in the worst case over attacks.
 
-    An image that is misclassified unattacked counts as broken. eval.py gives the same numbers.
+    An image that is misclassified unattacked counts as broken. eval.py gives the same numbers for
+    the same suite; for a single attack it gives that attack every image, also these.
 
     Args:
         model: keras.Model, which may end in a softmax, or a function from float32 images to logits.
@@ -180,12 +184,19 @@ def evaluate(
     evaluator.trials, evaluator.show_progress = trials, show_progress
     warnings = pitfalls.steps_that_are_short(trials) + pitfalls.channels_first(inner)
     warnings += pitfalls.check_model(
-        logits, few, y[: len(few)], batch_size=evaluator.batch_size, seed=evaluator.seed, **options
+        logits,
+        few,
+        y[: len(few)],
+        batch_size=evaluator.batch_size,
+        seed=evaluator.seed,
+        jit_compile=jit_compile,
+        **options,
     )
     result = evaluator.run(x, y)
     warnings += pitfalls.check_result(result, trials) + pitfalls.undefined_gradients_in(result)
     settings = {"suite": name, **options, "bounds": list(bounds), "epsilon": float(epsilon)}
     settings |= {"seed": evaluator.seed, "batch_size": evaluator.batch_size}
+    settings["precision"] = precisions(trials)
     shown = _shown(inner, logits, x, y, result, warnings, settings)
     return Report(result, tuple(trials), warnings, settings, shown)
 
@@ -314,6 +325,8 @@ def _trials(suite, model, logits, few, options):
     """The name and the list of a suite's attacks, each a `Trial`."""
     if hasattr(suite, "perturb") or callable(suite):
         suite = [suite]
+    if not isinstance(suite, (str, list, tuple)):
+        raise InputError(f"suite: {_SUITES}, got {one_line(repr(suite))}")
     if not isinstance(suite, str):
         attacks = [attack_on(attack, model, logits) for attack in suite]
         if not attacks:
@@ -328,8 +341,7 @@ def _trials(suite, model, logits, few, options):
         trials = [Trial(attack, name=attack.name) for attack in attacks]
         return ", ".join(trial.name for trial in trials), trials
     if suite not in suites.ANY_MODEL:
-        known = ", ".join(suites.ANY_MODEL)
-        raise InputError(f"suite: expected {known} or a list of attacks, got {suite!r}")
+        raise InputError(f"suite: {_SUITES}, got {suite!r}")
     num_classes = _num_classes(logits, few)
     trials = suites.trials_of(suite, logits, num_classes=num_classes, **options)
     name = suite if num_classes >= 4 else ", ".join(trial.attack.name for trial in trials)

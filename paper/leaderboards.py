@@ -18,7 +18,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 def texts(challenge):
     """Returns the boards and READMEs of a challenge's shipped networks, as a dict from paths.
 
-    Only networks trained against PGD have a board.
+    Only networks trained against PGD have a board, and not those that PGD breaks.
 
     Raises:
         InputError: a card, a board or a result is damaged.
@@ -26,12 +26,18 @@ def texts(challenge):
     found = {}
     for path in sorted((challenge.directory / "models").glob(f"*/{cards.CARD}")):
         directory, card, boards = path.parent, cards.read_from(path.parent), None
-        if card["training"]["config"]["adversary"] == "pgd":
+        if card["training"]["config"]["adversary"] == "pgd" and _is_robust(challenge, card):
             boards = in_boards(challenge, card, cards.find_boards(directory))
             entries = [entry for board in sorted(boards) for entry in boards[board]]
             found[directory / BOARD] = to_csv(entries)
         found[directory / "README.md"] = cards.readme(challenge, card, boards)
     return found
+
+
+def _is_robust(challenge, card):
+    """Whether PGD leaves more than twice what a constant prediction has."""
+    found = cards.find(card, challenge.validation_preset)
+    return found is None or found["accuracy"] > 2 * 100 / len(challenge.class_names)
 
 
 def in_boards(challenge, card, boards):
@@ -50,7 +56,7 @@ def in_boards(challenge, card, boards):
     entries = [entry for entry in before if entry.submitted_by != OURS]
     for entry in (*card_entries(challenge, card), *suite_entries(challenge, card)):
         entries.append(dataclasses.replace(entry, date=dates.get(_without_date(entry), today)))
-    entries.sort(key=lambda entry: (entry.board, entry.accuracy, -entry.num_examples))
+    entries.sort(key=lambda entry: (entry.board, -entry.num_examples, entry.accuracy))
     return {
         board: [entry for entry in entries if entry.board == board]
         for board in dict.fromkeys(entry.board for entry in entries)
@@ -148,9 +154,10 @@ def _runs_in(result):
 
     if "worst_case" in result:  # of autoattack.py
         worst = result["worst_case"]
-        if len(worst["attacks"]) < 4:
+        if len(worst["attacks"]) < 4 and worst["attacks"] != ["suite"]:
             return []
-        return [entry("standard", worst["accuracy"]["ours"], result["seed"], "float32")]
+        precision = result.get("precision", "float32")
+        return [entry("standard", worst["accuracy"]["ours"], result["seed"], precision)]
     runs = [(*split_run(name), found["accuracy"]) for name, found in result["attacks"].items()]
     return [
         entry(suite, accuracy, seed, precision)

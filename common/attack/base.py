@@ -29,7 +29,8 @@ class Attack:
         precision: the arithmetic of gradients and queries: "float32", "bfloat16", or "auto", which
             is bfloat16 if this machine multiplies it fast and the model can run in it, see
             `precision_of`. Weights, pixels and steps stay float32, and the float32 model decides
-            which examples are misclassified.
+            which examples are misclassified. On a GPU TensorFlow multiplies float32 in TF32 unless
+            the program switches it off, as evaluations do.
         step_size: length of a step, in the units of `bounds`, if the attack has steps of one.
         **options: further arguments of `AttackedModel`.
 
@@ -104,6 +105,14 @@ class Attack:
     def precision(self):
         """The arithmetic, a `Precision`; None before the first call if that decides it."""
         return self._model.precision
+
+    @property
+    def verdict_dtype(self):
+        """The arithmetic that decides whether an example is misclassified: "float32".
+
+        For a keras.Model with a dtype policy of its own it is that policy's, in words.
+        """
+        return self._model.verdict_dtype
 
     @property
     def num_undefined(self):

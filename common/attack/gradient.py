@@ -104,6 +104,43 @@ def value_and_gradient(loss, logits, x):
     return z, losses, *without_nan(tf.ensure_shape(gradient, x.shape))
 
 
+def with_scaled_gradient(model):
+    """A model whose gradient for the images does not vanish in layers of float16.
+
+    float16 rounds a number below 3e-8 to 0, such as the gradient of the cross-entropy for the
+    logits of a confident prediction. Here the gradient of each example enters the model with 1 as
+    its largest entry, and the gradient for the image is scaled back.
+
+    Args:
+        model: function from float32 images to logits (batch, classes), each example for itself.
+
+    Returns:
+        Function from float32 images to float32 logits.
+    """
+
+    def call(x):
+        @tf.custom_gradient
+        def scaled(x):
+            with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+                tape.watch(x)
+                z = as_logits(model(x), x)
+
+            def gradient(upstream, variables=()):
+                scale = tf.reduce_max(tf.abs(upstream), axis=1, keepdims=True)
+                scale = tf.where(scale > 0.0, scale, 1.0)
+                own = gradient_of(tape, z, x, output_gradients=upstream / scale)
+                if own is None:
+                    raise InputError(f"{_EXPECTED}, got none")
+                own *= tf.reshape(scale, [-1, *[1] * (x.shape.rank - 1)])
+                return (own, [None] * len(variables)) if variables else own
+
+            return z, gradient
+
+        return scaled(x)
+
+    return call
+
+
 def gradient_of(tape, total, x, **options):
     """`tape.gradient(total, x, **options)`.
 

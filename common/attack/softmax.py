@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import threading
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ NUM_PROBED = 8  # images for checking whether a model returns logits
 PROBABILITY_TOLERANCE = 1e-5  # AutoAttack's
 ROUNDED_TOLERANCE = 2e-2  # for outputs of float16 and bfloat16
 _ROUNDED = {tf.float16, tf.bfloat16, "float16", "bfloat16"}
+_LOCK, _REMOVED = threading.Lock(), {}  # of `without_softmax`
 
 
 def are_probabilities(outputs, tolerance=PROBABILITY_TOLERANCE):
@@ -111,17 +113,30 @@ def _may_be_softmax(operation):
 
 @contextlib.contextmanager
 def without_softmax(operation):
-    """Within it, a softmax operation returns its input, or has no activation."""
-    name = "activation" if getattr(operation, "activation", None) is not None else "call"
-    before = getattr(operation, name)
-    setattr(operation, name, lambda x, *args, **kwargs: x)
+    """Within it, a softmax operation returns its input, or has no activation.
+
+    Several threads, such as the replicas of a `tf.distribute.Strategy`, may be within it at once:
+    the last one to leave puts the softmax back.
+    """
+    key = id(operation)
+    with _LOCK:
+        if key not in _REMOVED:
+            name = "activation" if getattr(operation, "activation", None) is not None else "call"
+            _REMOVED[key] = [name, getattr(operation, name), 0]
+            setattr(operation, name, lambda x, *args, **kwargs: x)
+        _REMOVED[key][2] += 1
     try:
         yield
     finally:
-        if name == "call":
-            del operation.call  # the class's own is seen again
-        else:
-            operation.activation = before
+        with _LOCK:
+            name, before, count = _REMOVED[key]
+            _REMOVED[key][2] = count - 1
+            if count == 1:
+                del _REMOVED[key]
+                if name == "call":
+                    del operation.call  # the class's own is seen again
+                else:
+                    operation.activation = before
 
 
 def _first_line(error):
@@ -144,6 +159,12 @@ def check_attack(attack):
     """Raises InputError if it is neither an attack nor a function, which may make one."""
     if not (hasattr(attack, "perturb") or callable(attack)):
         raise InputError(f"{_EXPECTED}, got {one_line(repr(attack))}")
+    missing = [name for name in _PARTS if not hasattr(attack, name)]
+    if hasattr(attack, "perturb") and missing:
+        raise InputError(
+            f"{_EXPECTED}, got {one_line(repr(attack))} without {', '.join(missing)}; "
+            "common.attack.Attack has them"
+        )
 
 
 def attack_on(attack, model, logits):
@@ -162,6 +183,7 @@ def attack_on(attack, model, logits):
         made = attack(logits)
         if not hasattr(made, "perturb"):
             raise InputError(f"{_EXPECTED}, got a function to {one_line(repr(made))}")
+        check_attack(made)
         attack = made
     if logits is not model and getattr(getattr(attack, "_model", None), "_model", None) is model:
         raise InputError(
@@ -171,4 +193,5 @@ def attack_on(attack, model, logits):
     return attack
 
 
+_PARTS = ("name", "bounds", "num_gradients", "settings")  # what an attack has beside `perturb`
 _EXPECTED = "attack: expected an attack, or a function from logits to one"

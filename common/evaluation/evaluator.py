@@ -30,7 +30,7 @@ class Evaluator:
     Args:
         model: callable from float32 images to logits of any floating dtype.
         trials: list of `Trial`, run in turn; an empty list gives natural accuracy alone.
-        to_pixels: function from uint8 images to float32 pixels.
+        to_pixels: function from a batch of the images, such as uint8, to float32 pixels.
         batch_size: images at a time; the last batch may be smaller.
         seed: int within int32, which decides the random numbers.
         spare_misclassified: an example whose natural image is misclassified counts as broken and
@@ -91,7 +91,7 @@ class Evaluator:
 
     @without_tf32()
     def run(self, images, labels, state=None, report=None, examples=None):
-        """Evaluates uint8 images (n, height, width, channels).
+        """Evaluates images (n, height, width, channels).
 
         A broken example is not attacked again. Batches stay full as long as enough examples remain:
         a batch may hold the end of one restart and the beginning of the next. This changes only the

@@ -228,7 +228,19 @@ def channels_first(model):
     ]
 
 
-def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", seed=0, large=True):
+def check_model(
+    model,
+    x_nat,
+    y,
+    *,
+    epsilon,
+    bounds,
+    batch_size,
+    norm="linf",
+    seed=0,
+    large=True,
+    jit_compile="auto",
+):
     """Returns warnings about the evaluation of a model, before any attack.
 
     Args:
@@ -241,6 +253,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
         norm: the attacks' norm, "linf" or "l2".
         seed: the seed of PGD's random start.
         large: whether to run PGD with the whole pixel range as epsilon, for `large_epsilon`.
+        jit_compile: see `common.attack.Attack`.
 
     Returns:
         List of warnings, each a line.
@@ -295,6 +308,7 @@ def check_model(model, x_nat, y, *, epsilon, bounds, batch_size, norm="linf", se
             num_steps=LARGE_EPSILON_STEPS,
             bounds=bounds,
             precision="float32",
+            jit_compile=jit_compile,
         )
         stand = 0
         for batch in batches:
@@ -326,6 +340,7 @@ def before(challenge, config, images, trials, attacked, large=False):
         norm=trials[0].attack.norm,
         seed=config.random_seed,
         large=large,
+        jit_compile=config.jit_compile,
     )
 
 

@@ -82,7 +82,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     Returns:
         A dict: accuracy in percent, attack (its settings, or None), num_attacks, seconds;
         num_undefined, see `TrialResult`, unless an earlier version finished the row; for a suite
-        its attacks, a list of name and settings.
+        its attacks, a list of name, settings and the accuracy that the attack left.
 
     Raises:
         KeyboardInterrupt: the evaluation was ended.
@@ -114,7 +114,7 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
         found = {
             "accuracy": summary[which],
             "attack": key.get("attack"),
-            **({"attacks": key["attacks"]} if is_suite else {}),
+            **({"attacks": _attacks_of(key, result)} if is_suite else {}),
             "num_attacks": summary["num_attacks"],
             "num_undefined": sum(done.num_undefined for done in result.trials),
             "seconds": summary["seconds"],
@@ -126,6 +126,14 @@ def evaluate_row(challenge, config, name, loaded, images, state_dir, source=None
     # An earlier run may have ended just before this line.
     state.remove()
     return found
+
+
+def _attacks_of(key, result):
+    """A suite's attacks, and the accuracy in the worst case over each and those before it."""
+    return [
+        {**named, "accuracy": done.accuracy}
+        for named, done in zip(key["attacks"], result.trials, strict=True)
+    ]
 
 
 def make_state_dir(path, flag="--state_dir"):

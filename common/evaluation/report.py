@@ -15,9 +15,18 @@ def line(trial):
 
 
 def arithmetic(trials):
-    """Returns the arithmetic that attacks compute in, and why, as a line of text."""
-    found = {str(trial.attack.precision) for trial in trials}
-    return f"arithmetic of attacks: {', '.join(sorted(found))}; of every accuracy: float32"
+    """Returns the arithmetic that attacks and verdicts compute in, and why, as a line of text."""
+    own = {getattr(trial.attack, "verdict_dtype", "float32") for trial in trials}
+    return (
+        f"arithmetic of attacks: {precisions(trials)}; of every accuracy: {', '.join(sorted(own))}"
+    )
+
+
+def precisions(trials):
+    """Returns the arithmetic of the attacks' gradients and queries, and why, in words."""
+    return ", ".join(
+        sorted({str(getattr(trial.attack, "precision", None) or "its own") for trial in trials})
+    )
 
 
 def describe_settings(settings):

@@ -52,7 +52,7 @@ class Found:
 
     @classmethod
     def nothing(cls, images, num_trials):
-        """Returns the state before the first batch of uint8 `images`."""
+        """Returns the state before the first batch of `images`."""
         count = len(images)
         return cls(
             natural_correct=np.zeros(count, bool),

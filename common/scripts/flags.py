@@ -218,8 +218,8 @@ def define_attack_flags(challenge, flag_values):
         "norm",
         None,
         NORMS,
-        "the ball's norm, for --attack and --suite=standard (default: linf, but l2 for pgd_l2 and "
-        "boundary); l2 wants an --epsilon and, for pgd, a --step_size of its own",
+        "the ball's norm, for --attack and the suites standard, fast and strong (default: linf, "
+        "but l2 for pgd_l2 and boundary); l2 wants an --epsilon and, for pgd, a --step_size",
         flag_values=flag_values,
         module_name=ATTACK,
     )

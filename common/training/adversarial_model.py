@@ -24,6 +24,7 @@ from common.attack.inputs import (
 )
 from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of
 from common.errors import InputError, one_line
+from common.messages import tell
 from common.training import losses, steps
 
 _XENT = ("sparse_categorical_crossentropy", "categorical_crossentropy")
@@ -308,11 +309,12 @@ class AdversarialModel(keras.Model):
         """The `_Target`, made on the first batch, whose shape the model needs."""
         check_image_shape(x.shape)
         if self._target is None:
-            its = getattr(self.model, "input_shape", None) or (None,) * 4
+            its = getattr(self.model, "input_shape", None)
+            if not isinstance(its, tuple) or len(its) != 4:  # `logits_of` says what is wrong
+                its = (None,) * 4
             shape = tuple(a or b or 32 for a, b in zip(x.shape[1:], its[1:], strict=True))
             with tf.init_scope():  # a step may be traced
-                is_attack = hasattr(self.attack, "perturb")
-                bounds = (self.attack if is_attack else attack_on(self.attack, None, None)).bounds
+                bounds = attack_on(self.attack, self.model, self.model).bounds
                 noise = np.random.default_rng(0).uniform(*bounds, size=(NUM_PROBED, *shape))
                 noise = noise.astype(np.float32)
                 logits = logits_of(self.model, noise)
@@ -326,6 +328,7 @@ class AdversarialModel(keras.Model):
                     )
                 if hasattr(attack, "_model"):
                     attack._model.decide_precision(shape)
+                    tell(f"arithmetic of the attack: {attack.precision}")
             self._target = _Target(logits, attack, num_classes)
         return self._target
 

@@ -40,7 +40,9 @@ class Runs:
         if num_replicas > 1:
             self._runs[-1]["num_replicas"] = num_replicas
         for part in ("versions", "hardware"):
-            if before.get(part) not in (None, self._runs[-1][part]):
+            now, earlier = self._runs[-1][part], before.get(part) or {}
+            # An earlier version recorded less.
+            if any(now.get(name) != value for name, value in earlier.items()):
                 tell(f"note: the run before had other {part}, {before[part]}")
         self.update(step)
 

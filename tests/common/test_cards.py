@@ -315,3 +315,26 @@ def test_the_fgsm_trained_network_is_the_fast_recipes_but_for_what_the_recipe_sa
     for name in trained.keys() - {"model_dir", "data_dir"}:
         assert trained[name] == recipe[name], name
     assert recipe["average_decay"] == 0  # which the training did not know yet
+
+
+def test_a_card_says_whether_a_gradient_may_be_hidden():
+    def lines(suite, by_square, num_examples=1000):
+        attacks = [{"accuracy": suite + by_square}, {"accuracy": suite}]
+        of_suite = {"row": "standard", "accuracy": suite, "attack": None, "attacks": attacks}
+        attack = {"loss_func": "xent", "num_steps": 40, "step_size": 0.01, "random_start": True}
+        pgd = {"row": "paper_pgd_40", "accuracy": 90.0, "attack": attack}
+        results = [{**pgd, "num_examples": 1000}, {**of_suite, "num_examples": num_examples}]
+        return cards.hidden_gradients({"results": [{**one, "source": None} for one in results]})
+
+    (line, _) = lines(89.0, 0.5)
+    assert line == (
+        "The standard suite leaves 1.00 points less than PGD, 40 steps of 0.01; of these its last "
+        "attack, Square, which sees no gradient, takes 0.50. No sign of a hidden gradient "
+        "(limits: 3 and 2)."
+    )
+    for suite, by_square in ((86.0, 0.0), (88.0, 2.5)):
+        assert (
+            "**This network may hide its gradient (limits: 3 and 2).**"
+            in lines(suite, by_square)[0]
+        )
+    assert lines(89.0, 0.5, num_examples=100) == []  # of other images

@@ -58,6 +58,9 @@ def test_the_report_is_the_evaluators(trained):
     found, wanted = report.to_dict(), expected.summary()
     del wanted["seconds"]
     assert wanted.items() <= found.items()
+    assert found["precision"] == "float32 (as asked for)"
+    told = "arithmetic of attacks: float32 (as asked for); of every accuracy: float32"
+    assert told in str(report).splitlines()
     assert 0 < found["adversarial_accuracy"] < found["natural_accuracy"]
     assert [entry["name"] for entry in found["attacks"]] == [trial.name for trial in trials]
     low, high = expected.confidence_interval
@@ -179,6 +182,13 @@ def test_tensorflows_warnings_of_traces_are_dropped_and_others_kept(trained):
     assert heard[-1] == "retracing"
 
 
+class OnlyPerturb:
+    """What is not quite an attack."""
+
+    def perturb(self, x_nat, y, seed=0, index=None):
+        return x_nat
+
+
 def no_gradient(x):
     return tf.reshape(tf.round(4 * x), (tf.shape(x)[0], -1))
 
@@ -219,8 +229,12 @@ def not_a_number(x):
         ),
         (
             {"suite": "quick"},
-            "suite: expected standard, fast, strong or a list of attacks, got 'quick'",
+            "suite: expected standard, fast, strong, an attack or a list of attacks, got 'quick'",
         ),
+        ({"suite": None}, "suite: expected standard, .*, got None"),
+        ({"suite": 3}, "suite: expected standard, .*, got 3"),
+        ({"suite": OnlyPerturb()}, "got .*OnlyPerturb.* without name, bounds, num_gradients, sett"),
+        ({"suite": lambda z: OnlyPerturb()}, "got .*OnlyPerturb.* without name, bounds"),
         ({"suite": [ATTACK], "epsilon": 0.2}, "suite: expected attacks of epsilon 0.2, got pgd"),
         ({"suite": [3]}, "attack: expected an attack, or a function from logits to one, got 3"),
         ({"norm": "l1"}, "norm: expected one of linf, l2"),

@@ -7,7 +7,16 @@ import tensorflow as tf
 
 from cifar10_challenge.challenge import CIFAR10
 from common import checkpoints
-from common.attack import APGD, FAB, PGD, FastModel, MultiTargeted, Square, precision
+from common.attack import (
+    APGD,
+    FAB,
+    PGD,
+    FastModel,
+    MultiTargeted,
+    Square,
+    attacked_model,
+    precision,
+)
 from common.attack.losses import leads_by
 from common.errors import InputError
 from common.evaluation.results import Trial
@@ -326,3 +335,39 @@ def test_records_name_the_arithmetic_if_it_is_not_float32():
     exact, rounded = (trial.settings() for trial in names)
     assert "precision" not in exact
     assert rounded == {**exact, "precision": "bfloat16"}
+
+
+def test_gradients_of_confident_predictions_survive_float16(monkeypatch):
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Conv2D(4, 3, activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10, kernel_initializer=keras.initializers.RandomNormal(stddev=9.0)),
+    ]
+    exact = keras.Sequential([keras.Input(SHAPE), *layers])
+    half = keras.models.clone_model(
+        exact,
+        clone_function=lambda layer: layer.__class__.from_config(
+            {**layer.get_config(), "dtype": "mixed_float16"}
+        ),
+    )
+    half.set_weights(exact.get_weights())
+    x = images(200)
+    second = np.sort(tf.nn.softmax(exact(x)), axis=1)[:, -2]
+    x = x[(second > 1e-20) & (second < 1e-8)]  # gradients for the logits that float16 rounds to 0
+    assert len(x) > 3
+    y = np.argmax(exact(x), axis=1)
+    options = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "random_start": False}
+
+    def share_of_right_steps():
+        found, expected = (
+            PGD(model, precision="float32", jit_compile=False, **options) for model in (half, exact)
+        )
+        assert found.verdict_dtype == "float16, the model's own"
+        assert expected.verdict_dtype == "float32"
+        steps, wanted = found.perturb(x, y) - x, expected.perturb(x, y) - x
+        return np.mean(np.sign(steps) == np.sign(wanted))
+
+    assert share_of_right_steps() > 0.95
+    monkeypatch.setattr(attacked_model, "with_scaled_gradient", lambda model: model)
+    assert share_of_right_steps() < 0.8

@@ -51,3 +51,18 @@ def test_probabilities_of_another_kind_are_refused(trained):
     for model in (with_softmax(trained, "hidden"), lambda x: tf.nn.softmax(trained(x))):
         with pytest.raises(InputError, match="expected logits, or a softmax as the last layer"):
             softmax.logits_of(model, x)
+
+
+@pytest.mark.parametrize("form", ["activation", "layer"])
+def test_threads_that_overlap_give_the_softmax_back(trained, form):
+    x, _ = examples()
+    model = with_softmax(trained, form)
+    before = model(x).numpy()
+    last = softmax.last_operation(model)
+    first, second = softmax.without_softmax(last), softmax.without_softmax(last)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    np.testing.assert_allclose(model(x), trained(x), rtol=1e-5, atol=1e-6)  # of the second
+    second.__exit__(None, None, None)
+    np.testing.assert_array_equal(model(x), before)

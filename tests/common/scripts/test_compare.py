@@ -126,6 +126,8 @@ def test_the_rank_in_words():
     assert standing("black-box", board, 99.0) == (
         "would be 3rd of 3 on the black-box board, after Attack by Someone (89.62)"
     )
+    on_fewer = Entry("b", "Fast", "this project", 80.0, "", "", num_examples=1000)
+    assert standing("white-box", [on_fewer, *board], 80.0) == standing("white-box", board, 80.0)
     twelve = standing("black-box", entries(*range(12)), 10.5)
     assert twelve.startswith(
         "would be 12th of 13 on the black-box board, after A10 (10.00), before"

@@ -424,3 +424,25 @@ def test_wrong_use_of_the_trainer_is_refused():
     slow.compile("sgd", run_eagerly=True)
     with pytest.raises(InputError, match="^epsilon_warmup_steps: expected 0 with an attack other"):
         slow.fit(x, y, verbose=0)
+
+
+def test_images_for_a_model_of_vectors_are_one_line():
+    x, y = examples(4)
+    trainer = AdversarialModel(keras.Sequential([keras.Input((30,)), L.Dense(4)]), ATTACK)
+    trainer.compile("sgd")
+    with pytest.raises(InputError, match="^model: expected one that takes images of 6 x 5 x 1"):
+        trainer.fit(x, y, verbose=0)
+
+
+def test_the_function_that_makes_an_attack_is_given_a_model():
+    x, y = examples(4)
+    names = []
+
+    def attack(logits):
+        names.append(logits.name)
+        return ATTACK(logits)
+
+    trainer = AdversarialModel(network(activation="softmax"), attack)
+    trainer.compile("sgd")
+    trainer.fit(x, y, verbose=0)
+    assert names[-1] == "logits" and None not in names

@@ -30,5 +30,5 @@ def test_there_are_recipes_for_a_first_try_and_for_a_cpu():
         ("MNIST", "config_cpu.json"),
         ("MNIST", "config_long.json"),
         ("CIFAR-10", "config_cpu.json"),
-        ("CIFAR-10", "config_simple.json"),
+        ("CIFAR-10", "config_long.json"),
     }

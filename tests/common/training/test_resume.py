@@ -274,7 +274,7 @@ def test_an_earlier_training_keeps_its_arithmetic(challenge, old, now, tmp_path)
     directory.check(tmp_path, config, challenge)
 
 
-def test_runs_add_up(tmp_path):
+def test_runs_add_up(tmp_path, capsys):
     train(MNIST, tmp_path, scale=1, max_num_training_steps=4)
     train(MNIST, tmp_path, scale=1)
     first, second = json.loads((tmp_path / "runs.json").read_text())
@@ -282,7 +282,13 @@ def test_runs_add_up(tmp_path):
     assert [second["first_step"], second["last_step"]] == [4, 6]
     assert first["seconds"] > 0 and second["seconds"] > 0
     assert first["hardware"]["processor"] and "commit" in first
+    # An earlier version recorded less of the same machine.
+    entries = json.loads((tmp_path / "runs.json").read_text())
+    del entries[-1]["hardware"]["bfloat16"]
+    (tmp_path / "runs.json").write_text(json.dumps(entries))
+    capsys.readouterr()
     assert runs.Runs(tmp_path, 6, "none").seconds() >= first["seconds"] + second["seconds"]
+    assert "other hardware" not in capsys.readouterr().out
 
 
 def test_validation_is_what_an_evaluation_of_the_checkpoint_gives(tmp_path, capsys):
