@@ -360,22 +360,21 @@ def hidden_gradients(card):
     hidden withstands PGD, but neither the suite nor Square, which sees no gradient.
     """
     suite, pgd = find(card, "standard"), None
+    left = [one.get("accuracy") for one in suite.get("attacks", ())] if suite else []
     for entry in card["results"]:
         is_pgd = entry["attack"] is not None and entry["source"] is None
         if suite and is_pgd and entry["num_examples"] == suite["num_examples"]:
             pgd = entry if pgd is None else min(pgd, entry, key=lambda one: one["accuracy"])
-    if pgd is None:
+    if pgd is None or len(left) < 2 or None in left:  # an earlier version did not keep them
         return []
-    below = pgd["accuracy"] - suite["accuracy"]
-    left = [one["accuracy"] for one in suite["attacks"] if "accuracy" in one]
-    by_square = left[-2] - left[-1] if len(left) > 1 else 0.0
+    below, by_square = pgd["accuracy"] - suite["accuracy"], left[-2] - left[-1]
     is_hidden = below > _MOST_BELOW_PGD or by_square > _MOST_BY_SQUARE
+    sign = "This network may hide its gradient" if is_hidden else "No sign of a hidden gradient"
     return [
-        f"The standard suite leaves {below:.2f} points less than {_title(pgd)}; of these its last "
-        f"attack, Square, which sees no gradient, takes {by_square:.2f}. "
-        + ("**This network may hide its gradient" if is_hidden else "No sign of a hidden gradient")
-        + f" (limits: {_MOST_BELOW_PGD} and {_MOST_BY_SQUARE})."
-        + "**" * is_hidden,
+        f"The standard suite's accuracy is {abs(below):.2f} points "
+        f"{'below' if below >= 0 else 'above'} that of {_title(pgd)}. Its last attack, Square, "
+        f"which sees no gradient, breaks {by_square:.2f}% that its other attacks left. **{sign}** "
+        f"(this project's limits: {_MOST_BELOW_PGD} points and {_MOST_BY_SQUARE}%).",
         "",
     ]
 
@@ -435,7 +434,7 @@ def title(settings):
 def precision_of(entry):
     """Returns the arithmetic of a result's attacks, "float32" or "bfloat16"."""
     of_suite = [named["attack"] for named in entry.get("attacks", ())]
-    return (entry["attack"] or of_suite[0]).get("precision", "float32")
+    return (entry["attack"] or next(iter(of_suite), {})).get("precision", "float32")
 
 
 def _title(entry):

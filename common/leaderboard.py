@@ -126,6 +126,11 @@ def to_csv(entries, header=True):
     return text.getvalue()
 
 
+def ranked(entries):
+    """The entries on all test images; the first images may be harder or easier than these."""
+    return [entry for entry in entries if entry.num_examples == NUM_TEST_IMAGES]
+
+
 def rank(entries, accuracy):
     """Returns the place on a board, from 1; lower is better, and the older of two equals is first.
 
@@ -139,9 +144,12 @@ def rank(entries, accuracy):
 def standing(board, entries, accuracy):
     """Returns the place on a board in words, among the entries on all test images.
 
-    The first images are harder or easier than all of them, so that other entries have no place.
+    Args:
+        board: the board's name.
+        entries: list of `Entry`.
+        accuracy: see `rank`.
     """
-    entries = [entry for entry in entries if entry.num_examples == NUM_TEST_IMAGES]
+    entries = ranked(entries)
     place = rank(entries, accuracy)
     text = f"would be {_ordinal(place)} of {len(entries) + 1} on the {board} board"
     if place > 1:

@@ -12,23 +12,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attack.precision import bfloat16_unit
-
 _GIT_TIMEOUT = 30.0  # seconds, on a disk that may hang
 
 
 def provenance():
-    """The command, this project's commit, hardware and library versions, as a dict for JSON.
-
-    The hardware includes its unit for fast bfloat16, or None, as processors of one name differ.
-    """
+    """The command, this project's commit, hardware and library versions, as a dict for JSON."""
     return {
         "command": _command(),
         "commit": _commit(),
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "bfloat16": bfloat16_unit(),
             "gpus": [
                 tf.config.experimental.get_device_details(device).get("device_name", device.name)
                 for device in tf.config.list_physical_devices("GPU")

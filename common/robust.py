@@ -36,7 +36,14 @@ from common.attack.inputs import (
     to_labels,
     whole_number,
 )
-from common.attack.softmax import NUM_PROBED, attack_on, check_attack, logits_of, refuse_nan
+from common.attack.softmax import (
+    NUM_PROBED,
+    attack_on,
+    check_attack,
+    check_parts,
+    logits_of,
+    refuse_nan,
+)
 from common.errors import InputError, one_line
 from common.evaluation import Evaluator, Result, Trial, html_report, pitfalls, suites
 from common.evaluation.arrays import to_arrays
@@ -140,7 +147,7 @@ def evaluate(
     """Evaluates any model: natural accuracy, and accuracy in the worst case over attacks.
 
     An image that is misclassified unattacked counts as broken. eval.py gives the same numbers for
-    the same suite; for a single attack it gives that attack every image, also these.
+    the same suite; with a single attack eval.py attacks misclassified images, too.
 
     Args:
         model: keras.Model, which may end in a softmax, or a function from float32 images to logits.
@@ -293,6 +300,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         few = np.asarray(x[:NUM_PROBED], np.float32)
         logits = logits_of(model, few)
         attack = attack_on(self._attack, model, logits)
+        check_parts(attack)
         to_labels(self._y, len(x), _num_classes(logits, few))
         for first in range(0, len(x), 1000):
             to_images(x[first : first + 1000], attack.bounds, "x")
@@ -332,6 +340,7 @@ def _trials(suite, model, logits, few, options):
         if not attacks:
             raise InputError("suite: expected one attack or more, got none")
         for attack in attacks:
+            check_parts(attack)
             for name in ("epsilon", "bounds", "norm"):
                 its, asked = getattr(attack, name, options[name]), options[name]
                 if its != asked:

@@ -18,7 +18,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 def texts(challenge):
     """Returns the boards and READMEs of a challenge's shipped networks, as a dict from paths.
 
-    Only networks trained against PGD have a board, and not those that PGD breaks.
+    Only networks trained against PGD have a board, and not those that PGD leaves 20 % or less.
 
     Raises:
         InputError: a card, a board or a result is damaged.
@@ -154,7 +154,7 @@ def _runs_in(result):
 
     if "worst_case" in result:  # of autoattack.py
         worst = result["worst_case"]
-        if len(worst["attacks"]) < 4 and worst["attacks"] != ["suite"]:
+        if not is_standard(worst["attacks"]):
             return []
         precision = result.get("precision", "float32")
         return [entry("standard", worst["accuracy"]["ours"], result["seed"], precision)]
@@ -164,6 +164,11 @@ def _runs_in(result):
         for suite, precision, seed, accuracy in runs
         if suite in cards.SUITES
     ]
+
+
+def is_standard(attacks):
+    """Whether the attacks of a run of `benchmarks/autoattack.py` are the whole standard suite."""
+    return len(attacks) == 4 or attacks == ["suite"]
 
 
 def _suite_entry(model, suite, accuracy, num_examples, seed, precision):

@@ -8,7 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from common.attack.fast import FastModel, compiles_with_xla
-from common.attack.gradient import as_logits, keras_model_of, with_scaled_gradient
+from common.attack.gradient import (
+    as_logits,
+    dtypes_of,
+    keras_model_of,
+    with_scaled_gradient,
+)
 from common.attack.precision import Precision, check_precision, in_bfloat16, precision_of
 from common.attack.sizes import Sizes
 
@@ -85,7 +90,11 @@ class AttackedModel:
     @property
     def verdict_dtype(self):
         """See `Attack.verdict_dtype`."""
-        own = sorted(_dtypes_of(self._model) - {"float32"})
+        if isinstance(self._model, FastModel):
+            return "float32"
+        if not isinstance(self._model, keras.layers.Layer):
+            return "the function's own"
+        own = sorted(dtypes_of(self._model) - {"float32"})
         return f"{' and '.join(own)}, the model's own" if own else "float32"
 
     @property
@@ -101,9 +110,9 @@ class AttackedModel:
                 as the model is, in float32.
         """
         model = self._as_run("float32" if exact else self.precision.name)
-        # Batch statistics mix the examples, so that their gradients have one scale.
-        if "float16" in _dtypes_of(self._model) and not self._batch_statistics:
-            model = with_scaled_gradient(model)
+        # Batch statistics mix the examples, which then cannot be scaled one by one.
+        if not self._batch_statistics:
+            model = with_scaled_gradient(model, self._model)
 
         def logits(x):
             z = as_logits(model(x), x)
@@ -255,15 +264,6 @@ def _num_classes_of(model):
     shape = getattr(network, "output_shape", None) if isinstance(network, keras.Model) else None
     is_known = isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[1], int)
     return shape[1] if is_known and shape[1] > 1 else None
-
-
-def _dtypes_of(model):
-    """The floating dtypes that the layers of a keras.Model compute in, a set; else empty."""
-    if not isinstance(model, keras.Model):
-        return set()
-    layers = [model, *model._flatten_layers(include_self=False)]
-    # Layers of integers, such as one that casts labels, compute nothing that is rounded.
-    return {layer.compute_dtype for layer in layers if "float" in str(layer.compute_dtype)}
 
 
 def compiled(method=None, **options):

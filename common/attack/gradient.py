@@ -104,41 +104,50 @@ def value_and_gradient(loss, logits, x):
     return z, losses, *without_nan(tf.ensure_shape(gradient, x.shape))
 
 
-def with_scaled_gradient(model):
-    """A model whose gradient for the images does not vanish in layers of float16.
+def dtypes_of(model):
+    """The floating dtypes that a keras layer or model computes in, a set; else empty."""
+    if not isinstance(model, keras.layers.Layer):
+        return set()
+    layers = model._flatten_layers(include_self=True)
+    # Layers of integers, such as one that casts labels, compute nothing that is rounded.
+    return {layer.compute_dtype for layer in layers if "float" in str(layer.compute_dtype)}
+
+
+def with_scaled_gradient(logits, model):
+    """The logits of a model, whose gradient for the images does not vanish in float16.
 
     float16 rounds a number below 3e-8 to 0, such as the gradient of the cross-entropy for the
     logits of a confident prediction. Here the gradient of each example enters the model with 1 as
     its largest entry, and the gradient for the image is scaled back.
 
     Args:
-        model: function from float32 images to logits (batch, classes), each example for itself.
+        logits: function from float32 images to logits (batch, classes), each example for itself.
+        model: what computes them.
 
     Returns:
-        Function from float32 images to float32 logits.
+        Function from float32 images to float32 logits; `logits` itself, if `model` is no keras
+        layer or model that computes in float16.
     """
+    if "float16" not in dtypes_of(model):
+        return logits
 
-    def call(x):
-        @tf.custom_gradient
-        def scaled(x):
-            with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
-                tape.watch(x)
-                z = as_logits(model(x), x)
+    @tf.custom_gradient
+    def scaled(x):
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(x)
+            z = as_logits(logits(x), x)
 
-            def gradient(upstream, variables=()):
-                scale = tf.reduce_max(tf.abs(upstream), axis=1, keepdims=True)
-                scale = tf.where(scale > 0.0, scale, 1.0)
-                own = gradient_of(tape, z, x, output_gradients=upstream / scale)
-                if own is None:
-                    raise InputError(f"{_EXPECTED}, got none")
+        def gradient(upstream, variables=()):
+            scale = tf.reduce_max(tf.abs(upstream), axis=1, keepdims=True)
+            scale = tf.where(scale > 0.0, scale, 1.0)
+            own = gradient_of(tape, z, x, output_gradients=upstream / scale)
+            if own is not None:
                 own *= tf.reshape(scale, [-1, *[1] * (x.shape.rank - 1)])
-                return (own, [None] * len(variables)) if variables else own
+            return (own, [None] * len(variables)) if variables else own
 
-            return z, gradient
+        return z, gradient
 
-        return scaled(x)
-
-    return call
+    return scaled
 
 
 def gradient_of(tape, total, x, **options):

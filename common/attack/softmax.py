@@ -159,8 +159,12 @@ def check_attack(attack):
     """Raises InputError if it is neither an attack nor a function, which may make one."""
     if not (hasattr(attack, "perturb") or callable(attack)):
         raise InputError(f"{_EXPECTED}, got {one_line(repr(attack))}")
+
+
+def check_parts(attack):
+    """Raises InputError if an attack lacks what an evaluation needs beside `perturb`."""
     missing = [name for name in _PARTS if not hasattr(attack, name)]
-    if hasattr(attack, "perturb") and missing:
+    if missing:
         raise InputError(
             f"{_EXPECTED}, got {one_line(repr(attack))} without {', '.join(missing)}; "
             "common.attack.Attack has them"
@@ -183,7 +187,6 @@ def attack_on(attack, model, logits):
         made = attack(logits)
         if not hasattr(made, "perturb"):
             raise InputError(f"{_EXPECTED}, got a function to {one_line(repr(made))}")
-        check_attack(made)
         attack = made
     if logits is not model and getattr(getattr(attack, "_model", None), "_model", None) is model:
         raise InputError(
@@ -193,5 +196,5 @@ def attack_on(attack, model, logits):
     return attack
 
 
-_PARTS = ("name", "bounds", "num_gradients", "settings")  # what an attack has beside `perturb`
+_PARTS = ("name", "bounds", "num_gradients", "settings")
 _EXPECTED = "attack: expected an attack, or a function from logits to one"

@@ -15,7 +15,14 @@ import tensorflow as tf
 
 from common.attack import PGD, is_misclassified, xent_loss
 from common.attack.ball import direction
-from common.attack.gradient import as_logits, gradient_of, in_inference_mode, without_nan
+from common.attack.gradient import (
+    as_logits,
+    gradient_of,
+    in_inference_mode,
+    keras_model_of,
+    with_scaled_gradient,
+    without_nan,
+)
 from common.attack.inputs import as_raised, pixel_range, to_labels, whole_number
 from common.attack.softmax import are_probabilities
 
@@ -267,7 +274,7 @@ def check_model(
     batch_size = whole_number("batch_size", batch_size, 1)
     batches = [slice(i, i + batch_size) for i in range(0, len(x_nat), batch_size)]
 
-    in_inference = in_inference_mode(model)
+    in_inference = with_scaled_gradient(in_inference_mode(model), keras_model_of(model))
 
     def logits_of(x):
         with as_raised():

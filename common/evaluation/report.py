@@ -16,17 +16,22 @@ def line(trial):
 
 def arithmetic(trials):
     """Returns the arithmetic that attacks and verdicts compute in, and why, as a line of text."""
-    own = {getattr(trial.attack, "verdict_dtype", "float32") for trial in trials}
-    return (
-        f"arithmetic of attacks: {precisions(trials)}; of every accuracy: {', '.join(sorted(own))}"
-    )
+    own = sorted({getattr(trial.attack, "verdict_dtype", "float32") for trial in trials})
+    return f"arithmetic of attacks: {precisions(trials)}; of every accuracy: {', '.join(own)}"
 
 
 def precisions(trials):
     """Returns the arithmetic of the attacks' gradients and queries, and why, in words."""
-    return ", ".join(
-        sorted({str(getattr(trial.attack, "precision", None) or "its own") for trial in trials})
-    )
+
+    def of_one(attack):
+        found = getattr(attack, "precision", None)
+        if found is None:  # not a `common.attack.Attack`
+            return "its own"
+        # Attacks in float32 leave a model of another dtype as it is.
+        own = attack.verdict_dtype
+        return own if found.name == "float32" and own != "float32" else str(found)
+
+    return ", ".join(sorted({of_one(trial.attack) for trial in trials}))
 
 
 def describe_settings(settings):

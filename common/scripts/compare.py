@@ -22,6 +22,7 @@ from common.leaderboard import (
     NUM_TEST_IMAGES,
     Entry,
     rank,
+    ranked,
     read_leaderboard,
     standing,
     to_csv,
@@ -277,6 +278,7 @@ def _print_own_boards(challenge, boards, scored, attack_file):
 
 def _places(boards, texts, accuracy):
     """Returns an accuracy's places on boards, as a dict for JSON."""
+    boards = {board: ranked(entries) for board, entries in boards.items()}
     return {
         board: {"rank": rank(entries, accuracy), "of": len(entries) + 1, "text": texts[board]}
         for board, entries in boards.items()

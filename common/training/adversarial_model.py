@@ -67,8 +67,8 @@ class AdversarialModel(keras.Model):
 
     Args:
         model: keras.Model from images to logits or, by a softmax at its end, to probabilities.
-        attack: a `common.attack.PGD` on `model`, or a function from logits to one; with
-            run_eagerly=True any `common.attack.Attack`.
+        attack: a `common.attack.PGD` on `model`, or a function from logits to one, which is called
+            twice, first for the attack's bounds; with run_eagerly=True any `common.attack.Attack`.
         loss: one of `common.training.losses.LOSSES`, or a function (x_nat, x_adv, y, model) as
             described there.
         natural_weight, trades_beta: see `common.training.losses`.

@@ -4,6 +4,7 @@ import pathlib
 import time
 
 from common import json_shapes
+from common.attack import precision
 from common.files import write_json
 from common.json_shapes import NUMBER
 from common.messages import tell
@@ -37,12 +38,14 @@ class Runs:
         self._earlier = sum(run["seconds"] for run in self._runs)
         self._begin = time.monotonic()
         self._runs.append({**provenance(), "data": data, "first_step": step})
+        # Processors of one name may differ in it.
+        self._runs[-1]["hardware"]["bfloat16"] = precision.bfloat16_unit()
         if num_replicas > 1:
             self._runs[-1]["num_replicas"] = num_replicas
         for part in ("versions", "hardware"):
-            now, earlier = self._runs[-1][part], before.get(part) or {}
+            now, earlier = self._runs[-1][part], before.get(part)
             # An earlier version recorded less.
-            if any(now.get(name) != value for name, value in earlier.items()):
+            if isinstance(earlier, dict) and not earlier.items() <= now.items():
                 tell(f"note: the run before had other {part}, {before[part]}")
         self.update(step)
 

@@ -318,8 +318,9 @@ def test_the_fgsm_trained_network_is_the_fast_recipes_but_for_what_the_recipe_sa
 
 
 def test_a_card_says_whether_a_gradient_may_be_hidden():
-    def lines(suite, by_square, num_examples=1000):
+    def lines(suite, by_square, num_examples=1000, has_accuracies=True):
         attacks = [{"accuracy": suite + by_square}, {"accuracy": suite}]
+        attacks = attacks if has_accuracies else [{}, {}]
         of_suite = {"row": "standard", "accuracy": suite, "attack": None, "attacks": attacks}
         attack = {"loss_func": "xent", "num_steps": 40, "step_size": 0.01, "random_start": True}
         pgd = {"row": "paper_pgd_40", "accuracy": 90.0, "attack": attack}
@@ -328,13 +329,12 @@ def test_a_card_says_whether_a_gradient_may_be_hidden():
 
     (line, _) = lines(89.0, 0.5)
     assert line == (
-        "The standard suite leaves 1.00 points less than PGD, 40 steps of 0.01; of these its last "
-        "attack, Square, which sees no gradient, takes 0.50. No sign of a hidden gradient "
-        "(limits: 3 and 2)."
+        "The standard suite's accuracy is 1.00 points below that of PGD, 40 steps of 0.01. Its "
+        "last attack, Square, which sees no gradient, breaks 0.50% that its other attacks left. "
+        "**No sign of a hidden gradient** (this project's limits: 3 points and 2%)."
     )
+    assert "is 1.00 points above that of PGD" in lines(91.0, 0.5)[0]
     for suite, by_square in ((86.0, 0.0), (88.0, 2.5)):
-        assert (
-            "**This network may hide its gradient (limits: 3 and 2).**"
-            in lines(suite, by_square)[0]
-        )
+        assert "**This network may hide its gradient**" in lines(suite, by_square)[0]
     assert lines(89.0, 0.5, num_examples=100) == []  # of other images
+    assert lines(89.0, 0.5, has_accuracies=False) == []  # of an earlier version

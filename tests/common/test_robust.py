@@ -79,6 +79,18 @@ def test_the_report_is_the_evaluators(trained):
         assert other.line == plain.line
 
 
+def test_the_attack_that_checks_is_compiled_as_asked(trained, monkeypatch):
+    asked = []
+
+    def checking(model, **options):
+        asked.append(options["jit_compile"])
+        return PGD(model, **options)
+
+    monkeypatch.setattr(pitfalls, "PGD", checking)
+    evaluate(trained, *examples(4), **OPTIONS, suite=ATTACK, jit_compile=False, show_progress=False)
+    assert asked == [False]
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_have_a_suite_too(classes):
     x, y = examples(6, classes=classes)

@@ -107,6 +107,7 @@ def test_every_robust_network_has_a_board_and_no_other():
     names = {path.parent.name for path in boards}
     assert names >= {"adv_trained", "adv_trained_b", "simple_adv_trained"}
     assert not names & {"natural", "fgsm_trained", "simple_fgsm_trained"}
+    assert "pgd_constant_epsilon_scale_1_seed_0" not in names  # it predicts one class
 
 
 def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch):
@@ -137,6 +138,13 @@ def test_the_run_of_a_suite_on_most_images_is_on_the_board(tmp_path, monkeypatch
     assert fast.made_by == (
         "python mnist_challenge/eval.py --model_dir=adv_trained --suite=fast --precision=bfloat16 "
         "--num_eval_examples=1000 --random_seed=2"
+    )
+    worst = {"attacks": ["suite"], "accuracy": {"ours": 29.0}}
+    result = {"model": model, "num_examples": 2000, "seed": 5, "precision": "bfloat16"}
+    (tmp_path / "autoattack_a.json").write_text(json.dumps({**result, "worst_case": worst}))
+    standard = leaderboards.suite_entries(MNIST, card)[0]
+    assert standard.accuracy == 29 and standard.made_by.endswith(
+        "--suite=standard --precision=bfloat16 --num_eval_examples=2000 --random_seed=5"
     )
     (tmp_path / "suites_c.json").write_text("{}")
     with pytest.raises(InputError, match="suites_c.json is damaged: KeyError: 'model'"):

@@ -19,6 +19,8 @@ from common.attack import (
 )
 from common.attack.losses import leads_by
 from common.errors import InputError
+from common.evaluation import pitfalls
+from common.evaluation.report import arithmetic
 from common.evaluation.results import Trial
 from mnist_challenge.challenge import MNIST
 from tests.common.attack.attack_cases import SHAPE, images, labelled, linear_model
@@ -363,11 +365,17 @@ def test_gradients_of_confident_predictions_survive_float16(monkeypatch):
         found, expected = (
             PGD(model, precision="float32", jit_compile=False, **options) for model in (half, exact)
         )
-        assert found.verdict_dtype == "float16, the model's own"
-        assert expected.verdict_dtype == "float32"
+        told = arithmetic([Trial(found), Trial(expected)])
+        assert told == (
+            "arithmetic of attacks: float16, the model's own, float32 (as asked for); of every "
+            "accuracy: float16, the model's own, float32"
+        )
         steps, wanted = found.perturb(x, y) - x, expected.perturb(x, y) - x
         return np.mean(np.sign(steps) == np.sign(wanted))
 
     assert share_of_right_steps() > 0.95
-    monkeypatch.setattr(attacked_model, "with_scaled_gradient", lambda model: model)
+    settings = {"epsilon": 0.1, "bounds": (0, 1), "batch_size": 100, "large": False}
+    warnings = pitfalls.check_model(half, x, y, **settings)
+    assert not any("zero gradients" in warning for warning in warnings)
+    monkeypatch.setattr(attacked_model, "with_scaled_gradient", lambda logits, model: logits)
     assert share_of_right_steps() < 0.8

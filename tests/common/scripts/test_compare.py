@@ -113,7 +113,7 @@ def test_ranks_by_hand(accuracy, place):
     assert rank(entries(88.00, 89.62, 89.62, 93.04), accuracy) == place
 
 
-def test_the_rank_in_words():
+def test_the_rank_in_words(tmp_path):
     board = entries(88.00, 89.62)
     board[1] = Entry("b", "Attack", "Someone", 89.62, "", "")
     assert standing("white-box", board, 80.0) == (
@@ -128,6 +128,10 @@ def test_the_rank_in_words():
     )
     on_fewer = Entry("b", "Fast", "this project", 80.0, "", "", num_examples=1000)
     assert standing("white-box", [on_fewer, *board], 80.0) == standing("white-box", board, 80.0)
+    path = tmp_path / "board.csv"
+    some = [dataclasses.replace(entry, board="white-box") for entry in (on_fewer, *board)]
+    path.write_text(to_csv(some))
+    assert [entry.accuracy for entry in read_boards(path)["white-box"]] == [88.0, 89.62, 80.0]
     twelve = standing("black-box", entries(*range(12)), 10.5)
     assert twelve.startswith(
         "would be 12th of 13 on the black-box board, after A10 (10.00), before"
@@ -243,7 +247,9 @@ def test_an_attack_file_is_scored_and_ranked(tmp_path, compare):
     own = read_boards(MNIST.directory / "models" / "adv_trained" / "leaderboard.csv")
     expected = standing("adv_trained white-box", own["white-box"], accuracy)
     assert expected in out.splitlines() and expected.endswith(("images)", "FGSM (95.51)"))
-    assert result["own_boards"]["white-box"]["text"] == expected
+    place = result["own_boards"]["white-box"]
+    assert place["text"] == expected and f" of {place['of']} on the " in expected
+    assert place["of"] < len(own["white-box"]) + 1  # some entries are on fewer images
     assert "counts 10,000 test images; this is on 40." in out
     assert "sha256:" not in out
 
