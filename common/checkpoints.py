@@ -374,9 +374,18 @@ def _from_keras(path, challenge):
 
     function = _as_logits(call, image, logits, challenge, path)
     loaded = _loaded(function, model.weights, path, challenge)
-    if loaded.model is None and _is_plain(model):
-        return dataclasses.replace(loaded, logits=in_inference_mode(model))
+    if loaded.model is None and _is_plain(sized := _of_size(model, challenge.image_shape)):
+        return dataclasses.replace(loaded, logits=in_inference_mode(sized))
     return loaded
+
+
+def _of_size(model, image_shape):
+    """A keras.Model of images of any size as one of the challenge's images; another unchanged."""
+    image = model.inputs[0] if getattr(model, "inputs", None) else None
+    if image is None or None not in image.shape[1:] or image.shape[0] is not None:
+        return model
+    given = keras.Input(image_shape, dtype=image.dtype)
+    return keras.Model(given, model(given))
 
 
 def _is_plain(model):

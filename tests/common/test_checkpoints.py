@@ -196,21 +196,22 @@ def test_rounded_weights_load_as_the_network_and_are_written_whole_or_not_at_all
         checkpoints.load_model(CIFAR10, tmp_path / "rounded")
 
 
-def convolutional():
+def convolutional(size=28):
     """A small network with a kernel between its first and its last, of another shape than ours."""
     return keras.Sequential(
         [
-            keras.Input((28, 28, 1)),
+            keras.Input((size, size, 1)),
             keras.layers.Conv2D(2, 3, strides=4),
-            keras.layers.Flatten(),
+            keras.layers.GlobalAveragePooling2D() if size is None else keras.layers.Flatten(),
             keras.layers.Dense(8, activation="relu"),
             keras.layers.Dense(10),
         ]
     )
 
 
-def test_a_keras_file_of_any_network_is_attacked_in_bfloat16(tmp_path):
-    convolutional().save(tmp_path / "model.keras")
+@pytest.mark.parametrize("size", [28, None])
+def test_a_keras_file_of_any_network_is_attacked_in_bfloat16(size, tmp_path):
+    convolutional(size).save(tmp_path / "model.keras")
     loaded = checkpoints.load_model(MNIST, tmp_path / "model.keras")
     assert loaded.model is None
     config = make_config(MNIST, ("test", {"precision": "bfloat16", "jit_compile": False}))
@@ -221,7 +222,9 @@ def test_a_keras_file_of_any_network_is_attacked_in_bfloat16(tmp_path):
     # The verdicts' logits are the float32 network's.
     np.testing.assert_array_equal(loaded.logits(X), keras.models.load_model(loaded.path)(X))
 
-    # One of a fixed batch is a function, which runs in float32.
+
+def test_a_keras_file_of_a_fixed_batch_is_a_function_and_attacked_in_float32(tmp_path):
+    config = make_config(MNIST, ("test", {"precision": "bfloat16", "jit_compile": False}))
     fixed = keras.Sequential([keras.Input((28, 28, 1), batch_size=2), *convolutional().layers])
     fixed.save(tmp_path / "fixed.keras")
     logits = checkpoints.load_model(MNIST, tmp_path / "fixed.keras").logits
