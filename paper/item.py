@@ -67,6 +67,8 @@ class Part:
             known.
         num_images: number of test images, from the first; None for none.
         weight: its cost relative to the item's other parts.
+        attack: the settings of its attack as a dict for JSON, with which numbers become stale; None
+            if only the item's version says so.
         known: the numbers if a shipped network's card has them, and nothing is computed.
         otherwise: the `Part`s that take its place if a network is not the shipped one.
     """
@@ -76,6 +78,7 @@ class Part:
     compute: Callable | None = None
     num_images: int | None = None
     weight: float = 1.0
+    attack: dict | None = None
     known: dict | None = None
     otherwise: tuple["Part", ...] = ()
 

@@ -9,7 +9,8 @@ and computes nothing twice. The picture goes to figures/NAME.png, and README.md 
 results. Numbers of a network that has changed since are computed again.
 
 --num_images, --num_restarts and so on replace a setting of the items that have it. Only --afresh
-replaces a result of other settings. --own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
+replaces a result of other settings; if it is interrupted, the same command without it goes on.
+--own_models=adv_trained=/tmp/robust --output_dir=/tmp/mine
 computes an item with your own network. --networks_dir=/tmp/capacity takes the networks that are not
 shipped from a directory that has them by their names, such as that of mnist_challenge/capacity.py.
 """
@@ -29,7 +30,9 @@ if __name__ == "__main__":
 from absl import flags
 
 from common import cards, checkpoints, files
+from common.attack.precision import without_tf32
 from common.errors import InputError, one_line
+from common.messages import warn
 from common.provenance import provenance
 from common.scripts import app
 from common.scripts.flags import define_path
@@ -143,7 +146,8 @@ def compute(result):
         begin = time.monotonic()
         numbers = part.known
         if numbers is None:
-            numbers = part.compute(Work(challenge, models, images, result.settings))
+            with without_tf32():
+                numbers = part.compute(Work(challenge, models, images, result.settings))
         seconds = time.monotonic() - begin
         digests = {network.label: source.digest(network) for network in part.networks}
         result.add(part, numbers, seconds, digests, data, run)
@@ -193,13 +197,19 @@ def make(item, flag_values, given, source, directory):
     lock = directory / "results" / f".{item.name}.lock"
     with files.Lock(directory / "results", "reproduce.py", lock):
         result = Result.read(item, directory, source)
+        if result.is_of_another_version and not flag_values.afresh:
+            raise InputError(
+                f"{item.name}: expected numbers of its settings, {', '.join(item.settings)}, or "
+                "--afresh, which replaces them; got those of an earlier version"
+            )
         settings = settings_of(item, result, given, flag_values.sample, flag_values.afresh)
         if settings != result.settings or flag_values.afresh:
             result = Result(item, settings, source=source, directory=directory)
         try:
             compute(result)
         except KeyboardInterrupt:
-            print("\nstopped; the same command resumes after the last finished part", flush=True)
+            same = "the same command" + " without --afresh" * flag_values.afresh
+            print(f"\nstopped; {same} resumes after the last finished part", flush=True)
             draw(result, flag_values.pdf)
             raise
     if not result.records and item.needs:
@@ -257,8 +267,11 @@ def main(words, flag_values=flags.FLAGS):
     directory, own, others = HERE, own_models(flag_values), networks_dir(flag_values)
     if flag_values.sample or flag_values.output_dir is not None:
         directory = pathlib.Path(flag_values.output_dir or SAMPLE_DIR)
-        if flag_values.sample and directory.resolve() == HERE:
-            raise InputError(f"--output_dir: expected another place for a sample, got {directory}")
+        if directory.resolve() == HERE:
+            directory = HERE
+        if directory == HERE and (flag_values.sample or own):
+            what = "a sample" if flag_values.sample else "models of yours"
+            raise InputError(f"--output_dir: expected another place for {what}, got {HERE}")
     if not (words or flag_values.all):
         print("\n".join(listing(directory)))
         return
@@ -266,15 +279,36 @@ def main(words, flag_values=flags.FLAGS):
     for name in given:
         if not any(name in item.settings for item in chosen):
             raise InputError(f"--{name}: expected an item that has it, got {' '.join(words)}")
+    for name in own:
+        if name not in networks_in(chosen):
+            raise InputError(
+                f"--own_models: expected an item that has {name}, got {' '.join(words)}"
+            )
     for place in (directory, directory / "results", directory / "figures"):
         place.mkdir(exist_ok=True)
-    source = Source(flag_values.data_dir, flag_values.sample, own, others)
-    for item in chosen:
-        make(item, flag_values, given, source, directory)
-    page = directory / "README.md"
-    is_own = directory == HERE
-    text = readme_tables.fill_in(page) if is_own else document.text(directory, source)
-    files.write_atomically(page, text.encode())
+    source, failed = Source(flag_values.data_dir, flag_values.sample, own, others), []
+    try:
+        for item in chosen:
+            try:
+                make(item, flag_values, given, source, directory)
+            except InputError as error:
+                if len(chosen) == 1:
+                    raise
+                failed.append(item.name)
+                warn(f"error: {item.name}: {error}")
+    finally:
+        page = directory / "README.md"
+        is_ours = directory == HERE
+        text = readme_tables.fill_in(page) if is_ours else document.text(directory, source)
+        files.write_atomically(page, text.encode())
+    if failed:
+        raise InputError(f"expected every item to be made, got errors in {', '.join(failed)}")
+
+
+def networks_in(chosen):
+    """The names of the networks of items, as a dict's keys."""
+    parts = [part for item in chosen if item.parts for part in item.parts(item.settings)]
+    return dict.fromkeys(network.name for part in parts for network in part.networks)
 
 
 def own_models(flag_values):
@@ -286,9 +320,7 @@ def own_models(flag_values):
     own = {}
     for text in flag_values.own_models or ():
         name, _, path = text.partition("=")
-        having = [item for item in items.load_all() if item.parts]
-        parts = [part for item in having for part in item.parts(item.settings)]
-        names = dict.fromkeys(n.name for part in parts for n in part.networks)
+        names = networks_in(items.load_all())
         if name not in names or not path:
             raise InputError(
                 f"--own_models: expected NAME=PATH with NAME one of {', '.join(names)}, got {text}"

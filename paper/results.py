@@ -10,7 +10,7 @@ import re
 from common import json_shapes
 from common.errors import InputError
 from common.files import write_atomically
-from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable, Values
+from common.json_shapes import ANYTHING, COUNT, NUMBER, TEXT, Nullable, Optional, Values
 from paper.item import IN_PART, REPRODUCED
 
 DONE, STALE, PARTLY, OPEN, IMPOSSIBLE = "done", "stale", "partly", "open", "not possible yet"
@@ -18,6 +18,7 @@ _PART = {
     "networks": {},
     "data": Nullable({"name": TEXT, "sha256": TEXT}),
     "version": COUNT,
+    "attack": Optional({}),
     "run": COUNT,
     "seconds": NUMBER,
     "numbers": ANYTHING,
@@ -65,6 +66,7 @@ class Result:
         runs: the `provenance` of each command that computed some of them.
         source: which networks there are, see `Shipped`.
         directory: where results/ and figures/ are, or None.
+        is_of_another_version: whether the file has numbers of settings that the item lacks.
     """
 
     item: object
@@ -73,12 +75,14 @@ class Result:
     runs: list = dataclasses.field(default_factory=list)
     source: object = dataclasses.field(default_factory=Shipped)
     directory: pathlib.Path | None = None
+    is_of_another_version: bool = False
 
     @classmethod
     def read(cls, item, directory, source=None):
         """Reads results/NAME.json of `directory`; returns an empty result without the file.
 
-        Numbers of settings that the item no longer has are ignored.
+        Numbers of settings that the item no longer has are ignored, and `is_of_another_version` is
+        then True.
 
         Args:
             item: the `Item`.
@@ -98,7 +102,7 @@ class Result:
         ):
             raise InputError(f"{path}: expected results of {item.name}, got another's")
         if set(values["settings"]) != set(item.settings):
-            return empty
+            return dataclasses.replace(empty, is_of_another_version=True)
         read = {"settings": values["settings"], "records": values["parts"], "runs": values["runs"]}
         return dataclasses.replace(empty, **read)
 
@@ -131,6 +135,7 @@ class Result:
             "networks": networks,
             "data": data,
             "version": self.item.version,
+            **({} if part.attack is None else {"attack": dict(part.attack)}),
             "run": self.runs.index(run),
             "seconds": round(seconds, 1),
             "numbers": json.loads(json.dumps(numbers)),
@@ -186,6 +191,7 @@ class Result:
         digests = {network.label: self.source.digest(network) for network in here}
         is_another = not digests.items() <= record["networks"].items()
         is_another |= part.known is not None and part.known != record["numbers"]
+        is_another |= record.get("attack", part.attack) != part.attack  # kept since lately
         return is_another or record["version"] != self.item.version
 
     def verdict(self):

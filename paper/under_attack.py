@@ -82,7 +82,14 @@ def parts(cells, num_images, from_cards=True):
             name = cell.name if size == num_images else f"{cell.name}, images {first} to {last - 1}"
             networks = cell.networks
             found.append(
-                Part(name=name, networks=networks, compute=compute, num_images=last, weight=weight)
+                Part(
+                    name=name,
+                    networks=networks,
+                    compute=compute,
+                    num_images=last,
+                    weight=weight,
+                    attack=_attack_of(cell),
+                )
             )
     return found
 
@@ -95,8 +102,15 @@ def _num_passes(cell):
     """The largest number of gradients for an image."""
     if cell.row == NATURAL_IMAGES:
         return 0
-    preset = cell.target.challenge.presets.get(cell.row, {**TARGETED_SETTINGS, "num_restarts": 1})
-    return preset["num_steps"] * preset.get("num_restarts", 1)
+    attack = _attack_of(cell)
+    return attack["num_steps"] * attack.get("num_restarts", 1)
+
+
+def _attack_of(cell):
+    """The settings of a cell's attack; None of natural images."""
+    if cell.row == NATURAL_IMAGES:
+        return None
+    return cell.target.challenge.presets.get(cell.row, TARGETED_SETTINGS)
 
 
 def card_row(cell, num_images):
@@ -108,6 +122,9 @@ def card_row(cell, num_images):
     entry = cards.find(card, cell.row, source)
     if entry is None or entry["num_examples"] < num_images:
         return None
+    attack = _attack_of(cell) or {}
+    if not attack.items() <= {**attack, **(entry["attack"] or {})}.items():
+        return None  # the preset has changed since
     if cell.source is not None and entry.get("source_digest") != cell.source.digest():
         return None
     return entry
@@ -207,7 +224,7 @@ class Accuracy:
 
 def _entries(result, cell):
     """The numbers of a cell's parts, or [] while one of them is missing."""
-    numbers = {name: record["numbers"] for name, record in result.records.items()}
+    numbers = result.numbers
     if cell.name in numbers:
         return [numbers[cell.name]]
     own = [numbers[name] for name in numbers if name.startswith(f"{cell.name}, images ")]

@@ -68,7 +68,7 @@ def curve_names(settings):
             found.append((panel, network, PGD, None))
             if norm == "l2":
                 found.append((panel, network, BOUNDARY, None))
-            if network is not NATURAL:  # PGD alone breaks all there
+            if network is not NATURAL:  # which the paper shows under its own attacks alone
                 epsilons = epsilons_of(panel)
                 found += [(panel, network, SUITE, epsilons[k]) for k in OF_SUITE[panel]]
     return found

@@ -120,7 +120,7 @@ def verdict(result):
         criteria += [
             (len(live) <= most, f"{name}: {len(live)} live filters (at most {most})"),
             (np.median(live) == 1, f"{name}: {np.median(live):.0f} weight in the median (1)"),
-            (wide >= needed, f"{name}: layer 2 is {wide:.1f} times as wide (needed {needed:.1f})"),
+            (wide >= needed, f"{name}: layer 2 is {wide:.2f} times as wide (needed {needed:.2f})"),
         ]
     return verdict_of(*criteria)
 

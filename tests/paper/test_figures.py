@@ -209,7 +209,7 @@ def test_the_papers_own_numbers_reproduce_figure_7_and_ours_alone_do_not_count()
     assert len(failures(result)) == 2
 
 
-def test_figures_1_and_11_say_how_many_statements_hold_over_all_panels():
+def test_a_statement_of_figures_1_and_11_holds_in_all_panels_or_not():
     theirs = published("figure_1")
     numbers = {
         network.label: {
@@ -220,11 +220,13 @@ def test_figures_1_and_11_say_how_many_statements_hold_over_all_panels():
     }
     result = result_of(figure_1.ITEM, numbers)
     assert figure_1.ITEM.verdict(result).word == REPRODUCED
-    assert figure_1.table(result)[-1].endswith("known, 3 of 3 hold: reproduced.")
+    assert figure_1.table(result)[-1] == "3 of the rule's 3 statements hold in all panels."
     low = numbers[NATURAL.label]["losses"]
     numbers[NATURAL.label]["losses"] = [np.divide(run, 20).tolist() for run in low]
     assert len(failures(result)) == 1
-    assert figure_1.table(result)[-1].endswith("known, 2 of 3 hold: in part.")
+    assert figure_1.table(result)[-1] == "2 of the rule's 3 statements hold in all panels."
+    found = figure_1.verdict_by_statements({"a": [(True, "x"), (False, "y")]})
+    assert found.word == NOT_REPRODUCED and found.criteria == ("holds: x", "fails: y")
 
 
 def test_the_papers_own_ends_reproduce_figure_11_which_draws_each_images_own(monkeypatch):

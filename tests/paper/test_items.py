@@ -18,6 +18,7 @@ from common.errors import InputError
 from mnist_challenge.challenge import MNIST
 from paper import ascent, document, items, reproduce, style
 from paper.item import IN_PART, NOT_REPRODUCED, QUESTIONS, REPRODUCED, Item, Part, Work, verdict_of
+from paper.items import claims
 from paper.networks import FGSM_TRAINED, NATURAL, ROBUST, Network
 from paper.results import DONE, IMPOSSIBLE, OPEN, PARTLY, STALE, Result
 from tests.helpers import ROOT, error_line, run
@@ -311,6 +312,16 @@ def test_words_that_are_no_item_are_refused(tmp_path):
             "--own_models=adv_trained=/tmp/x",
             "--own_models: expected an --output_dir for their results, got none",
         ),
+        (
+            "figure_1",
+            f"--own_models=adv_trained=/tmp/x --output_dir={SCRIPT.parent}",
+            f"--output_dir: expected another place for models of yours, got {SCRIPT.parent}",
+        ),
+        (
+            "figure_1",
+            "--own_models=model_b=/tmp/x --output_dir=here",
+            "--own_models: expected an item that has model_b, got figure_1",
+        ),
         ("figure_1", "--networks_dir=no", "--networks_dir: expected a directory, got no"),
     ],
 )
@@ -381,6 +392,59 @@ def test_results_of_other_settings_name_them_in_their_command(place):
     assert document.cost_of(result).startswith("less than a minute on ")
     other = dataclasses.replace(item, settings={"count": 3, "seed": 0, "new": 1})
     assert Result.read(other, place).state() == OPEN
+    before = (place / "results" / "counting.json").read_bytes()
+    with pytest.raises(
+        InputError, match="^counting: expected numbers of its settings, count, seed, "
+    ):
+        make(other, place)
+    assert (place / "results" / "counting.json").read_bytes() == before
+    assert make(other, place, afresh=True).settings == {"count": 1, "seed": 0, "new": 1}
+
+
+def test_numbers_of_another_attack_are_stale(place):
+    item = counting_item((NATURAL,), [])
+
+    def with_attack(**attack):
+        def parts(settings):
+            return [dataclasses.replace(part, attack=attack) for part in item.parts(settings)]
+
+        return dataclasses.replace(item, parts=parts)
+
+    def state(item):
+        return Result.read(item, place, reproduce.Source(None, True)).state()
+
+    make(item, place)
+    assert state(with_attack(num_steps=40)) == DONE  # an earlier version did not keep it
+    make(with_attack(num_steps=40), place, afresh=True)
+    assert state(with_attack(num_steps=40)) == DONE
+    assert state(with_attack(num_steps=41)) == STALE
+
+
+def test_a_stale_item_has_no_headline_claim(place, monkeypatch):
+    source = reproduce.HERE / "results" / "table_1.json"
+    (place / "results" / "table_1.json").write_text(source.read_text())
+    result = Result(claims.ITEM, {"seed": 0}, directory=place)
+    assert claims.claims(result)[0].ours is not None
+    monkeypatch.setattr(Network, "digest", lambda network: "another")
+    assert claims.claims(result)[0].ours is None
+
+
+def test_all_items_are_tried_although_one_fails(tmp_path, monkeypatch, caplog):
+    tried = []
+
+    def make_or_fail(item, *arguments):
+        tried.append(item.name)
+        if item.name == items.NAMES[0]:
+            raise InputError("no data")
+
+    monkeypatch.setattr(reproduce, "make", make_or_fail)
+    flag_values = flags.FlagValues()
+    reproduce.define_flags(flag_values)
+    flag_values(["reproduce.py", "--all", f"--output_dir={tmp_path}"])
+    with pytest.raises(InputError, match=f"to be made, got errors in {items.NAMES[0]}$"):
+        reproduce.main([], flag_values)
+    assert len(tried) == len(items.NAMES) and (tmp_path / "README.md").exists()
+    assert f"error: {items.NAMES[0]}: no data" in caplog.text
 
 
 @pytest.mark.parametrize(
