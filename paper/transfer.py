@@ -121,8 +121,7 @@ def item(number, attack, row, minutes):
         "FGSM (F) or against PGD (P). Rows are the networks under attack, columns those that the "
         "examples are made on; on the diagonal that is a second network from another seed. In "
         "brackets: the paper's accuracy. Ours are on the first "
-        "1,000 test images, those with * on all 10,000. The error is the standard error of our "
-        "accuracy.",
+        "1,000 test images, those with * on all 10,000.",
         tried="Our networks are trained for 5 to 15 epochs, the paper's for 205: they are less "
         "accurate on natural images too, and the one trained against FGSM does not leak labels "
         "yet. [RECIPE.md](../cifar10_challenge/RECIPE.md) lists what was tried.",

@@ -19,7 +19,7 @@ PANELS = {
 TRIED = (
     "The ends on our natural networks are far below the paper's. These networks are trained for 4 "
     "epochs (MNIST) and 8 epochs (CIFAR-10), and the paper does not state how its natural networks "
-    "were trained. Longer trainings were not tried, nor other images."
+    "were trained. Longer trainings were not tried."
 )
 PAIRS = ((NATURAL, ROBUST), (SIMPLE_NATURAL, SIMPLE_ROBUST))
 PLATEAU = 0.6  # of the steps

@@ -288,8 +288,10 @@ def verdict(result):
         if attacked and clean
     ]
     if leak:
-        words = f"after FGSM training FGSM leaves {min(leak):.1f} points more than natural images"
-        criteria.append((min(leak) > 0, f"{words} (or more; needed: above 0)"))
+        words = (
+            "after FGSM training the accuracy under FGSM minus that on natural images is at least"
+        )
+        criteria.append((min(leak) > 0, f"{words} {min(leak):.1f} points (needed: above 0)"))
     rising = [np.mean(values) for values in pgd["paper_pgd_40"] if values]
     if len(rising) > 1:
         grows = all(a <= b + 1 for a, b in itertools.pairwise(rising))

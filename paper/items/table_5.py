@@ -76,8 +76,9 @@ def verdict(result):
             words = f"{name}: {pgd_20:.1f} under PGD-20 (at most {MOST_UNDER_PGD:.1f})"
             criteria.append((pgd_20 <= MOST_UNDER_PGD, words))
         if name.endswith("-F"):
-            words = f"{name}: FGSM leaves {fgsm - natural:+.1f} points against natural images"
-            criteria.append((fgsm > natural, f"{words} (needed: above 0)"))
+            words = f"{name}: the accuracy under FGSM minus that on natural images is"
+            words += f" {fgsm - natural:+.1f} points (needed: above 0)"
+            criteria.append((fgsm > natural, words))
     return verdict_of(*criteria)
 
 
