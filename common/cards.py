@@ -215,7 +215,7 @@ def readme(challenge, card, boards=None):
         "",
         *table(challenge, card),
         "",
-        f"Attacks have epsilon {_epsilon(challenge):g}. {_rounded_attacks(card)}An example counts "
+        f"Attacks have epsilon {challenge.epsilon:g}. {_rounded_attacks(card)}An example counts "
         'as correct if it withstands every restart. "paper" is the paper\'s number for a network '
         'trained in the same way, "leaderboard" the original challenge\'s for its secret network '
         "under the same attack.",
@@ -377,11 +377,6 @@ def hidden_gradients(card):
         f"(this project's limits: {_MOST_BELOW_PGD} points and {_MOST_BY_SQUARE}%).",
         "",
     ]
-
-
-def _epsilon(challenge):
-    """The epsilon of the rows, whatever the network was trained with."""
-    return challenge.presets[challenge.validation_preset]["epsilon"]
 
 
 def _rounded_attacks(card):

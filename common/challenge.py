@@ -61,3 +61,8 @@ class Challenge:
     described: Callable
     paper: Callable
     published: dict[str, float]
+
+    @property
+    def epsilon(self):
+        """The radius of the paper's attacks in L-infinity, in the units of `bounds`."""
+        return self.presets[self.validation_preset]["epsilon"]

@@ -50,7 +50,7 @@ def losses_along_pgd(loaded, challenge, image, label, seed, num_restarts, num_st
     Returns:
         float32 (num_steps + 1, num_restarts).
     """
-    logits, epsilon = logits_of(loaded), epsilon_of(challenge)
+    logits, epsilon = logits_of(loaded), challenge.epsilon
     step_size = STEP_SIZES[challenge.name]
     x_nat = tf.constant(np.repeat(image[None], num_restarts, axis=0))
     y = tf.fill([num_restarts], tf.constant(label, tf.int32))
@@ -96,7 +96,7 @@ def pgd(loaded, challenge, num_steps):
     def make():
         return PGD(
             loaded.logits,
-            epsilon=epsilon_of(challenge),
+            epsilon=challenge.epsilon,
             step_size=STEP_SIZES[challenge.name],
             num_steps=num_steps,
             bounds=challenge.bounds,
@@ -126,7 +126,7 @@ def settings_text(networks, num_steps):
     """
     challenges = {network.challenge.name: network.challenge for network in networks}
     by_data = (
-        f"{name}: epsilon {epsilon_of(challenge):g} in L-infinity, steps of {STEP_SIZES[name]:g}"
+        f"{name}: epsilon {challenge.epsilon:g} in L-infinity, steps of {STEP_SIZES[name]:g}"
         for name, challenge in challenges.items()
     )
     return f"PGD, {num_steps} steps ({'; '.join(by_data)})"
@@ -172,11 +172,6 @@ def predictions(loaded, x):
     """Returns a `LoadedModel`'s predicted classes, int (n,); `x` as in `losses_at`."""
     batches = (x[first : first + BATCH] for first in range(0, len(x), BATCH))
     return np.concatenate([np.argmax(loaded.logits(tf.constant(b)), axis=1) for b in batches])
-
-
-def epsilon_of(challenge):
-    """Returns the radius of the challenge's L-infinity ball: 0.3 on MNIST, 8 on CIFAR-10."""
-    return challenge.presets[challenge.validation_preset]["epsilon"]
 
 
 def rounded(values):

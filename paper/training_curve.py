@@ -49,7 +49,7 @@ def draw(challenge, config, flag_values):
     axis.set_xlim(0, None)
     axis.legend(loc="lower right")
     network = style.known_network(challenge, config.model_dir)
-    epsilon = challenge.presets[challenge.validation_preset]["epsilon"]
+    epsilon = challenge.epsilon
     style.title(
         figure,
         () if network is None else (network,),

@@ -220,7 +220,7 @@ def draw(result):
                 axis.plot(theirs["epsilon"], theirs["accuracy"], **line)
         if norm == "linf":
             label = "epsilon of the training"
-            axis.axvline(ascent.epsilon_of(challenge), color="0.4", linewidth=0.8, label=label)
+            axis.axvline(challenge.epsilon, color="0.4", linewidth=0.8, label=label)
         axis.set_xlabel(f"epsilon, pixels in [0, {challenge.bounds[1]:g}]")
         axis.set_xlim(0, epsilons_of(panel)[-1])
         axis.set_ylim(0, 103)

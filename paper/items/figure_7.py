@@ -45,7 +45,7 @@ def parts(settings):
 def losses(work):
     """The first network's losses along the last one's perturbations: by attack, image, run."""
     target, source = work.models[0], work.models[-1]
-    settings, epsilon = work.settings, ascent.epsilon_of(work.challenge)
+    settings, epsilon = work.settings, work.challenge.epsilon
     fgsm = FGSM(source.logits, epsilon=epsilon, bounds=work.challenge.bounds, precision="float32")
     ends = {"FGSM": [fgsm.perturb(work.x_nat, work.y).numpy()], "PGD": []}
     pgd = ascent.pgd(source, work.challenge, settings["num_steps"])

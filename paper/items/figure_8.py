@@ -81,7 +81,7 @@ def gradients(work):
     apart = angles(own, np.roll(other, shift, axis=0))
     few = slice(0, min(NUM_ALONG, len(work.y)))
     x_nat, y = work.x_nat[few], work.y[few]
-    epsilon = ascent.epsilon_of(work.challenge)
+    epsilon = work.challenge.epsilon
     options = {"epsilon": epsilon, "bounds": work.challenge.bounds, "precision": "float32"}
     ends = {
         "FGSM": FGSM(source.logits, **options).perturb(x_nat, y).numpy(),
@@ -166,7 +166,7 @@ def draw(result):
             line = {"linestyle": style.line_of(attack)["linestyle"], **_LINES[who]}
             axes[1, 0].plot([], [], color="black", label=f"{attack}, {words}", **line)
     style.legend_below(figure, axes[0, 0], axes[1, 0], columns=3)
-    epsilon, count = ascent.epsilon_of(NATURAL.challenge), result.settings["num_gradients"]
+    epsilon, count = NATURAL.challenge.epsilon, result.settings["num_gradients"]
     style.title(
         figure,
         [network for pair in there for network in PAIRS[pair]],

@@ -40,7 +40,7 @@ def statistics(work, rank):
     find = functools.partial(ascent.maxima, model, work.challenge, image, label, seed, index)
     x = find(settings["num_steps"])
     x_nat = np.repeat(image[None], count, axis=0)
-    epsilon, bounds = ascent.epsilon_of(work.challenge), work.challenge.bounds
+    epsilon, bounds = work.challenge.epsilon, work.challenge.bounds
     # Other points than the starts of the maxima, to which these may have stayed near.
     start = uniform_start(x_nat, epsilon, bounds, tf.constant([seed + 1, 0]), index).numpy()
     gradient = gradient_at(model, image, label)
